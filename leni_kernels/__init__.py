@@ -1,0 +1,28 @@
+"""Learnable activations for CNNs at the price of a ReLU: LENI, Reborn, ConvReLU, AdaReLU, FullyParametricReLU."""
+
+from . import functional
+from .backends import BackendUnavailableError, explain, use_backend
+from .conv_relu.modules import ConvReLU1d, ConvReLU2d, ConvReLU3d
+from .folding import fold
+from .leni.modules import LENI2d, Reborn2d
+from .leni.reference import Norm
+from .pointwise.modules import AdaReLU, CReLU, FullyParametricReLU
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdaReLU",
+    "BackendUnavailableError",
+    "CReLU",
+    "ConvReLU1d",
+    "ConvReLU2d",
+    "ConvReLU3d",
+    "FullyParametricReLU",
+    "LENI2d",
+    "Norm",
+    "Reborn2d",
+    "explain",
+    "fold",
+    "functional",
+    "use_backend",
+]

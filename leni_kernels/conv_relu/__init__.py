@@ -1,0 +1,1 @@
+"""ConvReLU: a threshold per input channel and kernel offset, inside the convolution."""

@@ -1,0 +1,17 @@
+"""The mechanisms as functions of tensors."""
+
+from .conv_relu.ops import conv_relu1d, conv_relu2d, conv_relu3d
+from .leni.ops import leni, leni_folded, reborn
+from .pointwise.ops import ada_relu, crelu, fully_parametric_relu
+
+__all__ = [
+    "ada_relu",
+    "conv_relu1d",
+    "conv_relu2d",
+    "conv_relu3d",
+    "crelu",
+    "fully_parametric_relu",
+    "leni",
+    "leni_folded",
+    "reborn",
+]

@@ -1,0 +1,1 @@
+"""LENI and Reborn: rebuild what ReLU discards from the negative part."""

@@ -1,0 +1,160 @@
+"""LENI and Reborn, defined in plain PyTorch; every backend is tested against this file.
+
+LENI: Cai, Peng, Shen 2023, "Learn to Enhance the Negative Information in Convolutional Neural Network", §3.1.
+Reborn: Cai, Huang, Peng 2021, eq. 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Layer = Callable[[Tensor], Tensor]
+
+
+class Norm(NamedTuple):
+    """The state of one batch norm, in the argument order of ``F.batch_norm``; calling it applies it.
+
+    ``running_mean``, ``running_var``, ``weight`` and ``bias`` are ``[C]`` or None, as in ``nn.BatchNorm2d``.
+    """
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    training: bool = False
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
+                            self.uses_batch_statistics, self.momentum, self.eps)
+
+    @property
+    def uses_batch_statistics(self) -> bool:
+        """Whether the mean and variance come from the batch rather than from the running statistics."""
+        return self.training or self.running_mean is None or self.running_var is None
+
+    def scale_and_shift(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The affine map ``scale·x + shift`` (``[C]`` each) that the norm is when it uses running statistics."""
+        if self.running_mean is None or self.running_var is None:
+            raise ValueError("a batch norm without running statistics is not an affine map; it cannot be folded")
+        scale = torch.rsqrt(self.running_var.to(dtype) + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight.to(dtype)
+        shift = -self.running_mean.to(dtype) * scale
+        return scale, shift if self.bias is None else shift + self.bias.to(dtype)
+
+
+def split_signs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``max(x, 0)`` and ``min(x, 0)``, whose gradients at x = 0 are both 0 (``clamp(max=0)`` would give 1)."""
+    return torch.relu(x), -torch.relu(-x)
+
+
+def leni(x: Tensor, deconv: Layer, negative_norm: Layer, fusion_norm: Layer, compress: Layer) -> Tensor:
+    """LENI: ``compress(fusion_norm([max(x, 0); negative_norm(deconv(min(x, 0)))]))`` for x ``[N, C, H, W]``."""
+    positive, negative = split_signs(x)
+    return compress(fusion_norm(torch.cat([positive, negative_norm(deconv(negative))], dim=1)))
+
+
+def reborn(x: Tensor, deconv: Layer, negative_norm: Layer, compress: Layer) -> Tensor:
+    """Reborn: ``compress([max(x, 0); negative_norm(deconv(min(x, 0)))])`` for x ``[N, C, H, W]``."""
+    positive, negative = split_signs(x)
+    return compress(torch.cat([positive, negative_norm(deconv(negative))], dim=1))
+
+
+# ---- the folded form, for inference ------------------------------------------------------------------------
+
+
+class Folded(NamedTuple):
+    """LENI with its norms folded: ``y = weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias``.
+
+    ``taps`` ``[C, k, k]``, ``weight`` ``[C, 2C]``, ``bias`` ``[C]``.
+    """
+
+    taps: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def folding_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which norms are folded, and which folded parameters have, for activations of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def fold_leni(deconv_weight: Tensor, negative_norm: Norm, fusion_norm: Norm, compress_weight: Tensor,
+              compress_bias: Tensor | None) -> Folded:
+    """Fold the first norm into the deconvolution and the second into the 1×1 convolution.
+
+    Takes ``deconv_weight`` ``[C, 1, k, k]``, ``compress_weight`` ``[C, 2C, 1, 1]`` and norms with running
+    statistics over C and 2C channels; differentiable in all of them. Computes in float32, or float64 for
+    float64 parameters.
+
+    Raises:
+        ValueError: if a norm has no running statistics.
+    """
+    channels = deconv_weight.shape[0]
+    dtype = folding_dtype(deconv_weight.dtype)
+    negative_scale, negative_shift = negative_norm.scale_and_shift(dtype)
+    fusion_scale, fusion_shift = fusion_norm.scale_and_shift(dtype)
+    compress = compress_weight.to(dtype).flatten(1)
+    weight = compress * fusion_scale
+    # Sums of products rather than matmul, which autocast would take down to half precision.
+    bias = (compress * fusion_shift).sum(1) + (weight[:, channels:] * negative_shift).sum(1)
+    if compress_bias is not None:
+        bias = bias + compress_bias.to(dtype)
+    return Folded(deconv_weight.to(dtype).squeeze(1) * negative_scale[:, None, None], weight, bias)
+
+
+def _correlate(x: Tensor, taps: Tensor) -> Tensor:
+    return F.conv2d(x, taps.unsqueeze(1), padding=taps.shape[-1] // 2, groups=x.shape[1])
+
+
+def _deconvolve(x: Tensor, taps: Tensor) -> Tensor:
+    return _correlate(x, taps.flip(-1, -2))
+
+
+def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias`` for x ``[N, C, H, W]``, parameters as in :class:`Folded`.
+
+    Computes in x's dtype. The stride-1 transposed convolution is written as the equal correlation with
+    flipped taps, which PyTorch runs faster.
+    """
+    positive, negative = split_signs(x)
+    features = torch.cat([positive, _deconvolve(negative, taps.to(x.dtype))], dim=1)
+    return F.conv2d(features, weight.to(x.dtype)[:, :, None, None], bias.to(x.dtype))
+
+
+def leni_folded_backward(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor,
+                         needs: tuple[bool, bool, bool, bool]) -> tuple[Tensor | None, ...]:
+    """Gradients of :func:`leni_folded` for (x, taps, weight, bias), None where ``needs`` says so.
+
+    Recomputes both branches from x, so that x is all that need be kept.
+    """
+    channels, half = x.shape[1], taps.shape[-1] // 2
+    needs_x, needs_taps, needs_weight, needs_bias = needs
+    positive, negative = split_signs(x)
+    grad_x = grad_taps = grad_weight = grad_bias = None
+    if needs_bias:
+        grad_bias = grad.sum((0, 2, 3), dtype=taps.dtype)
+    if needs_weight:
+        features = torch.cat([positive, _deconvolve(negative, taps.to(x.dtype))], dim=1)
+        grad_weight = torch.einsum("nohw,nkhw->ok", grad.to(weight.dtype), features.to(weight.dtype))
+    if needs_x or needs_taps:
+        grad_features = F.conv2d(grad, weight.to(x.dtype).t()[:, :, None, None])
+        grad_positive, grad_deconv = grad_features[:, :channels], grad_features[:, channels:]
+        if needs_x:
+            grad_negative = _correlate(grad_deconv, taps.to(x.dtype))
+            grad_x = torch.where(x > 0, grad_positive, torch.where(x < 0, grad_negative, 0))
+        if needs_taps:
+            height, width = x.shape[2:]
+            padded = F.pad(grad_deconv.to(taps.dtype), [half] * 4)
+            offsets = range(taps.shape[-1])
+            grad_taps = torch.stack([
+                torch.stack([(negative * padded[:, :, i:i + height, j:j + width]).sum((0, 2, 3)) for j in offsets], -1)
+                for i in offsets], -2)
+    return grad_x, grad_taps, grad_weight, grad_bias

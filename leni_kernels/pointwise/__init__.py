@@ -1,0 +1,1 @@
+"""AdaReLU, FullyParametricReLU and CReLU: elementwise activations."""
