@@ -40,7 +40,8 @@ def extension_arguments() -> dict:
         depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
         include_dirs=[str(Path("csrc").resolve())],
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION), ("Py_LIMITED_API", PY_LIMITED_API)],
-        extra_compile_args=["-O3", "-std=c++20", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall"],
+        extra_compile_args=["-O3", "-std=c++20", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall",
+                            "-Wno-maybe-uninitialized"],
         py_limited_api=True,
     )
     return {

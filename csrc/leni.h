@@ -1,0 +1,45 @@
+// LENI on the CPU: what the operator asks of the kernels, and the kernels there are.
+#pragma once
+
+#include <cstdint>
+
+namespace leni {
+
+enum class Scalar { Float32, Float64, BFloat16 };
+
+// y = weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias. taps [C, k, k], weight [C, 2C] and bias [C] are contiguous,
+// of double where x is, else of float. x has stride 1 along channels (channels_last) or along columns; y is
+// contiguous in the same order. Strides are in elements.
+struct FoldedProblem {
+  Scalar scalar;
+  const void* x;
+  void* y;
+  const void* taps;
+  const void* weight;
+  const void* bias;
+  int64_t batch, channels, height, width;
+  int64_t stride_batch, stride_channel, stride_row, stride_column;
+  int64_t kernel_size;
+  bool channels_last;
+};
+
+// What a kernel needs of its host. The objects that are compiled for one instruction set include no PyTorch
+// header: an inline function of one, compiled for AVX-512, could be the copy that the linker keeps for all.
+struct Host {
+  // Runs body(context, begin, end) over [0, count), split among PyTorch's threads.
+  void (*parallel_for)(int64_t count, const void* context, void (*body)(const void*, int64_t, int64_t));
+  // A 64-byte aligned buffer of the calling thread's, valid until it asks for the same slot again.
+  void* (*scratch)(int slot, int64_t bytes);
+  int64_t threads;
+};
+
+// Kernel sizes 3, 5 and 7.
+void folded_generic(const FoldedProblem& problem, const Host& host);
+#if defined(__x86_64__)
+void folded_avx2(const FoldedProblem& problem, const Host& host);
+void folded_avx512(const FoldedProblem& problem, const Host& host);
+void folded_avx512_bf16(const FoldedProblem& problem, const Host& host);
+void folded_amx(const FoldedProblem& problem, const Host& host);
+#endif
+
+}  // namespace leni

@@ -1,0 +1,26 @@
+// LENI for avx512.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "bfloat16.h"
+#include "leni.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#define LENI_ISA_AVX512
+
+namespace leni::avx512 {
+#include "simd.h"
+#include "product.h"
+#include "leni_kernel.h"
+}  // namespace leni::avx512
+
+namespace leni {
+void folded_avx512(const FoldedProblem& problem, const Host& host) { avx512::folded(problem, host); }
+}  // namespace leni
+
+#endif

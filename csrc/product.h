@@ -1,0 +1,184 @@
+// The register-blocked matrix product that every mechanism shares, and the packing of its weights.
+//
+// Included once per ISA object, after simd.h. One product serves both layouts: out[m][n] = Σ_s a(m, s)·b(s, n), where
+// a is broadcast one element at a time and b is read a vector at a time. Channels-last broadcasts activations
+// (m: pixels) against vectors of weights (n: output channels); NCHW broadcasts weights (m: output channels) against
+// vectors of activations (n: pixels). A step is a channel, or with bfloat16 products a pair of channels.
+
+// Multiply-add in T: one channel a step.
+template <class T>
+struct ScalarProduct {
+  using Element = T;
+  using Acc = Vec<T>;
+  using Operand = Vec<T>;
+  static constexpr int group = 1;
+
+  static Element pack(const T (&values)[1]) { return values[0]; }
+  static Operand load(const Element* p) { return Vec<T>::load(p); }
+  static Operand broadcast(const Element* p) { return Vec<T>::broadcast(*p); }
+  static Acc step(Acc acc, Operand a, Operand b) { return Vec<T>::fma(a, b, acc); }
+};
+
+#if defined(LENI_ISA_AVX512_BF16)
+// Dot products of bfloat16 pairs into float: two channels a step.
+struct PairProduct {
+  using Element = uint32_t;
+  using Acc = Vec<float>;
+  using Operand = __m512i;
+  static constexpr int group = 2;
+
+  static Element pack(const float (&values)[2]) {
+    return to_bfloat16(values[0]).bits | static_cast<uint32_t>(to_bfloat16(values[1]).bits) << 16;
+  }
+  static Operand load(const Element* p) { return _mm512_loadu_si512(p); }
+  static Operand broadcast(const Element* p) { return _mm512_set1_epi32(static_cast<int>(*p)); }
+  static Acc step(Acc acc, Operand a, Operand b) {
+    return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b))};
+  }
+};
+
+// Interleaves two channels, so that each 32-bit element holds a pixel's pair.
+inline __m512i interleave(Vec<float> even, Vec<float> odd) {
+  const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd.v, even.v));
+  alignas(64) static constexpr uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(order), both);
+}
+inline void store_pairs(Vec<float> even, Vec<float> odd, uint32_t* p) {
+  _mm512_storeu_si512(p, interleave(even, odd));
+}
+inline void store_pairs(Vec<float> even, Vec<float> odd, uint32_t* p, Lanes lanes) {
+  _mm512_mask_storeu_epi32(p, lanes.mask, interleave(even, odd));
+}
+#endif
+
+// Accumulators held in registers: rows (broadcast side) × vectors, for each layout.
+#if defined(LENI_ISA_AVX512)
+constexpr int kPixelRows = 12, kChannelVectors = 2;  // channels-last
+constexpr int kChannelRows = 8, kPixelVectors = 3;   // NCHW
+#else
+constexpr int kPixelRows = 6, kChannelVectors = 2;
+constexpr int kChannelRows = 4, kPixelVectors = 3;
+#endif
+
+// Which side of the product the output channels are on: the rows (NCHW) or the vectors (channels-last).
+enum class Channels { kRows, kVectors };
+
+// Where a block of the product reads and writes. Offsets are in elements.
+//   kRows:    a is a packed panel of weights, M channels a step; b has b_step elements a step; bias by row.
+//   kVectors: a has a_row elements a pixel; b is a packed panel of weights, N vectors a step; bias by lane.
+template <class Product, class T, class Scale>
+struct Block {
+  int64_t steps;
+  const typename Product::Element* a;
+  int64_t a_row;  // from one row of a to the next; for packed panels from one channel's share to the next
+  const typename Product::Element* b;
+  int64_t b_step;
+  const Scale* bias;
+  T* out;  // out(m, n) at out[m·out_row + n]
+  int64_t out_row;
+  int64_t columns;  // how many of the block's lanes exist
+};
+
+template <class Product, Channels kChannels, int M, int N, class T, class Scale>
+inline void multiply(const Block<Product, T, Scale>& block) {
+  using Acc = typename Product::Acc;
+  constexpr int width = Acc::width;
+  constexpr bool packed_rows = kChannels == Channels::kRows;
+  const int64_t a_row = packed_rows ? 1 : block.a_row;
+  const int64_t a_step = packed_rows ? M : 1;
+  const int64_t b_step = packed_rows ? block.b_step : N * width;
+  Acc acc[M][N];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      acc[m][n] = packed_rows ? Acc::broadcast(block.bias[m]) : Acc::load(block.bias + n * width);
+    }
+  }
+  const auto* a = block.a;
+  const auto* b = block.b;
+  for (int64_t s = block.steps; s > 0; --s, a += a_step, b += b_step) {
+    typename Product::Operand vectors[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) vectors[n] = Product::load(b + n * width);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const auto value = Product::broadcast(a + m * a_row);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) acc[m][n] = Product::step(acc[m][n], value, vectors[n]);
+    }
+  }
+  const int64_t last = block.columns - (N - 1) * width;
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+    T* out = block.out + m * block.out_row;
+#pragma GCC unroll 4
+    for (int n = 0; n + 1 < N; ++n) acc[m][n].store(out + n * width);
+    if (last == width) {
+      acc[m][N - 1].store(out + (N - 1) * width);
+    } else {
+      acc[m][N - 1].store(out + (N - 1) * width, Lanes::range(0, last));
+    }
+  }
+}
+
+// All the rows, in blocks of M, then of M/2, … 1: the sizes that panel_rows() gives.
+template <class Product, Channels kChannels, int M, int N, class T, class Scale>
+inline void multiply_rows(Block<Product, T, Scale> block, int64_t rows) {
+  for (; rows >= M; rows -= M) {
+    multiply<Product, kChannels, M, N>(block);
+    block.a += M * block.a_row;
+    block.out += M * block.out_row;
+    if (kChannels == Channels::kRows) block.bias += M;
+  }
+  if constexpr (M > 1) {
+    if (rows > 0) multiply_rows<Product, kChannels, M / 2, N>(block, rows);
+  }
+}
+
+// The rows against the ``vectors`` ≤ N vectors that block.columns fill.
+template <class Product, Channels kChannels, int M, int N, class T, class Scale>
+inline void multiply_vectors(const Block<Product, T, Scale>& block, int64_t rows, int64_t vectors) {
+  if (vectors == N) {
+    multiply_rows<Product, kChannels, M, N>(block, rows);
+  } else if constexpr (N > 1) {
+    multiply_vectors<Product, kChannels, M, N - 1>(block, rows, vectors);
+  }
+}
+
+// ---- packing -----------------------------------------------------------------------------------------------
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How many output channels the packed panel that starts at ``first`` holds.
+template <class Product>
+inline int64_t panel_channels(Channels side, int64_t first, int64_t channels) {
+  if (side == Channels::kVectors) {
+    constexpr int width = Product::Acc::width;
+    return width * std::min<int64_t>(kChannelVectors, ceil_div(channels - first, width));
+  }
+  int64_t rows = kChannelRows;
+  while (rows > channels - first) rows /= 2;
+  return rows;
+}
+
+// One panel of weight [channels][branches·inputs], step after step: panel[s][o] holds the weights of output channel
+// first+o for the input channels of step s; each branch is padded with zeros to ``steps / branches`` steps.
+template <class Product, class Scale>
+void pack_panel(const Scale* weight, int64_t channels, int64_t inputs, int64_t branches, int64_t steps,
+                int64_t first, int64_t count, typename Product::Element* panel) {
+  const int64_t branch_steps = steps / branches;
+  for (int64_t s = 0; s < steps; ++s) {
+    const int64_t branch = s / branch_steps;
+    const int64_t input = (s % branch_steps) * Product::group;
+    for (int64_t o = 0; o < count; ++o) {
+      Scale values[Product::group] = {};
+      const Scale* row = weight + (first + o) * branches * inputs + branch * inputs;
+      for (int g = 0; g < Product::group; ++g) {
+        if (first + o < channels && input + g < inputs) values[g] = row[input + g];
+      }
+      panel[s * count + o] = Product::pack(values);
+    }
+  }
+}

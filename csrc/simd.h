@@ -1,0 +1,196 @@
+// Vectors of float and double, one definition per instruction set: Vec<T>::load, store, fma, positive, negative.
+//
+// Included once per ISA object, inside that object's namespace and target options (see leni_avx512.cpp); the
+// macro LENI_ISA_AVX512, LENI_ISA_AVX2 or neither selects the definition. Loads and stores take unaligned
+// pointers. Vec<float> also loads and stores bfloat16.
+
+template <class T>
+struct Vec;
+
+// max(x, 0) and min(x, 0) are named positive() and negative(): x is the operand that a NaN is taken from.
+
+#if defined(LENI_ISA_AVX512)
+
+// The lanes that a partial load or store touches.
+struct Lanes {
+  __mmask16 mask;
+  static Lanes range(int64_t first, int64_t last) {
+    return {static_cast<__mmask16>(((1u << last) - 1) & ~((1u << first) - 1))};
+  }
+};
+
+template <>
+struct Vec<float> {
+  static constexpr int width = 16;
+  __m512 v;
+
+  static Vec zero() { return {_mm512_setzero_ps()}; }
+  static Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
+  static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Vec load(const float* p, Lanes lanes) { return {_mm512_maskz_loadu_ps(lanes.mask, p)}; }
+  static Vec load(const BFloat16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static Vec load(const BFloat16* p, Lanes lanes) { return widen(_mm256_maskz_loadu_epi16(lanes.mask, p)); }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+  void store(float* p, Lanes lanes) const { _mm512_mask_storeu_ps(p, lanes.mask, v); }
+  void store(BFloat16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow()); }
+  void store(BFloat16* p, Lanes lanes) const { _mm256_mask_storeu_epi16(p, lanes.mask, narrow()); }
+  static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  Vec positive() const { return {_mm512_max_ps(_mm512_setzero_ps(), v)}; }
+  Vec negative() const { return {_mm512_min_ps(_mm512_setzero_ps(), v)}; }
+
+  static Vec widen(__m256i bits) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+  }
+  __m256i narrow() const {
+#if defined(LENI_ISA_AVX512_BF16)
+    return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));
+#else
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
+#endif
+  }
+};
+
+template <>
+struct Vec<double> {
+  static constexpr int width = 8;
+  __m512d v;
+
+  static Vec zero() { return {_mm512_setzero_pd()}; }
+  static Vec broadcast(double x) { return {_mm512_set1_pd(x)}; }
+  static Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
+  static Vec load(const double* p, Lanes lanes) { return {_mm512_maskz_loadu_pd(static_cast<__mmask8>(lanes.mask), p)}; }
+  void store(double* p) const { _mm512_storeu_pd(p, v); }
+  void store(double* p, Lanes lanes) const { _mm512_mask_storeu_pd(p, static_cast<__mmask8>(lanes.mask), v); }
+  static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+  Vec positive() const { return {_mm512_max_pd(_mm512_setzero_pd(), v)}; }
+  Vec negative() const { return {_mm512_min_pd(_mm512_setzero_pd(), v)}; }
+};
+
+#elif defined(LENI_ISA_AVX2)
+
+struct Lanes {
+  int first, last;
+  static Lanes range(int64_t first, int64_t last) { return {static_cast<int>(first), static_cast<int>(last)}; }
+  __m256i mask32() const {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_and_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(last), lane),
+                            _mm256_cmpgt_epi32(lane, _mm256_set1_epi32(first - 1)));
+  }
+  __m256i mask64() const {
+    const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
+    return _mm256_and_si256(_mm256_cmpgt_epi64(_mm256_set1_epi64x(last), lane),
+                            _mm256_cmpgt_epi64(lane, _mm256_set1_epi64x(first - 1)));
+  }
+};
+
+template <>
+struct Vec<float> {
+  static constexpr int width = 8;
+  __m256 v;
+
+  static Vec zero() { return {_mm256_setzero_ps()}; }
+  static Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
+  static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static Vec load(const float* p, Lanes lanes) { return {_mm256_maskload_ps(p, lanes.mask32())}; }
+  static Vec load(const BFloat16* p) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+  }
+  static Vec load(const BFloat16* p, Lanes lanes) {
+    BFloat16 copy[width] = {};
+    for (int i = lanes.first; i < lanes.last; ++i) copy[i] = p[i];
+    return load(copy);
+  }
+  void store(float* p) const { _mm256_storeu_ps(p, v); }
+  void store(float* p, Lanes lanes) const { _mm256_maskstore_ps(p, lanes.mask32(), v); }
+  void store(BFloat16* p) const {
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+  }
+  void store(BFloat16* p, Lanes lanes) const {
+    BFloat16 copy[width];
+    store(copy);
+    for (int i = lanes.first; i < lanes.last; ++i) p[i] = copy[i];
+  }
+  static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  Vec positive() const { return {_mm256_max_ps(_mm256_setzero_ps(), v)}; }
+  Vec negative() const { return {_mm256_min_ps(_mm256_setzero_ps(), v)}; }
+};
+
+template <>
+struct Vec<double> {
+  static constexpr int width = 4;
+  __m256d v;
+
+  static Vec zero() { return {_mm256_setzero_pd()}; }
+  static Vec broadcast(double x) { return {_mm256_set1_pd(x)}; }
+  static Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
+  static Vec load(const double* p, Lanes lanes) { return {_mm256_maskload_pd(p, lanes.mask64())}; }
+  void store(double* p) const { _mm256_storeu_pd(p, v); }
+  void store(double* p, Lanes lanes) const { _mm256_maskstore_pd(p, lanes.mask64(), v); }
+  static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+  Vec positive() const { return {_mm256_max_pd(_mm256_setzero_pd(), v)}; }
+  Vec negative() const { return {_mm256_min_pd(_mm256_setzero_pd(), v)}; }
+};
+
+#else  // any other CPU: the compiler's own 128-bit vectors
+
+struct Lanes {
+  int first, last;
+  static Lanes range(int64_t first, int64_t last) { return {static_cast<int>(first), static_cast<int>(last)}; }
+};
+
+template <class T>
+struct Vec {
+  static constexpr int width = 16 / sizeof(T);
+  typedef T Native __attribute__((vector_size(16)));
+  Native v;
+
+  static Vec zero() { return {Native{}}; }
+  static Vec broadcast(T x) { return {Native{} + x}; }
+  static Vec load(const T* p) {
+    Vec result;
+    std::memcpy(&result.v, p, sizeof(result.v));
+    return result;
+  }
+  static Vec load(const T* p, Lanes lanes) { return gather(p, lanes.first, lanes.last); }
+  static Vec load(const BFloat16* p) { return gather(p, 0, width); }
+  static Vec load(const BFloat16* p, Lanes lanes) { return gather(p, lanes.first, lanes.last); }
+  void store(T* p) const { std::memcpy(p, &v, sizeof(v)); }
+  void store(T* p, Lanes lanes) const { scatter(p, lanes.first, lanes.last); }
+  void store(BFloat16* p) const { scatter(p, 0, width); }
+  void store(BFloat16* p, Lanes lanes) const { scatter(p, lanes.first, lanes.last); }
+  static Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+  Vec positive() const { return {v < Native{} ? Native{} : v}; }
+  Vec negative() const { return {v > Native{} ? Native{} : v}; }
+
+ private:
+  static T value(T x) { return x; }
+  static T value(BFloat16 x) { return to_float(x); }
+  static void assign(T& to, T x) { to = x; }
+  static void assign(BFloat16& to, T x) { to = to_bfloat16(static_cast<float>(x)); }
+
+  template <class S>
+  static Vec gather(const S* p, int first, int last) {
+    Vec result = zero();
+    for (int i = first; i < last; ++i) result.v[i] = value(p[i]);
+    return result;
+  }
+  template <class S>
+  void scatter(S* p, int first, int last) const {
+    for (int i = first; i < last; ++i) assign(p[i], v[i]);
+  }
+};
+
+#endif
