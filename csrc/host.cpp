@@ -1,5 +1,6 @@
 #include "host.h"
 
+#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <cstdlib>
@@ -16,6 +17,10 @@
 
 namespace leni {
 namespace {
+
+constexpr const char* kIsaNames[] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};  // in the order of Isa
+
+const char* isa_name(Isa isa) { return kIsaNames[static_cast<int>(isa)]; }
 
 struct Free {
   void operator()(void* memory) const { std::free(memory); }
@@ -80,11 +85,9 @@ Isa chosen_isa() {
   const Isa best = best_isa();
   const char* name = std::getenv("LENI_KERNELS_ISA");
   if (name == nullptr || *name == '\0') return best;
-  const std::string names[] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};
   for (int i = 0; i < 5; ++i) {
-    if (names[i] == name) {
-      STD_TORCH_CHECK(i <= static_cast<int>(best), "LENI_KERNELS_ISA=", name, ": this CPU has only ",
-                      names[static_cast<int>(best)]);
+    if (std::string(kIsaNames[i]) == name) {
+      STD_TORCH_CHECK(i <= static_cast<int>(best), "LENI_KERNELS_ISA=", name, ": this CPU has only ", isa_name(best));
       return static_cast<Isa>(i);
     }
   }
@@ -100,4 +103,10 @@ Isa current_isa() {
   return isa;
 }
 
+std::string cpu_isa() { return isa_name(current_isa()); }
+
 }  // namespace leni
+
+STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) { m.def("cpu_isa() -> str"); }
+
+STABLE_TORCH_LIBRARY_IMPL(leni_kernels, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&leni::cpu_isa)); }

@@ -52,6 +52,8 @@ void run(const leni::FoldedProblem& problem) {
   switch (leni::current_isa()) {
 #if defined(__x86_64__)
     case leni::Isa::Amx:
+      if (problem.scalar == leni::Scalar::BFloat16) return leni::folded_amx(problem, host);
+      [[fallthrough]];
     case leni::Isa::Avx512Bf16: return leni::folded_avx512_bf16(problem, host);
     case leni::Isa::Avx512: return leni::folded_avx512(problem, host);
     case leni::Isa::Avx2: return leni::folded_avx2(problem, host);

@@ -41,7 +41,7 @@ inline Tiling choose_tiling(const FoldedProblem& problem, int64_t bytes_per_pixe
   } else {
     tiling.rows = std::min(problem.height, kTileRows);
     const int64_t most = std::max<int64_t>(pixels / tiling.rows / width, 1) * width;
-    tiling.columns = tiling.pitch = ceil_div(even_share(problem.width, most), width) * width;
+    tiling.columns = tiling.pitch = round_up(even_share(problem.width, most), width);
   }
   tiling.tiles_across = ceil_div(problem.width, tiling.columns);
   const int64_t enough = ceil_div(2 * threads, problem.batch * tiling.tiles_across);
@@ -61,13 +61,19 @@ struct Packed {
   int64_t padded_channels;
 };
 
+// The steps of one branch. Two branches make whole matrix tiles of steps where the product needs them.
+template <class Product>
+inline int64_t branch_steps(int64_t channels) {
+  const int64_t steps = ceil_div(channels, Product::group);
+  return Product::tile_rows > 0 ? round_up(steps, 8) : steps;
+}
+
 template <class Product, class Scale>
 Packed<Product, Scale> pack(const FoldedProblem& problem, const Host& host) {
   constexpr int width = Product::Acc::width;
   const int64_t channels = problem.channels, taps = problem.kernel_size * problem.kernel_size;
-  const int64_t padded = ceil_div(channels, width) * width;
-  const int64_t branch_steps = ceil_div(channels, Product::group);
-  const int64_t weight_bytes = ceil_div(padded * 2 * branch_steps * sizeof(typename Product::Element), 64) * 64;
+  const int64_t padded = round_up(channels, width), steps = branch_steps<Product>(channels);
+  const int64_t weight_bytes = round_up(padded * 2 * steps * sizeof(typename Product::Element), 64);
   const int64_t taps_bytes = padded * taps * sizeof(Scale);
   char* memory = static_cast<char*>(host.scratch(0, weight_bytes + taps_bytes + padded * sizeof(Scale)));
   auto* weight = reinterpret_cast<typename Product::Element*>(memory);
@@ -84,15 +90,9 @@ Packed<Product, Scale> pack(const FoldedProblem& problem, const Host& host) {
   std::memset(packed_bias, 0, padded * sizeof(Scale));
   std::memcpy(packed_bias, problem.bias, channels * sizeof(Scale));
 
-  const Channels side = problem.channels_last ? Channels::kVectors : Channels::kRows;
-  const Scale* raw_weight = static_cast<const Scale*>(problem.weight);
-  for (int64_t first = 0; first < channels;) {
-    const int64_t count = panel_channels<Product>(side, first, channels);
-    pack_panel<Product>(raw_weight, channels, channels, 2, 2 * branch_steps, first, count,
-                        weight + first * 2 * branch_steps);
-    first += count;
-  }
-  return {weight, packed_taps, packed_bias, branch_steps, padded};
+  pack_weight<Product>(problem.channels_last ? Channels::kVectors : Channels::kRows,
+                       static_cast<const Scale*>(problem.weight), channels, 2, steps, weight);
+  return {weight, packed_taps, packed_bias, steps, padded};
 }
 
 // ---- NCHW: vectors along columns ---------------------------------------------------------------------------
@@ -111,7 +111,12 @@ struct PlanarExpander {
   Element* expanded;
 
   void run() const {
-    for (int64_t step = 0; step < packed.branch_steps; ++step) {
+    const int64_t steps = ceil_div(problem.channels, group);
+    for (int64_t branch = 0; branch < 2; ++branch) {
+      std::memset(expanded + (branch * packed.branch_steps + steps) * pixels, 0,
+                  (packed.branch_steps - steps) * pixels * sizeof(Element));
+    }
+    for (int64_t step = 0; step < steps; ++step) {
       for (int64_t column = 0; column < tile.columns; column += width) {
         const int64_t left = tile.column + column;
         if (left >= half && left + width + half <= problem.width && column + width <= tile.columns) {
@@ -337,19 +342,13 @@ template <class Product, int K, class T, class Scale>
 void planar_tile(const FoldedProblem& problem, const Packed<Product, Scale>& packed, const Tile& tile,
                  typename Product::Element* expanded, int64_t pixels) {
   PlanarExpander<Product, K, T, Scale>{problem, packed, tile, pixels, expanded}.run();
-  constexpr int width = Product::Acc::width;
   const int64_t plane = problem.height * problem.width, steps = 2 * packed.branch_steps;
   const Runs runs(problem, tile);
   for (int64_t run = 0; run < runs.count; ++run) {
     T* out = static_cast<T*>(problem.y) + tile.image * problem.channels * plane +
              (tile.row + run) * problem.width + tile.column;
-    for (int64_t pixel = 0; pixel < runs.length; pixel += kPixelVectors * width) {
-      const int64_t columns = std::min<int64_t>(runs.length - pixel, kPixelVectors * width);
-      const Block<Product, T, Scale> block{steps, packed.weight, steps, expanded + run * tile.pitch + pixel, pixels,
-                                           packed.bias, out + pixel, plane, columns};
-      multiply_vectors<Product, Channels::kRows, kChannelRows, kPixelVectors>(block, problem.channels,
-                                                                              ceil_div(columns, width));
-    }
+    multiply_all<Product, Channels::kRows, T, Scale>({steps, packed.weight, steps, expanded + run * tile.pitch, pixels,
+                                                      packed.bias, out, plane, runs.length}, problem.channels);
   }
 }
 
@@ -358,24 +357,21 @@ void interleaved_tile(const FoldedProblem& problem, const Packed<Product, Scale>
                       typename Product::Element* expanded) {
   using Expander = InterleavedExpander<Product, K, T, Scale>;
   Expander{problem, packed, tile, reinterpret_cast<typename Expander::Value*>(expanded)}.run();
-  constexpr int width = Product::Acc::width;
   const int64_t channels = problem.channels, steps = 2 * packed.branch_steps;
   const Runs runs(problem, tile);
   for (int64_t run = 0; run < runs.count; ++run) {
     T* out = static_cast<T*>(problem.y) +
              ((tile.image * problem.height + tile.row + run) * problem.width + tile.column) * channels;
-    for (int64_t channel = 0; channel < channels; channel += kChannelVectors * width) {
-      const int64_t columns = std::min<int64_t>(channels - channel, kChannelVectors * width);
-      const int64_t vectors = ceil_div(columns, width);
-      const Block<Product, T, Scale> block{steps, expanded + run * tile.pitch * steps, steps,
-                                           packed.weight + channel * steps, 0,
-                                           packed.bias + channel, out + channel, channels, columns};
-      multiply_vectors<Product, Channels::kVectors, kPixelRows, kChannelVectors>(block, runs.length, vectors);
-    }
+    multiply_all<Product, Channels::kVectors, T, Scale>({steps, expanded + run * tile.pitch * steps, steps,
+                                                         packed.weight, 0, packed.bias, out, channels, channels},
+                                                        runs.length);
   }
 }
 
 // ---- the whole problem -------------------------------------------------------------------------------------
+
+template <class Product>
+constexpr int64_t kBeyond = Product::tile_rows > 0 ? 2 * Product::tile_rows : Product::Acc::width;
 
 template <class Product, int K, class T, class Scale>
 struct Job {
@@ -386,10 +382,10 @@ struct Job {
 
   static void tiles(const void* context, int64_t begin, int64_t end) {
     const Job& job = *static_cast<const Job*>(context);
-    constexpr int width = Product::Acc::width;
-    // One vector more than the tile's pixels: a block's last vector may reach past them.
-    const int64_t pixels = ceil_div(job.tiling.rows * job.tiling.pitch, width) * width + width;
+    // A block's last vectors or rows may reach past the tile's pixels.
+    const int64_t pixels = round_up(job.tiling.rows * job.tiling.pitch, Product::Acc::width) + kBeyond<Product>;
     const int64_t steps = 2 * job.packed.branch_steps;
+    [[maybe_unused]] const typename Product::Session session;
     auto* expanded = static_cast<typename Product::Element*>(
         job.host.scratch(1, pixels * steps * sizeof(typename Product::Element)));
     for (int64_t index = begin; index < end; ++index) {
@@ -405,7 +401,7 @@ struct Job {
 
 template <class Product, int K, class T, class Scale>
 void run(const FoldedProblem& problem, const Host& host) {
-  const int64_t pixel_bytes = 2 * ceil_div(problem.channels, Product::group) * sizeof(typename Product::Element);
+  const int64_t pixel_bytes = 2 * branch_steps<Product>(problem.channels) * sizeof(typename Product::Element);
   const Tiling tiling = choose_tiling(problem, pixel_bytes, Product::Acc::width, host.threads);
   const Job<Product, K, T, Scale> job{problem, host, pack<Product, Scale>(problem, host), tiling};
   host.parallel_for(problem.batch * tiling.tiles_down * tiling.tiles_across, &job, &Job<Product, K, T, Scale>::tiles);
@@ -420,6 +416,12 @@ void run(const FoldedProblem& problem, const Host& host) {
   }
 }
 
+#if defined(LENI_ISA_AMX)
+// AMX multiplies bfloat16 only.
+inline void folded(const FoldedProblem& problem, const Host& host) {
+  run<TileProduct, BFloat16, float>(problem, host);
+}
+#else
 inline void folded(const FoldedProblem& problem, const Host& host) {
   switch (problem.scalar) {
     case Scalar::Float32: return run<ScalarProduct<float>, float, float>(problem, host);
@@ -431,3 +433,4 @@ inline void folded(const FoldedProblem& problem, const Host& host) {
 #endif
   }
 }
+#endif

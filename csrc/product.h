@@ -5,6 +5,9 @@
 // (m: pixels) against vectors of weights (n: output channels); NCHW broadcasts weights (m: output channels) against
 // vectors of activations (n: pixels). A step is a channel, or with bfloat16 products a pair of channels.
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
 // Multiply-add in T: one channel a step.
 template <class T>
 struct ScalarProduct {
@@ -12,6 +15,8 @@ struct ScalarProduct {
   using Acc = Vec<T>;
   using Operand = Vec<T>;
   static constexpr int group = 1;
+  static constexpr int tile_rows = 0;  // not a product of matrix tiles
+  struct Session {};                   // what a thread holds while it multiplies
 
   static Element pack(const T (&values)[1]) { return values[0]; }
   static Operand load(const Element* p) { return Vec<T>::load(p); }
@@ -26,6 +31,8 @@ struct PairProduct {
   using Acc = Vec<float>;
   using Operand = __m512i;
   static constexpr int group = 2;
+  static constexpr int tile_rows = 0;
+  struct Session {};
 
   static Element pack(const float (&values)[2]) {
     return to_bfloat16(values[0]).bits | static_cast<uint32_t>(to_bfloat16(values[1]).bits) << 16;
@@ -147,38 +154,66 @@ inline void multiply_vectors(const Block<Product, T, Scale>& block, int64_t rows
   }
 }
 
-// ---- packing -----------------------------------------------------------------------------------------------
+// All rows against all of block.columns, as many vectors at a time as the accumulators hold.
+template <class Product, Channels kChannels, class T, class Scale>
+inline void multiply_all(Block<Product, T, Scale> block, int64_t rows) {
+  constexpr bool packed_rows = kChannels == Channels::kRows;
+  constexpr int M = packed_rows ? kChannelRows : kPixelRows, N = packed_rows ? kPixelVectors : kChannelVectors;
+  constexpr int64_t width = Product::Acc::width, most = N * width;
+  for (int64_t left = block.columns; left > 0; left -= most) {
+    block.columns = std::min(left, most);
+    multiply_vectors<Product, kChannels, M, N>(block, rows, ceil_div(block.columns, width));
+    block.b += packed_rows ? most : most * block.steps;
+    block.bias += packed_rows ? 0 : most;
+    block.out += most;
+  }
+}
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// ---- packing -----------------------------------------------------------------------------------------------
 
 // How many output channels the packed panel that starts at ``first`` holds.
 template <class Product>
 inline int64_t panel_channels(Channels side, int64_t first, int64_t channels) {
-  if (side == Channels::kVectors) {
-    constexpr int width = Product::Acc::width;
-    return width * std::min<int64_t>(kChannelVectors, ceil_div(channels - first, width));
-  }
+  constexpr int64_t width = Product::Acc::width;
+  if (side == Channels::kVectors) return width * std::min<int64_t>(kChannelVectors, ceil_div(channels - first, width));
+  if (Product::tile_rows > 0) return Product::tile_rows;
   int64_t rows = kChannelRows;
   while (rows > channels - first) rows /= 2;
   return rows;
 }
 
-// One panel of weight [channels][branches·inputs], step after step: panel[s][o] holds the weights of output channel
-// first+o for the input channels of step s; each branch is padded with zeros to ``steps / branches`` steps.
+// The packed weight of output channel ``o`` and one step: its group's input channels of that step's branch, zero
+// where there are none.
 template <class Product, class Scale>
-void pack_panel(const Scale* weight, int64_t channels, int64_t inputs, int64_t branches, int64_t steps,
-                int64_t first, int64_t count, typename Product::Element* panel) {
-  const int64_t branch_steps = steps / branches;
-  for (int64_t s = 0; s < steps; ++s) {
-    const int64_t branch = s / branch_steps;
-    const int64_t input = (s % branch_steps) * Product::group;
-    for (int64_t o = 0; o < count; ++o) {
-      Scale values[Product::group] = {};
-      const Scale* row = weight + (first + o) * branches * inputs + branch * inputs;
-      for (int g = 0; g < Product::group; ++g) {
-        if (first + o < channels && input + g < inputs) values[g] = row[input + g];
-      }
-      panel[s * count + o] = Product::pack(values);
+inline typename Product::Element packed_weight(const Scale* weight, int64_t channels, int64_t branches,
+                                               int64_t branch_steps, int64_t o, int64_t step) {
+  const int64_t input = step % branch_steps * Product::group;
+  Scale values[Product::group] = {};
+  for (int g = 0; g < Product::group; ++g) {
+    if (o < channels && input + g < channels) {
+      values[g] = weight[(o * branches + step / branch_steps) * channels + input + g];
     }
+  }
+  return Product::pack(values);
+}
+
+// Packs weight [channels][branches·channels] into panels of output channels, each [step][channel of the panel]; the
+// rows of a tile product are [channel][step] instead. Every branch has ``branch_steps`` steps, those past its
+// channels zero.
+template <class Product, class Scale>
+void pack_weight(Channels side, const Scale* weight, int64_t channels, int64_t branches, int64_t branch_steps,
+                 typename Product::Element* packed) {
+  const int64_t steps = branches * branch_steps;
+  const bool by_row = side == Channels::kRows && Product::tile_rows > 0;
+  for (int64_t first = 0; first < channels;) {
+    const int64_t count = panel_channels<Product>(side, first, channels);
+    typename Product::Element* panel = packed + first * steps;
+    for (int64_t s = 0; s < steps; ++s) {
+      for (int64_t o = 0; o < count; ++o) {
+        panel[by_row ? o * steps + s : s * count + o] =
+            packed_weight<Product>(weight, channels, branches, branch_steps, first + o, s);
+      }
+    }
+    first += count;
   }
 }

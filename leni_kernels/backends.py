@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 NAMES = ("cpp", "triton", "cuda", "reference")
 
@@ -24,7 +25,7 @@ class BackendUnavailableError(RuntimeError):
 
 
 class Backend(NamedTuple):
-    """One way to run an operation: ``why_not(call)`` is the reason it cannot, or None; ``run(call)`` does it."""
+    """A way to run an operation: ``why_not(call)`` is the reason it cannot, or None; ``run(call)`` does it."""
 
     name: str
     why_not: Callable[[Any], str | None]
@@ -63,12 +64,12 @@ class Operation:
 
     def _reasons(self, call: Any, chosen: Backend) -> dict[str, str]:
         offered = {backend.name: backend for backend in self.backends}
+        preferred = f"'{chosen.name}' {'was asked for by name' if _forced else 'is preferred'}"
         reasons = {}
         for name in NAMES:
             if name == chosen.name:
                 continue
             reason = offered[name].why_not(call) if name in offered else _no_kernel(self.name)
-            preferred = f"'{chosen.name}' was asked for by name" if _forced else f"'{chosen.name}' is preferred"
             reasons[name] = reason or preferred
         return reasons
 
@@ -138,11 +139,19 @@ class Explanation(tuple[Decision, ...]):
 _decisions: list[Decision] | None = None
 
 
+class _NumbersAreOne(TorchDispatchMode):
+    """Lets a call on fake tensors, which hold no data, read numbers out of them."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return 1 if func is torch.ops.aten._local_scalar_dense.default else func(*args, **kwargs or {})
+
+
 def explain(module_or_function: Callable[..., Any], *inputs: Any, **options: Any) -> Explanation:
     """Tell which backend each operation of a call would run on, and why each other one would not.
 
     Nothing is computed and no state changes: the call is made on fake tensors (shapes, dtypes, devices and
-    strides, without data), so whole networks can be explained at no cost.
+    strides, without data), so whole networks can be explained at no cost. Where a network reads a number out
+    of a tensor, as batch norm without momentum does, it reads 1.
 
     Args:
         module_or_function: an ``nn.Module`` (of this package, or a network that contains some) or one of the
@@ -164,10 +173,10 @@ def explain(module_or_function: Callable[..., Any], *inputs: Any, **options: Any
     options = torch.utils._pytree.tree_map(fake, options)
     before, _decisions = _decisions, []
     try:
-        with fake_mode:
+        with fake_mode, _NumbersAreOne():
             if isinstance(module_or_function, nn.Module):
-                state = {**dict(module_or_function.named_parameters()), **dict(module_or_function.named_buffers())}
-                state = {name: fake(tensor) for name, tensor in state.items()}
+                state = {name: fake(tensor) for name, tensor in (*module_or_function.named_parameters(),
+                                                                 *module_or_function.named_buffers())}
                 torch.func.functional_call(module_or_function, state, inputs, options)
             else:
                 module_or_function(*inputs, **options)

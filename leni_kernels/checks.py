@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,8 @@ def feature_map(name: str, x: Tensor) -> int:
         raise ValueError(f"{name}: x must be [N, C, H, W], got shape {tuple(x.shape)}")
     floating(name, x)
     if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:
-        raise ValueError(f"{name}: x must have at least one channel, row and column, got shape {tuple(x.shape)}")
+        raise ValueError(f"{name}: x must have at least one channel, row and column, "
+                         f"got shape {tuple(x.shape)}")
     return x.shape[1]
 
 
@@ -34,6 +36,45 @@ def shape(name: str, what: str, tensor: Tensor, wanted: tuple[int | str, ...]) -
     if not fits:
         expected = "[" + ", ".join(map(str, wanted)) + "]"
         raise ValueError(f"{name}: {what} must have shape {expected}, got {tuple(tensor.shape)}")
+
+
+def channels(name: str, x: Tensor) -> int:
+    """Require a floating ``[N, C, *spatial]`` with at least one channel; returns C."""
+    floating(name, x)
+    if x.dim() < 2 or x.shape[1] == 0:
+        raise ValueError(f"{name}: x must be [N, C, *spatial] with C at least 1, got shape {tuple(x.shape)}")
+    return x.shape[1]
+
+
+SPATIAL = ("D", "H", "W")
+"""The spatial axes in messages; a map of d of them has the last d."""
+
+
+def convolution_input(name: str, x: Tensor, dimensions: int) -> bool:
+    """Require a floating ``[N, C, *spatial]`` or ``[C, *spatial]``; returns whether it is a batch."""
+    floating(name, x)
+    if x.dim() not in (dimensions + 1, dimensions + 2):
+        sample = ", ".join(("C", *SPATIAL[-dimensions:]))
+        raise ValueError(f"{name}: x must be [N, {sample}] or [{sample}], got shape {tuple(x.shape)}")
+    return x.dim() == dimensions + 2
+
+
+def per_dimension(name: str, what: str, value: int | Sequence[int], dimensions: int,
+                  least: int) -> tuple[int, ...]:
+    """Require a number, or one per spatial dimension, each at least ``least``; returns one per dimension."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    spread = values * dimensions if len(values) == 1 else values
+    if len(spread) != dimensions or min(spread) < least:
+        raise ValueError(f"{name}: {what} must be 1 or {dimensions} numbers, each >= {least}, got {values}")
+    return spread
+
+
+def kernel_fits(name: str, x: Tensor, pads: Sequence[tuple[int, int]], extents: Sequence[int]) -> None:
+    """Require an output of at least one site per dimension."""
+    padded = [size + before + after for size, (before, after) in zip(x.shape[-len(pads):], pads, strict=True)]
+    if any(size < extent for size, extent in zip(padded, extents, strict=True)):
+        raise ValueError(f"{name}: the dilated kernel {list(extents)} must fit into the padded x {padded}; "
+                         f"got x of shape {tuple(x.shape)}")
 
 
 def odd_kernel(name: str, what: str, tensor: Tensor, wanted: tuple[int | str, ...]) -> None:
@@ -63,13 +104,27 @@ def same_device(name: str, **tensors: Tensor) -> None:
     _alike(name, ValueError, "device", {what: tensor.device for what, tensor in tensors.items()})
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that autocast gives x for a convolution: x's own where autocast is off, and for float64."""
+    kind, casts = x.device.type, x.is_floating_point() and x.dtype != torch.float64
+    # torch.amp.is_autocast_available would say the same of meta, but Dynamo of torch 2.11 cannot trace it.
+    if casts and kind != "meta" and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
 def same_dtype(name: str, **tensors: Tensor) -> None:
-    """Require one dtype: of all tensors, or under autocast of all but the first, which autocast may have cast."""
-    first, *_ = tensors.values()
-    dtypes = {what: tensor.dtype for what, tensor in tensors.items()}
-    if torch.is_autocast_enabled(first.device.type):
-        dtypes.pop(next(iter(dtypes)))
-    _alike(name, TypeError, "dtype", dtypes)
+    """Require one dtype, after autocast."""
+    if len({autocast_dtype(tensor) for tensor in tensors.values()}) > 1:
+        _alike(name, TypeError, "dtype", {what: tensor.dtype for what, tensor in tensors.items()})
+
+
+def dtype_in(name: str, allowed: tuple[torch.dtype, ...], **tensors: Tensor) -> None:
+    """Require of each tensor one of the ``allowed`` dtypes."""
+    for what, tensor in tensors.items():
+        if tensor.dtype not in allowed:
+            wanted = " or ".join(dict.fromkeys(map(str, allowed)))
+            raise TypeError(f"{name}: {what} must have dtype {wanted} to fit x, got {tensor.dtype}")
 
 
 def _alike(name: str, error: type[Exception], property_name: str, values: dict[str, object]) -> None:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import torch
+
 why_missing: str | None = None
 """Why the C++ operators are not registered, or None if they are."""
 
 try:
-    from . import _C  # noqa: F401
+    import leni_kernels._C  # noqa: F401
 except ImportError as error:
     why_missing = f"the C++ extension is not available in this installation ({error})"
+
+
+def cpu_isa() -> str | None:
+    """The instruction set the C++ kernels use here: "generic", "avx2", "avx512", "avx512_bf16" or "amx".
+
+    The best that this CPU has, unless the environment variable ``LENI_KERNELS_ISA`` names a lesser one; None
+    without the extension.
+    """
+    return torch.ops.leni_kernels.cpu_isa() if why_missing is None else None

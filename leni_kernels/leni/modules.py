@@ -5,16 +5,17 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from . import ops
-from .reference import Folded, Norm
+from .reference import Folded, FoldedReborn, Norm
 
 
 def _norm_state(norm: nn.Module) -> Norm:
     """The state of a BatchNorm2d or SyncBatchNorm."""
-    return Norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training, norm.momentum or 0.0,
-                norm.eps)
+    return Norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training,
+                norm.momentum or 0.0, norm.eps)
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_PLAIN_LAYERS = (nn.ConvTranspose2d, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def hooked(module: nn.Module) -> bool:
@@ -22,8 +23,14 @@ def hooked(module: nn.Module) -> bool:
     return any(getattr(module, hooks) for hooks in _HOOKS)
 
 
+def _plain(layer: nn.Module) -> bool:
+    """Whether the layer computes what PyTorch's own does with its tensors; a parametrized one does too."""
+    forward = type(layer).forward
+    return "forward" not in vars(layer) and any(forward is known.forward for known in _PLAIN_LAYERS)
+
+
 class _Block(nn.Module):
-    """What LENI2d and Reborn2d share: a deconvolution, its norm, and the 1×1 convolution that fuses the branches."""
+    """What LENI2d and Reborn2d share: the deconvolution and its norm."""
 
     def __init__(self, channels: int, kernel_size: int, groups: int, eps: float, momentum: float | None,
                  device: object, dtype: object) -> None:
@@ -32,14 +39,18 @@ class _Block(nn.Module):
             raise ValueError(f"{type(self).__name__}: kernel_size must be odd, got {kernel_size}")
         factory = {"device": device, "dtype": dtype}
         self.channels = channels
-        self.deconv = nn.ConvTranspose2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=groups,
-                                         bias=False, **factory)
+        self.deconv = nn.ConvTranspose2d(channels, channels, kernel_size, padding=kernel_size // 2,
+                                         groups=groups, bias=False, **factory)
         self.bn_negative = nn.BatchNorm2d(channels, eps=eps, momentum=momentum, **factory)
 
-    def _obstacle(self) -> str | None:
+    def obstacle(self) -> str | None:
         """Why the children must be called one by one, or None if only their tensors matter."""
-        names = [name for name, child in self.named_children() if hooked(child)]
-        return f"a hook on {', '.join(names)} must see its layer run" if names else None
+        for name, child in self.named_children():
+            if hooked(child):
+                return f"a hook on {name} must see its layer run"
+            if not _plain(child):
+                return f"{name} was replaced by a {type(child).__name__}"
+        return None
 
     def extra_repr(self) -> str:
         return f"{self.channels}"
@@ -49,21 +60,23 @@ class LENI2d(_Block):
     """LENI (Cai, Peng, Shen 2023, §3.1): ``compress(bn_fusion([max(x,0); bn_negative(deconv(min(x,0)))]))``.
 
     Takes and returns ``[N, C, H, W]``, in any floating dtype and memory format. In eval mode the block is one
-    fused operation that reads the children's tensors at every call; in training mode its layers run one by one.
+    fused operation that reads the children's tensors at every call; in training mode, or if a child has a hook
+    or was replaced by another kind of layer, its layers run one by one.
 
     Args:
         channels: C.
         kernel_size: k of the depthwise transposed convolution, odd. The paper names none; 3 is the default.
         eps, momentum: of both batch norms, as in ``nn.BatchNorm2d``.
 
-    Children (ordinary PyTorch modules, so initialisers, SyncBatchNorm conversion and weight-decay filters apply):
+    Children (ordinary PyTorch modules: initialisers, SyncBatchNorm conversion, weight-decay filters apply):
         deconv: ``nn.ConvTranspose2d(C, C, k, padding=k//2, groups=C, bias=False)``
         bn_negative: ``nn.BatchNorm2d(C)``
         bn_fusion: ``nn.BatchNorm2d(2C)``
         compress: ``nn.Conv2d(2C, C, 1)``
 
     Raises:
-        ValueError: for an even kernel size, or an input that does not fit; TypeError for a dtype that does not.
+        ValueError: for an even kernel size, or an input that does not fit.
+        TypeError: for a dtype that does not fit the parameters'.
     """
 
     def __init__(self, channels: int, kernel_size: int = 3, eps: float = 1e-5, momentum: float | None = 0.1,
@@ -74,12 +87,14 @@ class LENI2d(_Block):
 
     def parameters_for_kernels(self) -> ops.LeniParameters:
         """The children's tensors as they are now."""
-        return ops.LeniParameters(self.deconv.weight, _norm_state(self.bn_negative), _norm_state(self.bn_fusion),
-                                  self.compress.weight, self.compress.bias)
+        return ops.LeniParameters(self.deconv.weight, _norm_state(self.bn_negative),
+                                  _norm_state(self.bn_fusion), self.compress.weight, self.compress.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        obstacle = self.obstacle()
+        parameters = self.parameters_for_kernels() if obstacle is None else None
         layers = (self.deconv, self.bn_negative, self.bn_fusion, self.compress)
-        return ops.run_leni(x, self.parameters_for_kernels(), layers, self._obstacle())
+        return ops.run_leni(x, parameters, layers, obstacle)
 
 
 class Reborn2d(_Block):
@@ -99,7 +114,8 @@ class Reborn2d(_Block):
         compress: ``nn.Conv2d(2C, C, 1)``
 
     Raises:
-        ValueError: for an even kernel size, or an input that does not fit; TypeError for a dtype that does not.
+        ValueError: for an even kernel size, or an input that does not fit.
+        TypeError: for a dtype that does not fit the parameters'.
     """
 
     def __init__(self, channels: int, kernel_size: int = 3, groups: int = 1, eps: float = 1e-5,
@@ -113,25 +129,45 @@ class Reborn2d(_Block):
                                     self.compress.bias, self.deconv.groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.run_reborn(x, self.parameters_for_kernels(), (self.deconv, self.bn_negative, self.compress))
+        parameters = self.parameters_for_kernels() if self.obstacle() is None else None
+        return ops.run_reborn(x, parameters, (self.deconv, self.bn_negative, self.compress))
 
 
 # ---- inference forms ---------------------------------------------------------------------------------------
 
 
-class FoldedLENI2d(nn.Module):
+class _FoldedBlock(nn.Module):
+    """Holds folded tensors as parameters that do not train."""
+
+    def __init__(self, folded: Folded | FoldedReborn) -> None:
+        super().__init__()
+        for name, tensor in folded._asdict().items():
+            self.register_parameter(name, nn.Parameter(tensor.detach().clone(), requires_grad=False))
+
+    def extra_repr(self) -> str:
+        return f"{self.bias.shape[0]}, kernel_size={self.taps.shape[-1]}"
+
+
+class FoldedLENI2d(_FoldedBlock):
     """LENI2d with its norms folded, for inference: one fused operation on ``[N, C, H, W]``.
 
     Made by :func:`leni_kernels.fold`; ``taps`` ``[C, k, k]``, ``weight`` ``[C, 2C]``, ``bias`` ``[C]``.
     """
 
-    def __init__(self, folded: Folded) -> None:
-        super().__init__()
-        for name, tensor in folded._asdict().items():
-            self.register_parameter(name, nn.Parameter(tensor.detach(), requires_grad=False))
-
     def forward(self, x: Tensor) -> Tensor:
         return ops.leni_folded(x, self.taps, self.weight, self.bias)
 
-    def extra_repr(self) -> str:
-        return f"{self.bias.shape[0]}, kernel_size={self.taps.shape[-1]}"
+
+class FoldedReborn2d(_FoldedBlock):
+    """Reborn2d with its norm folded, for inference on ``[N, C, H, W]``.
+
+    Made by :func:`leni_kernels.fold`; ``taps`` ``[C, C // groups, k, k]``, ``weight`` ``[C, 2C]``, ``bias``
+    ``[C]``.
+    """
+
+    def __init__(self, folded: FoldedReborn, groups: int) -> None:
+        super().__init__(folded)
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.reborn_folded(x, self.taps, self.weight, self.bias, self.groups)

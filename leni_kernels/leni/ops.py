@@ -23,12 +23,15 @@ KERNEL_SIZES = (3, 5, 7)
 
 
 # ---- the operators -----------------------------------------------------------------------------------------
-# leni_kernels::leni_folded_{cpp,triton}(Tensor x, Tensor taps, Tensor weight, Tensor bias, bool channels_last) -> Tensor
-# Parameters are float32 (float64 for a float64 x). ``channels_last`` says which stride of x is 1, and how y is laid out.
+# leni_kernels::leni_folded_{cpp,triton}(Tensor x, Tensor taps, Tensor weight, Tensor bias, bool channels_last)
+#     -> Tensor
+# Parameters are float32 (float64 for a float64 x). ``channels_last`` says which stride of x is 1, and how y is
+# laid out.
 
 
 def _fake(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, channels_last: bool) -> Tensor:
-    return x.new_empty(x.shape).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty_like(x, memory_format=memory_format)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -58,18 +61,10 @@ if triton_support.why_missing is None:
 
 def _channels_last(x: Tensor) -> bool | None:
     """Whether the kernels read x with channels (True) or columns (False) at stride 1; None if neither is."""
-    if x.is_contiguous():
-        return False
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return True
-    return False if x.stride(3) == 1 else True if x.stride(1) == 1 else None
-
-
-def _operand_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which the fused block reads x: autocast's where autocast is on, else x's own."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
+    if x.stride(3) == 1 or x.stride(1) == 1:
+        return x.stride(3) != 1
+    # The stride of a dimension of size 1 says nothing.
+    return False if x.shape[3] == 1 else True if x.shape[1] == 1 else None
 
 
 def _why_no_kernel(x: Tensor, kernel_size: int) -> str | None:
@@ -85,8 +80,8 @@ def _why_not_cpp(x: Tensor, kernel_size: int) -> str | None:
         return extension.why_missing
     if x.device.type != "cpu":
         return f"x is on {x.device.type}"
-    if _operand_dtype(x) not in (torch.float32, torch.bfloat16, torch.float64):
-        return f"the CPU kernels take float32, bfloat16 and float64, not {_operand_dtype(x)}"
+    if checks.autocast_dtype(x) not in (torch.float32, torch.bfloat16, torch.float64):
+        return f"the CPU kernels take float32, bfloat16 and float64, not {checks.autocast_dtype(x)}"
     return _why_no_kernel(x, kernel_size)
 
 
@@ -95,11 +90,13 @@ def _why_not_triton(x: Tensor, kernel_size: int) -> str | None:
 
 
 def _run_cpp(x: Tensor, folded: Folded) -> Tensor:
-    return _leni_folded_cpp(x.to(_operand_dtype(x)), *folded, _channels_last(x))
+    x = x.to(checks.autocast_dtype(x))
+    return _leni_folded_cpp(x, *folded, _channels_last(x))
 
 
 def _run_triton(x: Tensor, folded: Folded) -> Tensor:
-    return _leni_folded_triton(x.to(_operand_dtype(x)), *folded, _channels_last(x))
+    x = x.to(checks.autocast_dtype(x))
+    return _leni_folded_triton(x, *folded, _channels_last(x))
 
 
 # ---- LENI in its folded form -------------------------------------------------------------------------------
@@ -119,7 +116,8 @@ class FoldedCall(NamedTuple):
 _LENI_FOLDED = Operation(
     "leni_folded",
     Backend("cpp", lambda call: _why_not_cpp(call.x, call.kernel_size), lambda call: _run_cpp(*call)),
-    Backend("triton", lambda call: _why_not_triton(call.x, call.kernel_size), lambda call: _run_triton(*call)),
+    Backend("triton", lambda call: _why_not_triton(call.x, call.kernel_size),
+            lambda call: _run_triton(*call)),
     Backend("reference", lambda call: None, lambda call: reference.leni_folded(call.x, *call.folded)),
 )
 
@@ -128,7 +126,8 @@ def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor) -> Tensor
     """LENI with its norms folded, for inference: ``weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias``.
 
     Args:
-        x: ``[N, C, H, W]``, any floating dtype; contiguous, channels-last, or a slice of either, read in place.
+        x: ``[N, C, H, W]``, any floating dtype; contiguous, channels-last, or a slice of either, which the
+            kernels read in place.
         taps: ``[C, k, k]``, k odd.
         weight: ``[C, 2C]``; the first C columns act on the positive branch.
         bias: ``[C]``.
@@ -143,11 +142,19 @@ def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor) -> Tensor
     """
     channels = checks.feature_map("leni_folded", x)
     checks.odd_kernel("leni_folded", "taps", taps, (channels, "k", "k"))
-    checks.shape("leni_folded", "weight", weight, (channels, 2 * channels))
-    checks.shape("leni_folded", "bias", bias, (channels,))
-    checks.same_device("leni_folded", x=x, taps=taps, weight=weight, bias=bias)
+    _check_folded("leni_folded", x, taps, weight, bias)
     dtype = reference.folding_dtype(x.dtype)
     return _LENI_FOLDED(FoldedCall(x, Folded(taps.to(dtype), weight.to(dtype), bias.to(dtype))))
+
+
+def _check_folded(name: str, x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """What the folded forms of LENI and Reborn ask of their tensors alike."""
+    channels = x.shape[1]
+    checks.shape(name, "weight", weight, (channels, 2 * channels))
+    checks.shape(name, "bias", bias, (channels,))
+    checks.same_device(name, x=x, taps=taps, weight=weight, bias=bias)
+    operand = checks.autocast_dtype(x)
+    checks.dtype_in(name, (operand, reference.folding_dtype(operand)), taps=taps, weight=weight, bias=bias)
 
 
 # ---- LENI --------------------------------------------------------------------------------------------------
@@ -169,10 +176,10 @@ class LeniParameters(NamedTuple):
 
 
 class LeniCall(NamedTuple):
-    """One call of LENI: its tensors for the kernels, its layers for the definition, and what forbids fusing."""
+    """One call of LENI: tensors for the kernels (None if there is an obstacle), layers for the definition."""
 
     x: Tensor
-    parameters: LeniParameters
+    parameters: LeniParameters | None
     layers: tuple[Layer, Layer, Layer, Layer]
     obstacle: str | None
 
@@ -181,9 +188,12 @@ class LeniCall(NamedTuple):
         return self.parameters.deconv_weight.shape[-1]
 
     def why_not_fused(self) -> str | None:
-        if self.parameters.negative_norm.uses_batch_statistics or self.parameters.fusion_norm.uses_batch_statistics:
+        if self.parameters is None:
+            return self.obstacle
+        norms = self.parameters.negative_norm, self.parameters.fusion_norm
+        if any(norm.uses_batch_statistics for norm in norms):
             return "a batch norm uses batch statistics (training mode), and only inference is fused so far"
-        return self.obstacle
+        return None
 
     def folded(self) -> Folded:
         return reference.fold_leni(*self.parameters)
@@ -220,16 +230,17 @@ def leni(x: Tensor, deconv_weight: Tensor, negative_norm: Norm, fusion_norm: Nor
         BackendUnavailableError: if a backend asked for by name cannot serve.
     """
     parameters = LeniParameters(deconv_weight, negative_norm, fusion_norm, compress_weight, compress_bias)
-    return run_leni(x, parameters, parameters.layers())
+    return run_leni(x, parameters)
 
 
-def run_leni(x: Tensor, parameters: LeniParameters, layers: tuple[Layer, Layer, Layer, Layer],
-             obstacle: str | None = None) -> Tensor:
-    """:func:`leni`, with the layers that the definition is to call and a reason not to fuse, if there is one."""
+def run_leni(x: Tensor, parameters: LeniParameters | None,
+             layers: tuple[Layer, Layer, Layer, Layer] | None = None, obstacle: str | None = None) -> Tensor:
+    """:func:`leni`, with the layers that the definition is to call; ``obstacle`` says why if no parameters."""
     channels = checks.feature_map("leni", x)
-    _check_block("leni", x, parameters, channels, deconv_channels=(channels, 1))
-    checks.norm("leni", "fusion_norm", parameters.fusion_norm, 2 * channels)
-    return _LENI(LeniCall(x, parameters, layers, obstacle))
+    if parameters is not None:
+        _check_block("leni", x, parameters, channels, deconv_channels=(channels, 1))
+        checks.norm("leni", "fusion_norm", parameters.fusion_norm, 2 * channels)
+    return _LENI(LeniCall(x, parameters, layers or parameters.layers(), obstacle))
 
 
 # ---- Reborn ------------------------------------------------------------------------------------------------
@@ -259,6 +270,8 @@ class RebornCall(NamedTuple):
 
 _REBORN = Operation("reborn", Backend("reference", lambda call: None,
                                       lambda call: reference.reborn(call.x, *call.layers)))
+_REBORN_FOLDED = Operation("reborn_folded", Backend("reference", lambda call: None,
+                                                    lambda call: reference.reborn_folded(*call)))
 
 
 def reborn(x: Tensor, deconv_weight: Tensor, negative_norm: Norm, compress_weight: Tensor,
@@ -281,15 +294,37 @@ def reborn(x: Tensor, deconv_weight: Tensor, negative_norm: Norm, compress_weigh
         TypeError: for dtypes that do not fit x's.
     """
     parameters = RebornParameters(deconv_weight, negative_norm, compress_weight, compress_bias, groups)
-    return run_reborn(x, parameters, parameters.layers())
+    return run_reborn(x, parameters)
 
 
-def run_reborn(x: Tensor, parameters: RebornParameters, layers: tuple[Layer, Layer, Layer]) -> Tensor:
+def run_reborn(x: Tensor, parameters: RebornParameters | None,
+               layers: tuple[Layer, Layer, Layer] | None = None) -> Tensor:
     """:func:`reborn`, with the layers that the definition is to call."""
     channels = checks.feature_map("reborn", x)
-    checks.groups("reborn", parameters.groups, channels)
-    _check_block("reborn", x, parameters, channels, deconv_channels=(channels, channels // parameters.groups))
-    return _REBORN(RebornCall(x, layers))
+    if parameters is not None:
+        groups = parameters.groups
+        checks.groups("reborn", groups, channels)
+        _check_block("reborn", x, parameters, channels, deconv_channels=(channels, channels // groups))
+    return _REBORN(RebornCall(x, layers or parameters.layers()))
+
+
+def reborn_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, groups: int = 1) -> Tensor:
+    """Reborn with its norm folded, for inference: ``weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias``.
+
+    Args:
+        x: ``[N, C, H, W]``, any floating dtype.
+        taps: ``[C, C // groups, k, k]``, k odd.
+        weight: ``[C, 2C]``; the first C columns act on the positive branch.
+        bias: ``[C]``.
+        groups: the groups of the transposed convolution.
+
+    Returns and raises as :func:`leni_folded`.
+    """
+    channels = checks.feature_map("reborn_folded", x)
+    checks.groups("reborn_folded", groups, channels)
+    checks.odd_kernel("reborn_folded", "taps", taps, (channels, channels // groups, "k", "k"))
+    _check_folded("reborn_folded", x, taps, weight, bias)
+    return _REBORN_FOLDED((x, taps, weight, bias, groups))
 
 
 def _deconv_layer(weight: Tensor, groups: int) -> Layer:

@@ -40,9 +40,9 @@ class Norm(NamedTuple):
         return self.training or self.running_mean is None or self.running_var is None
 
     def scale_and_shift(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The affine map ``scale·x + shift`` (``[C]`` each) that the norm is when it uses running statistics."""
+        """The affine map ``scale·x + shift`` (``[C]`` each) that the norm is with running statistics."""
         if self.running_mean is None or self.running_var is None:
-            raise ValueError("a batch norm without running statistics is not an affine map; it cannot be folded")
+            raise ValueError("a batch norm without running statistics cannot be folded: it is no affine map")
         scale = torch.rsqrt(self.running_var.to(dtype) + self.eps)
         if self.weight is not None:
             scale = scale * self.weight.to(dtype)
@@ -51,18 +51,18 @@ class Norm(NamedTuple):
 
 
 def split_signs(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``max(x, 0)`` and ``min(x, 0)``, whose gradients at x = 0 are both 0 (``clamp(max=0)`` would give 1)."""
+    """``max(x, 0)`` and ``min(x, 0)``; their gradients at x = 0 are both 0 (``clamp(max=0)`` would give 1)."""
     return torch.relu(x), -torch.relu(-x)
 
 
 def leni(x: Tensor, deconv: Layer, negative_norm: Layer, fusion_norm: Layer, compress: Layer) -> Tensor:
-    """LENI: ``compress(fusion_norm([max(x, 0); negative_norm(deconv(min(x, 0)))]))`` for x ``[N, C, H, W]``."""
+    """``compress(fusion_norm([max(x, 0); negative_norm(deconv(min(x, 0)))]))`` for x ``[N, C, H, W]``."""
     positive, negative = split_signs(x)
     return compress(fusion_norm(torch.cat([positive, negative_norm(deconv(negative))], dim=1)))
 
 
 def reborn(x: Tensor, deconv: Layer, negative_norm: Layer, compress: Layer) -> Tensor:
-    """Reborn: ``compress([max(x, 0); negative_norm(deconv(min(x, 0)))])`` for x ``[N, C, H, W]``."""
+    """``compress([max(x, 0); negative_norm(deconv(min(x, 0)))])`` for x ``[N, C, H, W]``."""
     positive, negative = split_signs(x)
     return compress(torch.cat([positive, negative_norm(deconv(negative))], dim=1))
 
@@ -110,6 +110,40 @@ def fold_leni(deconv_weight: Tensor, negative_norm: Norm, fusion_norm: Norm, com
     return Folded(deconv_weight.to(dtype).squeeze(1) * negative_scale[:, None, None], weight, bias)
 
 
+class FoldedReborn(NamedTuple):
+    """Reborn with its norm folded: ``y = weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias``.
+
+    ``taps`` ``[C, C // groups, k, k]``, ``weight`` ``[C, 2C]``, ``bias`` ``[C]``.
+    """
+
+    taps: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def fold_reborn(deconv_weight: Tensor, negative_norm: Norm, compress_weight: Tensor,
+                compress_bias: Tensor | None, groups: int) -> FoldedReborn:
+    """Fold the norm's scale into the deconvolution, its shift into the bias; the rest as in :func:`fold_leni`."""
+    channels = deconv_weight.shape[0]
+    dtype = folding_dtype(deconv_weight.dtype)
+    scale, shift = negative_norm.scale_and_shift(dtype)
+    weight = compress_weight.to(dtype).flatten(1)
+    bias = (weight[:, channels:] * shift).sum(1)
+    if compress_bias is not None:
+        bias = bias + compress_bias.to(dtype)
+    # Output channel j of a group is deconv_weight[:, j] for each of the group's inputs.
+    per_input = scale.unflatten(0, (groups, -1)).repeat_interleave(channels // groups, dim=0)
+    return FoldedReborn(deconv_weight.to(dtype) * per_input[:, :, None, None], weight, bias)
+
+
+def reborn_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
+    """``weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias`` in x's dtype, parameters as in :class:`FoldedReborn`."""
+    positive, negative = split_signs(x)
+    deconvolved = F.conv_transpose2d(negative, taps.to(x.dtype), padding=taps.shape[-1] // 2, groups=groups)
+    features = torch.cat([positive, deconvolved], dim=1)
+    return F.conv2d(features, weight.to(x.dtype)[:, :, None, None], bias.to(x.dtype))
+
+
 def _correlate(x: Tensor, taps: Tensor) -> Tensor:
     return F.conv2d(x, taps.unsqueeze(1), padding=taps.shape[-1] // 2, groups=x.shape[1])
 
@@ -119,9 +153,9 @@ def _deconvolve(x: Tensor, taps: Tensor) -> Tensor:
 
 
 def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias`` for x ``[N, C, H, W]``, parameters as in :class:`Folded`.
+    """``weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias`` in x's dtype, parameters as in :class:`Folded`.
 
-    Computes in x's dtype. The stride-1 transposed convolution is written as the equal correlation with
+    The stride-1 transposed convolution is written as the equal correlation with
     flipped taps, which PyTorch runs faster.
     """
     positive, negative = split_signs(x)
@@ -154,7 +188,6 @@ def leni_folded_backward(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor,
             height, width = x.shape[2:]
             padded = F.pad(grad_deconv.to(taps.dtype), [half] * 4)
             offsets = range(taps.shape[-1])
-            grad_taps = torch.stack([
-                torch.stack([(negative * padded[:, :, i:i + height, j:j + width]).sum((0, 2, 3)) for j in offsets], -1)
-                for i in offsets], -2)
+            shifted = (padded[:, :, i:i + height, j:j + width] for i in offsets for j in offsets)
+            grad_taps = torch.stack([(negative * shift).sum((0, 2, 3)) for shift in shifted], -1).view_as(taps)
     return grad_x, grad_taps, grad_weight, grad_bias

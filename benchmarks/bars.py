@@ -1,0 +1,74 @@
+"""The numbers to reach, and where a run stands against them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from harness.report import geometric_mean
+
+Row = dict[str, Any]
+
+
+class Bar(NamedTuple):
+    """One number to reach: how it is found in the rows, the first bar and the moonshot."""
+
+    what: str
+    dtype: str
+    ratio: str
+    over: Callable[[Row], bool]
+    combine: Callable[[Iterable[float]], float | None]
+    first: float
+    moonshot: float | None
+    at_most: bool
+
+    def measured(self, rows: Sequence[Row]) -> float | None:
+        """The number as measured; None if a case it needs has no time."""
+        values = [row["ratios"].get(self.ratio) for row in rows
+                  if row["dtype"] == self.dtype and row["channels"] <= 256 and self.over(row)]
+        return None if not values or None in values else self.combine(values)
+
+    def reached(self, value: float, bar: float) -> bool:
+        return value <= bar if self.at_most else value >= bar
+
+
+def _every(row: Row) -> bool:
+    return True
+
+
+def _slowest(what: str, dtype: str, over: Callable[[Row], bool], first: float, moonshot: float) -> Bar:
+    return Bar(f"slowest case, {what}: time / L", dtype, "ours/L", over, max, first, moonshot, at_most=True)
+
+
+def _faster_than(peer: str, ratio: str, dtype: str, first: float) -> Bar:
+    return Bar(f"times faster than {peer}, geometric mean", dtype, ratio, _every, geometric_mean, first, None,
+               at_most=False)
+
+
+EAGER, COMPILED = "the composed block", "the hand-folded block under `torch.compile`"
+LENI_INFERENCE_CPU = (
+    _slowest("C ≥ 64", "float32", lambda row: row["channels"] >= 64, 1.5, 1.15),
+    _slowest("C < 64", "float32", lambda row: row["channels"] < 64, 2.2, 1.15),
+    _faster_than(EAGER, "eager/ours", "float32", 3.0),
+    _faster_than(COMPILED, "compiled/ours", "float32", 1.4),
+    _slowest("every C", "bfloat16", _every, 2.5, 1.3),
+    _faster_than(EAGER, "eager/ours", "bfloat16", 4.0),
+    _faster_than(COMPILED, "compiled/ours", "bfloat16", 1.4),
+)
+
+
+def _first_layers(row: Row) -> bool:
+    return row["channels"] <= 64 and row["layout"] == "channels_last"
+
+
+LENI_INFERENCE_GPU = (
+    Bar("slowest case, channels-last, C ≤ 64: time / `torch.relu`", "bfloat16", "ours/relu",
+        _first_layers, max, 1.4, 1.1, at_most=True),
+    Bar(f"times faster than {COMPILED}, channels-last, C ≤ 64, slowest case", "bfloat16", "compiled/ours",
+        _first_layers, min, 3.0, None, at_most=False),
+)
+
+
+def of_device(device: str) -> tuple[Bar, ...]:
+    """The bars for a device type; C up to 256."""
+    return LENI_INFERENCE_GPU if device == "cuda" else LENI_INFERENCE_CPU

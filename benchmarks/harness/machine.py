@@ -1,0 +1,100 @@
+"""The facts without which a time means nothing: the machine, the versions, the commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_ISA = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
+_PACKAGES = ("torch", "torchvision", "triton", "leni-kernels")
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """What the times of this process depend on, as plain data."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "device": device.type,
+        "machine": {**cpu(), **({"gpu": gpu(device)} if device.type == "cuda" else {})},
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+
+
+def cpu() -> dict[str, Any]:
+    """The processor: its name, cores, vector instructions, and how busy it was."""
+    description = _proc_cpuinfo()
+    flags = description.get("flags", description.get("Features", "")).split()
+    return {
+        "cpu": description.get("model name") or platform.processor() or platform.machine(),
+        "cores": cores(),
+        "isa": [name for name in _ISA if name in flags],
+        "load": load(),
+    }
+
+
+def gpu(device: torch.device) -> dict[str, Any]:
+    """The GPU: its name, memory and multiprocessors."""
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "multiprocessors": properties.multi_processor_count,
+        "runtime": f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}",
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Python and the packages that matter; None for one that is not installed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def commit() -> str | None:
+    """The git commit of this checkout, with ``+`` where the code differs from it; None outside a checkout."""
+    revision = _git("rev-parse", "--short=12", "HEAD")
+    if revision is None:
+        return None
+    changed = _git("status", "--porcelain", "--", "leni_kernels", "csrc", "setup.py", "benchmarks/*.py")
+    return f"{revision}+" if changed else revision
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        root = Path(__file__).parents[2]
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def load() -> float | None:
+    """The number of processes that wanted a core over the last minute, where the system tells."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _proc_cpuinfo() -> dict[str, str]:
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return {}
+    first = path.read_text().split("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}

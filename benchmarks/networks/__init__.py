@@ -1,0 +1,1 @@
+"""Whole networks: torchvision's, with the activation after the first convolution replaced."""

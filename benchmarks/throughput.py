@@ -1,0 +1,239 @@
+"""The main job: how fast LENI is, block by block and in whole networks.
+
+    python benchmarks/throughput.py [--quick] [--only leni|networks] [--device cpu|cuda] [--threads N]
+                                    [--images DIR] [--output DIR]
+
+Takes the GPU if there is one, else the CPU. Leaves tables on the terminal, and a JSON file and a PNG plot in
+the output folder. Exits with 1 if an output differed from the float64 reference; such a case shows no time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import bars
+import leni_inference
+import torch
+from harness import machine, report, timing
+from harness.report import number
+from networks import first_activation
+from networks import inference as networks
+
+RESULTS = Path(__file__).parent / "results"
+SECONDS = {"cpu": {"leni": 1.2, "networks": 6.0}, "cuda": {"leni": 0.4, "networks": 2.0}}
+QUICK_SECONDS = {"leni": 0.4, "networks": 1.5}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    options = _options(arguments)
+    device = torch.device(options.device)
+    path = options.output / f"throughput-{device.type}{_suffix(options)}.json"
+    _prepare(options)
+    images = _images(options) if options.only != "leni" else None
+    results = {**machine.facts(device), "arguments": _plain(options), "complete": False,
+               "leni_inference": [], "networks": []}
+    began = time.perf_counter()
+    try:
+        with torch.inference_mode(), report.progress(len(_cases(options))) as step:
+            for part, case, measure in _work(options, device, images):
+                step(str(case))
+                results[part].append(measure())
+                report.write_json(path, results)
+        results["complete"] = True
+    except KeyboardInterrupt:
+        report.say("Interrupted; what follows is what was measured so far.")
+    results["seconds"] = round(time.perf_counter() - began, 1)
+    report.write_json(path, results)
+    _show(results)
+    _draw(path.with_suffix(".png"), results)
+    return _conclude(results, path)
+
+
+# ---- what to run -------------------------------------------------------------------------------------------
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Times LENI inference: single blocks and whole networks.")
+    parser.add_argument("--quick", action="store_true", help="a few cases, within a minute")
+    parser.add_argument("--only", choices=("leni", "networks"), help="one of the two parts")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one",
+                        default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: as PyTorch chooses")
+    parser.add_argument("--images", metavar="DIR", help="pictures for the networks; default: noise")
+    parser.add_argument("--output", metavar="DIR", type=Path, default=RESULTS, help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no GPU here")
+    if options.threads is not None and options.threads < 1:
+        parser.error(f"--threads must be at least 1, got {options.threads}")
+    return options
+
+
+def _suffix(options: argparse.Namespace) -> str:
+    """What keeps a partial run from passing for a full one."""
+    return "".join(f"-{part}" for part in ("quick" if options.quick else None, options.only) if part)
+
+
+def _plain(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(options).items() if name != "output"}
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    if not timing.keep_freed_memory():
+        report.say("malloc cannot be told to keep memory here: page faults are part of all times.")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    load, cores = machine.load(), machine.cores()
+    if load is not None and load > 0.5 * cores:
+        report.say(f"Something else is running here (load {load} on {cores} cores): times will be off.")
+    torch.manual_seed(0)
+    # Full float32 on a GPU as well, for the matrix products as for the convolutions: parity is to 1e-5.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+
+
+def _images(options: argparse.Namespace) -> torch.Tensor:
+    count = max(networks.BATCHES[options.device].values())
+    if options.images is None:
+        return first_activation.noise(count)
+    try:
+        return first_activation.pictures(options.images, count)
+    except ValueError as error:
+        sys.exit(f"throughput.py: {error}")
+
+
+def _cases(options: argparse.Namespace) -> list[tuple[str, Any]]:
+    parts = {"leni": leni_inference, "networks": networks}
+    chosen = [options.only] if options.only else list(parts)
+    return [(part, case) for part in chosen for case in parts[part].cases(options.quick)]
+
+
+def _work(options: argparse.Namespace, device: torch.device,
+          images: torch.Tensor | None) -> Iterator[tuple[str, Any, Callable[[], dict[str, Any]]]]:
+    """The cases one by one: the list of the results they belong to, the case, and how to measure it."""
+    seconds = QUICK_SECONDS if options.quick else SECONDS[device.type]
+    for part, case in _cases(options):
+        if part == "leni":
+            yield "leni_inference", case, partial(leni_inference.measure, case, device, seconds[part])
+        else:
+            yield "networks", case, partial(networks.measure, case, device, seconds[part], images)
+
+
+# ---- what it found -----------------------------------------------------------------------------------------
+
+
+def _show(results: dict[str, Any]) -> None:
+    report.say(title(results))
+    rows = results["leni_inference"]
+    for dtype, layout in dict.fromkeys((row["dtype"], row["layout"]) for row in rows):
+        chosen = [row for row in rows if (row["dtype"], row["layout"]) == (dtype, layout)]
+        heading = f"LENI inference, {dtype}, {layout.replace('_', '-')}: milliseconds and ratios"
+        report.table(heading, LENI_HEAD, [*map(_leni_cells, chosen), _mean_cells(chosen)])
+    if rows and not results["arguments"]["quick"]:
+        report.table("Against the numbers to reach (C ≤ 256, both layouts)", BAR_HEAD, bar_cells(results))
+    if results["networks"]:
+        low, high = networks.PUBLISHED
+        heading = f"Whole networks: images/s, and the change against stock (published: {low} % to {high} %)"
+        report.table(heading, NETWORK_HEAD, network_cells(results["networks"]))
+
+
+def title(results: dict[str, Any]) -> str:
+    """One line on where and with what the times were taken."""
+    facts, versions = results["machine"], results["versions"]
+    where = facts["gpu"]["name"] if "gpu" in facts else facts["cpu"]
+    threads = results["threads"]
+    return (f"{where}, {threads} thread{'s' * (threads != 1)}, torch {versions['torch']}, "
+            f"commit {results['commit'] or 'unknown'}, {results['date'][:10]}")
+
+
+LENI_HEAD = ("C×H²", "copy", "product", "relu", "eager", "compiled", "ours", "ours/L", "eager/ours",
+             "compiled/ours", "ours/relu", "backend")
+MEANS = ("ours/L", "eager/ours", "compiled/ours", "ours/relu")
+
+
+def _leni_cells(row: dict[str, Any]) -> list[str]:
+    times = (row["seconds"].get(name) for name in LENI_HEAD[1:7])
+    return [f"{row['channels']}×{row['size']}²",
+            *(number(None if time is None else 1e3 * time["median"]) for time in times),
+            *(number(row["ratios"].get(ratio)) for ratio in MEANS), row["backend"] or "—"]
+
+
+def _mean_cells(rows: list[dict[str, Any]]) -> list[str]:
+    means = (report.geometric_mean(row["ratios"][ratio] for row in rows
+                                   if row["channels"] <= 256 and ratio in row["ratios"]) for ratio in MEANS)
+    return ["mean, C ≤ 256", *[""] * 6, *map(number, means), ""]
+
+
+BAR_HEAD = ("", "dtype", "measured", "first bar", "moonshot", "reached")
+
+
+def bar_cells(results: dict[str, Any]) -> Iterator[list[str]]:
+    """The numbers to reach and those measured, as the cells of a table."""
+    for bar in bars.of_device(results["device"]):
+        value = bar.measured(results["leni_inference"])
+        sign = "≤" if bar.at_most else "≥"
+        goals = [f"{sign} {goal}" if goal else "—" for goal in (bar.first, bar.moonshot)]
+        yield [bar.what, bar.dtype, number(value), *goals, _reached(bar, value)]
+
+
+def _reached(bar: bars.Bar, value: float | None) -> str:
+    if value is None:
+        return "—"
+    if bar.moonshot and bar.reached(value, bar.moonshot):
+        return "moonshot"
+    return "first bar" if bar.reached(value, bar.first) else "no"
+
+
+NETWORK_HEAD = ("network", "dtype", "N", "stock", "composed LENI", "ours", "composed", "ours", "backend")
+
+
+def network_cells(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
+    """Images/s and their change, as the cells of a table."""
+    for row in rows:
+        speeds = (number(row["images_per_second"].get(name), 1) for name in ("stock", "composed", "ours"))
+        changes = (row["change_percent"].get(name) for name in ("composed", "ours"))
+        yield [row["network"], row["dtype"], str(row["batch"]), *speeds,
+               *("—" if change is None else f"{change:+.1f} %" for change in changes), row["backend"] or "—"]
+
+
+def _draw(path: Path, results: dict[str, Any]) -> None:
+    if not results["leni_inference"]:
+        return
+    try:
+        from harness import plot
+
+        limit = "L = the slower of a copy of x and the bare product [pixels × 2C]·[2C × C]"
+        plot.draw(path, results["leni_inference"], "LENI inference in multiples of the limit L",
+                  f"{limit}.  {title(results)}")
+    except ImportError as error:
+        report.say(f"No plot: {error}.")
+
+
+def _conclude(results: dict[str, Any], path: Path) -> int:
+    """Say what is missing and what was refused, and return the exit status."""
+    rows = [*results["leni_inference"], *results["networks"]]
+    reasons = (f"{name}: {reason}" for row in rows for name, reason in row["missing"].items())
+    for reason in dict.fromkeys(reasons):
+        report.say(f"No time for {reason}")
+    refused = [f"{_name(row)} {name}: error {verdict['error']}, allowed {verdict['allowed']}" for row in rows
+               for name, verdict in row["parity"].items() if not verdict["passed"]]
+    for line in refused:
+        report.say(f"REFUSED, differs from the reference: {line}")
+    report.say(f"Results in {path}, {results['seconds']:.0f} s.")
+    return 0 if results["complete"] and not refused else 1
+
+
+def _name(row: dict[str, Any]) -> str:
+    where = row.get("network") or f"LENI {row['channels']}×{row['size']}² {row['layout']}"
+    return f"{where} {row['dtype']}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""ConvReLU as modules that stand where a ReLU and the convolution after it stood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import checks
+from . import ops
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class _ConvReLU(nn.modules.conv._ConvNd):
+    """What ConvReLU1d, ConvReLU2d and ConvReLU3d add to the ``nn.ConvNd`` that each of them is."""
+
+    _convolution: ClassVar[type[nn.Module]]
+    _function: ClassVar[Callable[..., Tensor]]
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | Sequence[int],
+                 stride: int | Sequence[int] = 1, padding: int | Sequence[int] | str = 0,
+                 dilation: int | Sequence[int] = 1, groups: int = 1, bias: bool = True,
+                 padding_mode: str = "zeros", device: Any = None, dtype: Any = None) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+                         padding_mode, device, dtype)
+        shape = (in_channels, *self.kernel_size)
+        self.threshold = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        """Initialise weight and bias as the convolution does, and the threshold to 0."""
+        super().reset_parameters()
+        # The convolution's constructor resets too, before there is a threshold.
+        if hasattr(self, "threshold"):
+            nn.init.zeros_(self.threshold)
+
+    @classmethod
+    def from_conv(cls, conv: nn.Module) -> Self:
+        """The module equal to ``nn.Sequential(nn.ReLU(), conv)``, with conv's own weight and bias.
+
+        Raises:
+            TypeError: if conv is not ``nn.ConvNd`` itself; a subclass may compute something else.
+        """
+        if type(conv) is not cls._convolution:
+            raise TypeError(f"{cls.__name__}.from_conv: conv must be a plain {cls._convolution.__name__}, "
+                            f"got {type(conv).__name__}")
+        module = cls(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
+                     conv.dilation, conv.groups, conv.bias is not None, conv.padding_mode, "meta",
+                     conv.weight.dtype)
+        module.weight, module.bias = conv.weight, conv.bias
+        module.threshold = nn.Parameter(torch.zeros_like(module.threshold, device=conv.weight.device))
+        return module.train(conv.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            checks.convolution_input(type(self).__name__, x, len(self.kernel_size))
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return self._function(x, self.weight, self.threshold, self.bias, self.stride, padding, self.dilation,
+                              self.groups)
+
+
+class ConvReLU1d(_ConvReLU, nn.Conv1d):
+    """ConvReLU (Gao, Cai, Ji 2020, eq. 7-8) on ``[N, C, L]`` or ``[C, L]``; otherwise as :class:`ConvReLU2d`.
+
+    Parameters:
+        weight, bias: those of ``nn.Conv1d``, initialised as there.
+        threshold: ``[C, k]``, 0 at the start.
+    """
+
+    _convolution = nn.Conv1d
+    _function = staticmethod(ops.conv_relu1d)
+
+
+class ConvReLU2d(_ConvReLU, nn.Conv2d):
+    """ConvReLU (Gao, Cai, Ji 2020, eq. 7-8): a convolution that thresholds what each tap reads.
+
+    Stands where ``nn.Sequential(nn.ReLU(), nn.Conv2d(...))`` stood, and computes the same at the start; takes
+    ``[N, C, H, W]`` or ``[C, H, W]``. It is an ``nn.Conv2d`` with one more parameter, so initialisers and
+    weight-decay filters find what they know. x is padded before the threshold.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
+            dtype: as in ``nn.Conv2d``.
+
+    Parameters:
+        weight, bias: those of ``nn.Conv2d``, initialised as there.
+        threshold: ``[C, kh, kw]``, 0 at the start; shared by all output channels.
+
+    Raises:
+        ValueError: for arguments that ``nn.Conv2d`` refuses, or an input that does not fit; TypeError for a
+            dtype that does not.
+    """
+
+    _convolution = nn.Conv2d
+    _function = staticmethod(ops.conv_relu2d)
+
+
+class ConvReLU3d(_ConvReLU, nn.Conv3d):
+    """ConvReLU (Gao, Cai, Ji 2020, eq. 7-8) on ``[N, C, D, H, W]`` or ``[C, D, H, W]``.
+
+    Otherwise as :class:`ConvReLU2d`.
+
+    Parameters:
+        weight, bias: those of ``nn.Conv3d``, initialised as there.
+        threshold: ``[C, kd, kh, kw]``, 0 at the start.
+    """
+
+    _convolution = nn.Conv3d
+    _function = staticmethod(ops.conv_relu3d)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Module.to(memory_format=torch.channels_last_3d) converts every 4-D parameter too, and fails on it.
+        def flat_if_threshold(tensor: Tensor) -> Tensor:
+            return fn(tensor.flatten()).reshape(tensor.shape) if tensor.dim() == 4 else fn(tensor)
+
+        return super()._apply(flat_if_threshold, recurse)

@@ -1,0 +1,90 @@
+"""AdaReLU, FullyParametricReLU and CReLU as modules that stand where an ``nn.ReLU`` stood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+
+
+class AdaReLU(nn.Module):
+    """AdaReLU (Gao, Cai, Ji 2020, eq. 4-6): ``x if x > threshold else threshold``, a ReLU at the start.
+
+    Takes and returns ``[N, C, *spatial]``, in any floating dtype and memory format.
+
+    Args:
+        shape: of the threshold, which says who shares one: ``C``, per channel; ``1``, the whole layer;
+            ``(C, *spatial)``, per element of a sample.
+
+    Parameters:
+        threshold: of that shape, 0 at the start.
+
+    Raises:
+        ValueError: if an input does not fit; TypeError if its dtype does not.
+    """
+
+    def __init__(self, shape: int | Sequence[int], device: object = None, dtype: object = None) -> None:
+        super().__init__()
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.threshold = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Make it a ReLU."""
+        nn.init.zeros_(self.threshold)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.ada_relu(x, self.threshold)
+
+    def extra_repr(self) -> str:
+        shape = tuple(self.threshold.shape)
+        return str(shape[0] if len(shape) == 1 else shape)
+
+
+class FullyParametricReLU(nn.Module):
+    """FullyParametricReLU (Varshney, Singh 2021, "FReLU"): one slope per channel and sign.
+
+    A ReLU at the start. Takes and returns ``[N, C, *spatial]``, in any floating dtype and memory format.
+
+    Args:
+        channels: C.
+
+    Parameters:
+        positive_slope, negative_slope: ``[C]``, 1 and 0 at the start; the slope at x = 0 is the negative one.
+
+    Raises:
+        ValueError: if an input does not fit; TypeError if its dtype does not.
+    """
+
+    def __init__(self, channels: int, device: object = None, dtype: object = None) -> None:
+        super().__init__()
+        self.positive_slope = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
+        self.negative_slope = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Make it a ReLU."""
+        nn.init.ones_(self.positive_slope)
+        nn.init.zeros_(self.negative_slope)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.fully_parametric_relu(x, self.positive_slope, self.negative_slope)
+
+    def extra_repr(self) -> str:
+        return str(self.positive_slope.shape[0])
+
+
+class CReLU(nn.Module):
+    """CReLU (Shang et al. 2016): ``[N, C, *spatial]`` to ``[max(x, 0); max(-x, 0)]``, ``[N, 2C, *spatial]``.
+
+    Takes any floating dtype and memory format.
+
+    Raises:
+        ValueError: if an input has no channels; TypeError if it is not floating-point.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.crelu(x)

@@ -1,0 +1,193 @@
+"""The command line, the networks' places, the pictures, the report and the README."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import bars
+import leni_inference
+import pytest
+import readme
+import throughput
+import torch
+from harness import machine, report
+from networks import first_activation
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+def _row(channels, size, layout, dtype, ours, **fields):
+    seconds = {"copy": 1.0, "product": 2.0, "relu": 1.0, "eager": 8.0, "compiled": 4.0, "ours": ours}
+    return {
+        **leni_inference.Case(channels, size, layout, dtype)._asdict(),
+        "batch": 1, "backend": "cpp", "missing": {}, "parity": {},
+        "seconds": {name: {"median": value} for name, value in seconds.items()},
+        "ratios": leni_inference.ratios(seconds), **fields,
+    }
+
+
+@pytest.fixture
+def results():
+    """A run in which ours takes 2.5 s, and L is 2 s."""
+    rows = [_row(*case, ours=2.5) for case in leni_inference.cases(quick=False)]
+    network = {
+        "network": "resnet18", "dtype": "float32", "batch": 8, "backend": "cpp", "missing": {}, "parity": {},
+        "images_per_second": {"stock": 10.0, "composed": 8.0, "ours": 9.9},
+        "change_percent": {"composed": -20.0, "ours": -1.0},
+    }
+    return {
+        **machine.facts(torch.device("cpu")), "arguments": {"quick": False}, "complete": True, "seconds": 1.0,
+        "leni_inference": rows, "networks": [network],
+    }
+
+
+def test_help_names_every_option():
+    command = [sys.executable, "benchmarks/throughput.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for option in ("--quick", "--only", "--device", "--threads", "--images", "--output"):
+        assert option in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--threads", "0"], ["--only", "both"], ["--device", "tpu"]])
+def test_bad_arguments_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        throughput.main(arguments)
+    assert stopped.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_a_partial_run_does_not_pass_for_a_full_one():
+    names = {throughput._suffix(throughput._options(arguments))
+             for arguments in ([], ["--quick"], ["--only", "leni"], ["--quick", "--only", "networks"])}
+    assert names == {"", "-quick", "-leni", "-quick-networks"}
+
+
+def test_cases_cover_every_shape_layout_and_dtype():
+    cases = leni_inference.cases(quick=False)
+    assert len(set(cases)) == len(cases) == 9 * 2 * 2
+    assert set(leni_inference.cases(quick=True)) < set(cases)
+
+
+# ---- the networks ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18"])
+def test_only_the_first_activation_is_replaced_and_it_has_these_channels(name):
+    place = first_activation.PLACES[name]
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x):
+            seen.append(tuple(x.shape))
+            return x
+
+    stock = first_activation.build(name)
+    network = first_activation.swapped(stock, place, Spy())
+    with torch.inference_mode():
+        network(torch.randn(1, 3, 224, 224))
+    assert seen == [(1, place.channels, place.size, place.size)]
+    pairs = zip(stock.named_modules(), network.named_modules(), strict=True)
+    assert {path for (path, old), (_, new) in pairs if type(old) is not type(new)} == {place.path}
+
+
+def test_pictures_are_cropped_and_repeated(tmp_path):
+    for index, size in enumerate([(300, 400), (230, 224)]):
+        Image.new("RGB", size, (255 * index,) * 3).save(tmp_path / f"{index}.png")
+    images = first_activation.pictures(str(tmp_path), 3)
+    assert images.shape == (3, 3, 224, 224)
+    assert images[0].max() < 0 < images[1].min()
+    assert torch.equal(images[0], images[2])
+
+
+def test_a_folder_without_pictures_and_a_broken_picture_are_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="no JPEG or PNG pictures"):
+        first_activation.pictures(str(tmp_path), 1)
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        first_activation.pictures(str(tmp_path), 1)
+
+
+# ---- the report --------------------------------------------------------------------------------------------
+
+
+def test_bars_say_what_was_reached(results):
+    cells = {(cells[0].partition(":")[0], cells[1]): cells[2:] for cells in throughput.bar_cells(results)}
+    assert cells["slowest case, C ≥ 64", "float32"] == ["1.25", "≤ 1.5", "≤ 1.15", "first bar"]
+    assert cells["slowest case, every C", "bfloat16"] == ["1.25", "≤ 2.5", "≤ 1.3", "moonshot"]
+    assert cells[f"times faster than {bars.EAGER}, geometric mean", "bfloat16"] == ["3.20", "≥ 4.0", "—", "no"]
+
+
+def test_a_bar_is_not_judged_without_all_its_cases(results):
+    case = results["leni_inference"][0]
+    del case["ratios"]["ours/L"]
+    assert (case["channels"], case["dtype"]) == (16, "float32")
+    cells = {(cells[0].partition(":")[0], cells[1]): cells[2] for cells in throughput.bar_cells(results)}
+    assert cells["slowest case, C < 64", "float32"] == "—"
+    assert cells["slowest case, C ≥ 64", "float32"] == "1.25"
+
+
+@pytest.mark.parametrize("with_rich", [True, False])
+def test_tables_show_every_cell_and_a_refused_case_shows_none(results, capsys, monkeypatch, with_rich):
+    if not with_rich:
+        monkeypatch.setattr(report, "rich", None)
+    refused = results["leni_inference"][0]
+    refused["parity"] = {"ours": {"error": 0.1, "allowed": 1e-5, "passed": False}}
+    del refused["seconds"]["ours"]
+    refused["ratios"] = {}
+    throughput._show(results)
+    assert throughput._conclude(results, Path("somewhere.json")) == 1
+    printed = capsys.readouterr().out
+    assert "compiled/ours" in printed
+    assert "2500.00" in printed
+    assert "…" not in printed
+    line = next(line for line in printed.splitlines() if "16×112²" in line)
+    assert "2500.00" not in line
+    assert "—" in line
+    assert "REFUSED" in printed
+
+
+def test_json_survives_an_interruption(tmp_path, results):
+    path = tmp_path / "deep" / "results.json"
+    report.write_json(path, results)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        report.write_json(path, {"seconds": float("nan")})
+    assert json.loads(path.read_text()) == results
+    assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+
+
+def test_the_plot_is_drawn(tmp_path, results):
+    throughput._draw(tmp_path / "plot.png", results)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_facts_name_the_machine():
+    facts = machine.facts(torch.device("cpu"))
+    assert facts["machine"]["cpu"]
+    assert facts["machine"]["cores"] >= 1
+    assert facts["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+# ---- the README --------------------------------------------------------------------------------------------
+
+
+def test_the_readme_says_what_the_results_say():
+    written = (ROOT / "README.md").read_text(encoding="utf-8")
+    wanted = readme.replaced(written, readme.section(ROOT / "benchmarks" / "results"))
+    assert written == wanted, "run `python benchmarks/readme.py`"
+
+
+def test_the_readme_is_generated_from_the_results(tmp_path, results):
+    folder = tmp_path / "benchmarks" / "results"
+    report.write_json(folder / "throughput-cpu.json", results)
+    text = readme.section(folder)
+    assert "](benchmarks/results/throughput-cpu.png)" in text
+    assert "| 16, 112×112 | 1.25 | 3.20 | 1.60 | 2.50 | 1.25 | 3.20 | 1.60 | 2.50 |" in text
+    assert "| 8 | 10.0 | 8.0 | 9.9 | -20.0 % | -1.0 % | cpp |" in text
+    assert readme.section(tmp_path) == readme.NOTHING
+
+
+def test_a_readme_without_markers_is_refused():
+    with pytest.raises(ValueError, match="markers"):
+        readme.replaced("# nothing here", "")

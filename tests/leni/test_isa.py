@@ -1,0 +1,78 @@
+"""Every instruction set of the C++ kernels gives the right answer, not only the one this CPU would choose."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from leni_kernels import extension
+from leni_kernels.leni import reference
+
+pytestmark = pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
+
+ISAS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def parity_errors() -> None:
+    """Raise if the kernels of this process's instruction set are not within their tolerances."""
+    torch.manual_seed(0)
+    shapes = [(2, 20, 7, 19), (1, 33, 15, 16), (3, 5, 1, 3), (1, 64, 9, 225), (1, 130, 6, 5)]
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        for shape in shapes:
+            for kernel_size in (3, 5, 7):
+                for channels_last in (False, True):
+                    _check_case(dtype, shape, kernel_size, channels_last)
+
+
+def _check_case(dtype, shape, kernel_size, channels_last):
+    channels = shape[1]
+    wide = reference.folding_dtype(dtype)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(shape).to(dtype).contiguous(memory_format=memory_format)
+    taps = torch.randn(channels, kernel_size, kernel_size, dtype=wide) / kernel_size
+    weight, bias = torch.randn(channels, 2 * channels, dtype=wide) / channels**0.5, torch.randn(channels, dtype=wide)
+    truth = reference.leni_folded(x.double(), taps.double(), weight.double(), bias.double())
+    y = torch.ops.leni_kernels.leni_folded_cpp(x, taps, weight, bias, channels_last)
+    error = (y.double() - truth).abs().max() / truth.abs().max()
+    if dtype == torch.bfloat16:
+        composed = reference.leni_folded(x, taps, weight, bias)
+        limit = 2 * (composed.double() - truth).abs().max() / truth.abs().max()
+    else:
+        limit = 1e-12 if dtype == torch.float64 else 1e-5
+    assert error <= limit, f"{dtype} {shape} k={kernel_size} channels_last={channels_last}: {error:.1e} > {limit:.1e}"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_parity_on_every_instruction_set(isa):
+    best = extension.cpu_isa()
+    if os.environ.get("LENI_KERNELS_ISA") is None and ISAS.index(isa) > ISAS.index(best):
+        pytest.skip(f"this CPU has only {best}")
+    script = "import sys; sys.path.insert(0, sys.argv[1]); import test_isa; test_isa.parity_errors()"
+    process = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent)], cwd=ROOT,
+                             env={**os.environ, "LENI_KERNELS_ISA": isa}, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+
+
+def test_an_instruction_set_that_does_not_exist_is_refused():
+    process = subprocess.run([sys.executable, "-c", "from leni_kernels import extension; extension.cpu_isa()"],
+                             cwd=ROOT, env={**os.environ, "LENI_KERNELS_ISA": "mmx"}, capture_output=True, text=True)
+    assert process.returncode != 0
+    assert "the names are generic, avx2, avx512, avx512_bf16, amx" in process.stderr
+
+
+@pytest.mark.skipif(ISAS.index(extension.cpu_isa() or "generic") < ISAS.index("avx512_bf16"),
+                    reason="the emulation runs on AVX-512-BF16")
+def test_amx_kernel_with_emulated_tiles(tmp_path):
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    sources = ["csrc/leni_amx.cpp", "csrc/leni_generic.cpp", "tests/csrc/amx_emulation.cpp"]
+    build = [compiler, "-O1", "-std=c++20", "-DLENI_AMX_EMULATION", "-Icsrc", "-w", *sources, "-o", tmp_path / "run"]
+    subprocess.run(build, cwd=ROOT, check=True)
+    process = subprocess.run([tmp_path / "run"], capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout

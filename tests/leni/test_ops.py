@@ -1,0 +1,68 @@
+"""The registered operators keep PyTorch's contract: schema, fake, autograd, tracing, strides."""
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from leni_kernels import extension
+from leni_kernels.leni import reference
+
+pytestmark = pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
+
+LAYOUTS = {False: torch.contiguous_format, True: torch.channels_last}
+SAMPLES = [
+    (torch.float32, (2, 5, 6, 7), 3, False, True),
+    (torch.float32, (1, 16, 1, 9), 5, True, False),
+    (torch.float64, (2, 3, 4, 1), 7, False, False),
+    (torch.bfloat16, (3, 17, 5, 4), 3, True, True),
+    (torch.float32, (0, 4, 5, 5), 3, True, False),
+]
+
+
+def operator():
+    return torch.ops.leni_kernels.leni_folded_cpp.default
+
+
+def arguments(make_folded, dtype, shape, kernel_size, channels_last, requires_grad=False):
+    x = torch.randn(shape, dtype=dtype).to(memory_format=LAYOUTS[channels_last])
+    folded = make_folded(shape[1], kernel_size, reference.folding_dtype(dtype))
+    return *(tensor.requires_grad_(requires_grad) for tensor in (x, *folded)), channels_last
+
+
+@pytest.mark.parametrize(("dtype", "shape", "kernel_size", "channels_last", "requires_grad"), SAMPLES)
+def test_opcheck(make_folded, dtype, shape, kernel_size, channels_last, requires_grad):
+    torch.library.opcheck(operator(),
+                          arguments(make_folded, dtype, shape, kernel_size, channels_last, requires_grad))
+
+
+@pytest.mark.parametrize("channels_last", LAYOUTS)
+@pytest.mark.parametrize("shape", [
+    (2, 5, 6, 7), (0, 5, 6, 7), (1, 5, 6, 7), (2, 1, 6, 7), (2, 5, 1, 7), (2, 5, 6, 1), (2, 5, 1, 1),
+    (1, 1, 1, 1), (2, 1, 1, 7), (2, 1, 6, 1)])
+def test_fake_strides_are_the_real_ones(make_folded, shape, channels_last):
+    *tensors, _ = arguments(make_folded, torch.float32, shape, 3, channels_last)
+    real = operator()(*tensors, channels_last)
+    with FakeTensorMode() as mode:
+        fake = operator()(*map(mode.from_tensor, tensors), channels_last)
+    assert fake.shape == real.shape == shape
+    assert fake.stride() == real.stride()
+    assert fake.dtype == real.dtype
+    assert fake.device == real.device
+
+
+def test_slices_have_fake_strides_too(make_folded):
+    x = torch.randn(3, 8, 9, 10)[:, 1:6, ::2, 3:]
+    folded = make_folded(5)
+    real = operator()(x, *folded, False)
+    with FakeTensorMode() as mode:
+        fake = operator()(*map(mode.from_tensor, (x, *folded)), False)
+    assert fake.stride() == real.stride()
+
+
+@pytest.mark.parametrize("channels_last", LAYOUTS)
+def test_the_result_is_new_memory(make_folded, channels_last):
+    x, *rest = arguments(make_folded, torch.float32, (2, 4, 5, 6), 3, channels_last)
+    before = [tensor.clone() for tensor in (x, *rest[:3])]
+    y = operator()(x, *rest)
+    assert y.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+    assert all(torch.equal(tensor, saved) for tensor, saved in zip((x, *rest[:3]), before, strict=True))

@@ -1,0 +1,244 @@
+"""Fused LENI inference against the float64 reference: every width, plane, layout and slice."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+import leni_kernels as lk
+from leni_kernels import BackendUnavailableError, functional
+from leni_kernels.leni import reference
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+WIDTHS = (1, 2, 3, 7, 8, 15, 16, 17, 20, 31, 32, 33, 48, 64, 65, 100, 128)
+PLANES = ((1, 1), (1, 9), (11, 1), (5, 7), (7, 7), (14, 14), (15, 17), (28, 28), (33, 65), (3, 200), (9, 225))
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    with torch.no_grad():
+        yield
+
+
+def truth(x, folded):
+    return reference.leni_folded(x.double(), *(tensor.double() for tensor in folded))
+
+
+def assert_parity(backend, x, folded):
+    """The backend's result is the truth's to x's dtype, laid out as x is, and x is as it was."""
+    before = x.clone()
+    with lk.use_backend(backend):
+        y = functional.leni_folded(x, *folded)
+    expected = truth(x, folded)
+    assert y.dtype == x.dtype
+    assert y.shape == x.shape
+    error, allowed = (y - expected).abs().max(), TOLERANCE[x.dtype] * expected.abs().max()
+    assert error <= allowed, f"{tuple(x.shape)}: {error:.3g} > {allowed:.3g}"
+    assert torch.equal(x, before)
+    return y
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("channels", WIDTHS)
+def test_widths_and_planes(backend, make_folded, channels, layout, dtype):
+    for index, plane in enumerate(PLANES):
+        # Large cases once; the small ones in batches and with the larger kernels too.
+        large = channels * math.prod(plane) > 20_000
+        x = torch.randn(1 if large else 3, channels, *plane, dtype=dtype).to(memory_format=LAYOUTS[layout])
+        for kernel_size in (3 + 2 * (index % 3),) if large else (3, 5, 7):
+            y = assert_parity(backend, x, make_folded(channels, kernel_size, dtype))
+            assert y.is_contiguous(memory_format=LAYOUTS[layout])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("channels", [256, 300, 512])
+def test_wide_blocks(kernel_backend, make_folded, channels, layout, dtype):
+    x = torch.randn(2, channels, 7, 9, dtype=dtype).to(memory_format=LAYOUTS[layout])
+    assert_parity(kernel_backend, x, make_folded(channels, dtype=dtype))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kernel_size", [3, 5, 7])
+@pytest.mark.parametrize("channels", [1, 2, 3, 8, 15, 16, 17, 32, 48, 64, 100, 128, 512])
+def test_half_precision_errs_no_more_than_composed_layers(backend, make_leni, channels, kernel_size, layout):
+    for plane in ((1, 1), (5, 7), (14, 14), (9, 225)) if channels <= 128 else ((7, 7),):
+        block = make_leni(channels, kernel_size, torch.bfloat16)
+        x = torch.randn(2, channels, *plane, dtype=torch.bfloat16).to(memory_format=LAYOUTS[layout])
+        expected = copy.deepcopy(block).double()(x.double())
+        with lk.use_backend(backend):
+            y = block(x)
+        with lk.use_backend("reference"):
+            composed = block(x)
+        assert y.dtype == torch.bfloat16
+        assert y.is_contiguous(memory_format=LAYOUTS[layout])
+        # Where the composed block is right by luck, the truth's own rounding is still allowed.
+        rounding = (expected.bfloat16() - expected).abs().max()
+        assert (y - expected).abs().max() <= max(2 * (composed - expected).abs().max(), rounding)
+
+
+@pytest.mark.parametrize("dtype", [*TOLERANCE, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_empty_batch_gives_an_empty_batch(backend, make_folded, layout, dtype):
+    x = torch.empty(0, 16, 6, 5, dtype=dtype).to(memory_format=LAYOUTS[layout])
+    with lk.use_backend(backend):
+        y = functional.leni_folded(x, *make_folded(16, dtype=reference.folding_dtype(dtype)))
+    assert y.shape == x.shape
+    assert y.dtype == x.dtype
+
+
+# ---- slices, expansions and transpositions of larger tensors -----------------------------------------------
+
+SLICES = {
+    "rows": lambda x: x[:, :, 1:-2],
+    "every other row": lambda x: x[:, :, ::2],
+    "columns": lambda x: x[..., 3:-2],
+    "columns and rows": lambda x: x[:, :, 2:-1, 1:-4],
+    "channels": lambda x: x[:, 5:-3],
+    "one column": lambda x: x[..., 4:5],
+    "one channel": lambda x: x[:, 7:8],
+    "batch": lambda x: x[1:],
+    "every other sample": lambda x: x[::2],
+    "expanded batch": lambda x: x[1:2].expand(4, -1, -1, -1),
+    "all at once": lambda x: x[::2, 3:20, 1::2, 2:-3],
+}
+ONLY_NCHW = {
+    "every third channel": lambda x: x[:, ::3],
+    "expanded channels": lambda x: x[:, 3:4].expand(-1, 20, -1, -1),
+    "expanded rows": lambda x: x[:, :, 5:6].expand(-1, -1, 9, -1),
+    "channels and rows exchanged": lambda x: x.transpose(1, 2),
+    "overlapping windows": lambda x: x.as_strided((2, 9, 4, 6), (500, 7, 3, 1)),
+}
+ONLY_CHANNELS_LAST = {
+    "every other column": lambda x: x[..., ::2],
+    "expanded columns": lambda x: x[..., 5:6].expand(-1, -1, -1, 9),
+    "expanded plane": lambda x: x[:, :, 5:6, 5:6].expand(-1, -1, 9, 11),
+    "rows and columns exchanged": lambda x: x.transpose(2, 3),
+}
+READ_IN_PLACE = [(layout, name, take) for layout, cases in
+                 (("nchw", {**SLICES, **ONLY_NCHW}), ("channels_last", {**SLICES, **ONLY_CHANNELS_LAST}))
+                 for name, take in cases.items()]
+NOT_READ_IN_PLACE = [
+    ("nchw", "every other column", lambda x: x[..., ::2]),
+    ("nchw", "rows and columns exchanged", lambda x: x.transpose(2, 3)),
+    ("nchw", "expanded columns", lambda x: x[..., 5:6].expand(-1, -1, -1, 9)),
+    ("channels_last", "every third channel", lambda x: x[:, ::3]),
+    ("channels_last", "expanded channels", lambda x: x[:, 3:4].expand(-1, 20, -1, -1)),
+]
+
+
+def larger_tensor(layout, dtype):
+    return torch.randn(3, 24, 13, 19, dtype=dtype).to(memory_format=LAYOUTS[layout])
+
+
+def named(cases):
+    return pytest.mark.parametrize(("layout", "take"), [(layout, take) for layout, _, take in cases],
+                                   ids=[f"{layout}: {name}" for layout, name, _ in cases])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@named(READ_IN_PLACE)
+def test_slices_are_read_in_place(backend, make_folded, layout, take, dtype):
+    larger = larger_tensor(layout, dtype)
+    before = larger.clone()
+    x = take(larger)
+    y = assert_parity(backend, x, make_folded(x.shape[1], dtype=dtype))
+    assert torch.equal(larger, before)
+    assert backend == "reference" or y.is_contiguous(memory_format=LAYOUTS[layout])
+
+
+@named(READ_IN_PLACE)
+def test_slices_in_half_precision(kernel_backend, make_folded, layout, take):
+    x = take(larger_tensor(layout, torch.bfloat16))
+    folded = make_folded(x.shape[1])
+    with lk.use_backend(kernel_backend):
+        y = functional.leni_folded(x, *folded)
+        of_a_copy = functional.leni_folded(x.clone(memory_format=LAYOUTS[layout]), *folded)
+    assert torch.equal(y, of_a_copy)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@named(NOT_READ_IN_PLACE)
+def test_what_no_kernel_reads_goes_to_the_reference(make_folded, layout, take, dtype):
+    x = take(larger_tensor(layout, dtype))
+    folded = make_folded(x.shape[1], dtype=dtype)
+    assert_parity(None, x, folded)
+    decision, = lk.explain(functional.leni_folded, x, *folded)
+    assert decision.backend == "reference"
+
+
+@named(NOT_READ_IN_PLACE)
+def test_what_no_kernel_reads_is_refused_by_name(kernel_backend, make_folded, layout, take):
+    x = take(larger_tensor(layout, torch.float32))
+    folded = make_folded(x.shape[1])
+    refusal = pytest.raises(BackendUnavailableError, match="x has stride 1 neither")
+    with lk.use_backend(kernel_backend), refusal:
+        functional.leni_folded(x, *folded)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_parameters_may_be_strided(backend, make_folded, dtype):
+    taps, _, bias = make_folded(6, dtype=dtype)
+    strided = (taps.transpose(1, 2), torch.randn(12, 6, dtype=dtype).t(), bias[:1].expand(6))
+    assert_parity(backend, torch.randn(2, 6, 7, 5, dtype=dtype), strided)
+
+
+# ---- one result, whatever the threads ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [*TOLERANCE, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_number_of_threads_changes_no_bit(kernel_backend, make_folded, layout, dtype):
+    x = torch.randn(3, 40, 29, 70, dtype=dtype).to(memory_format=LAYOUTS[layout])
+    folded = make_folded(40, dtype=reference.folding_dtype(dtype))
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            with lk.use_backend(kernel_backend):
+                results.append(functional.leni_folded(x, *folded))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("dtype", [*TOLERANCE, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_samples_do_not_depend_on_their_batch(kernel_backend, make_folded, layout, dtype):
+    x = torch.randn(4, 20, 11, 37, dtype=dtype).to(memory_format=LAYOUTS[layout])
+    folded = make_folded(20, dtype=reference.folding_dtype(dtype))
+    with lk.use_backend(kernel_backend):
+        together = functional.leni_folded(x, *folded)
+        alone = torch.cat([functional.leni_folded(sample[None], *folded) for sample in x])
+    assert torch.equal(together, alone)
+
+
+# ---- NaN and Inf -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [*TOLERANCE, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("channels", [3, 16, 40])
+def test_nan_and_inf_reach_what_the_reference_says(backend, make_folded, channels, value, layout, dtype):
+    for kernel_size in (3, 5, 7):
+        for height, width, row, column in ((9, 40, 4, 17), (9, 40, 0, 39), (1, 1, 0, 0), (6, 33, 5, 32)):
+            x = torch.randn(2, channels, height, width, dtype=dtype).to(memory_format=LAYOUTS[layout])
+            x[1, channels // 2, row, column] = value
+            folded = make_folded(channels, kernel_size, reference.folding_dtype(dtype))
+            with lk.use_backend(backend):
+                y = functional.leni_folded(x, *folded)
+            expected = truth(x, folded)
+            for test in (torch.isnan, torch.isposinf, torch.isneginf):
+                assert torch.equal(test(y), test(expected)), (kernel_size, height, width, row, column)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_exact_zeros_and_negative_zeros(backend, make_folded, layout, dtype):
+    x = torch.randn(2, 9, 6, 20, dtype=dtype)
+    x = x.masked_fill(x.abs() < 0.4, 0).masked_fill(x > 1, -0.0).to(memory_format=LAYOUTS[layout])
+    assert_parity(backend, x, make_folded(9, dtype=dtype))

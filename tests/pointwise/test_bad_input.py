@@ -1,0 +1,63 @@
+"""AdaReLU, FullyParametricReLU and CReLU refuse what does not fit, and say what they got and want."""
+
+import re
+
+import pytest
+import torch
+
+import leni_kernels as lk
+from leni_kernels.functional import ada_relu, crelu, fully_parametric_relu
+
+X, VALUES = torch.randn(2, 3, 4), torch.randn(3)
+
+
+@pytest.mark.parametrize("call", [
+    lambda x: ada_relu(x, VALUES), lambda x: fully_parametric_relu(x, VALUES, VALUES), crelu,
+], ids=["ada_relu", "fully_parametric_relu", "crelu"])
+def test_x_needs_channels_and_a_floating_dtype(call):
+    message = "x must be [N, C, *spatial] with C at least 1, got shape (12,)"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call(torch.randn(12))
+    with pytest.raises(ValueError, match=re.escape("C at least 1, got shape (2, 0, 4)")):
+        call(X[:, :0])
+    with pytest.raises(TypeError, match=re.escape("x must be floating-point, got torch.int64")):
+        call(X.long())
+
+
+@pytest.mark.parametrize(("threshold", "error", "message"), [
+    (torch.randn(4), ValueError, "threshold must have shape [3] (one per channel), [1] (one for all), "
+                                 "[3, 4] (one per element), got (4,)"),
+    (torch.randn(1, 3, 1), ValueError, "got (1, 3, 1)"),
+    (torch.randn(2, 3, 4), ValueError, "got (2, 3, 4)"),
+    (VALUES.double(), TypeError, "same dtype, got x torch.float32, threshold torch.float64"),
+    (VALUES.to("meta"), ValueError, "same device, got x cpu, threshold meta"),
+])
+def test_ada_relu_names_what_it_got_and_wants(threshold, error, message):
+    with pytest.raises(error, match="^ada_relu: .*" + re.escape(message)):
+        ada_relu(X, threshold)
+
+
+@pytest.mark.parametrize(("positive", "negative", "error", "message"), [
+    (VALUES, VALUES[:1], ValueError, "negative_slope must have shape [3], got (1,)"),
+    (torch.randn(4), VALUES, ValueError, "positive_slope must have shape [3], got (4,)"),
+    (torch.randn(3, 1), VALUES, ValueError, "positive_slope must have shape [3], got (3, 1)"),
+    (VALUES, VALUES.half(), TypeError,
+     "same dtype, got x torch.float32, positive_slope torch.float32, negative_slope torch.float16"),
+    (VALUES.to("meta"), VALUES, ValueError, "same device, got x cpu, positive_slope meta"),
+])
+def test_fully_parametric_relu_names_what_it_got_and_wants(positive, negative, error, message):
+    with pytest.raises(error, match="^fully_parametric_relu: .*" + re.escape(message)):
+        fully_parametric_relu(X, positive, negative)
+
+
+def test_sizes_of_other_axes_do_not_pass_for_the_channels():
+    with pytest.raises(ValueError, match=re.escape("[3] (one per channel)")):
+        ada_relu(X, torch.randn(4))
+    with pytest.raises(ValueError, match=re.escape("must have shape [3], got (2,)")):
+        fully_parametric_relu(X, torch.randn(2), VALUES)
+
+
+def test_backend_without_a_kernel_says_so():
+    message = "backend 'triton' cannot run crelu"
+    with lk.use_backend("triton"), pytest.raises(lk.BackendUnavailableError, match=message):
+        crelu(X)

@@ -1,0 +1,43 @@
+"""AdaReLU, FullyParametricReLU and CReLU under torch.compile, torch.export and explain."""
+
+import pytest
+import torch
+from torch import nn
+
+import leni_kernels as lk
+
+MODULES = {"ada_relu": lambda: lk.AdaReLU(3), "fully_parametric_relu": lambda: lk.FullyParametricReLU(3),
+           "crelu": lk.CReLU}
+
+
+def random_module(name):
+    module = MODULES[name]()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    return module
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_compiles_without_a_graph_break(name):
+    module, x = random_module(name), torch.randn(2, 3, 4, 5, requires_grad=True)
+    y, wanted = torch.compile(module, fullgraph=True, backend="aot_eager")(x), module(x)
+    torch.testing.assert_close(y, wanted)
+    inputs = (x, *module.parameters())
+    gradients, truth = torch.autograd.grad(y.sum(), inputs), torch.autograd.grad(wanted.sum(), inputs)
+    torch.testing.assert_close(gradients, truth)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_exports_with_any_batch_and_size(name):
+    module = random_module(name)
+    sizes = {axis: torch.export.Dim.AUTO for axis in (0, 2, 3)}
+    exported = torch.export.export(module, (torch.randn(2, 3, 4, 5),), dynamic_shapes=(sizes,)).module()
+    x = torch.randn(3, 3, 7, 6)
+    torch.testing.assert_close(exported(x), module(x))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_explain_tells_the_backend(name):
+    decision, = lk.explain(random_module(name), torch.randn(2, 3, 4))
+    assert (decision.operation, decision.backend) == (name, "reference")
+    assert set(decision.why_not) == {"cpp", "triton", "cuda"}

@@ -1,0 +1,249 @@
+"""Which backend runs: by choice, by name, by environment; and explain, which tells and changes nothing."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import leni_kernels as lk
+from leni_kernels import BackendUnavailableError, backends, extension, functional
+from leni_kernels.backends import Backend, Operation
+
+ROOT = Path(__file__).parent.parent
+AUTOMATIC = "reference" if extension.why_missing else "cpp"
+
+
+def folded(channels=4, dtype=torch.float32):
+    return (torch.randn(channels, 3, 3, dtype=dtype), torch.randn(channels, 2 * channels, dtype=dtype),
+            torch.randn(channels, dtype=dtype))
+
+
+def chosen(x=None):
+    decision, = lk.explain(functional.leni_folded, torch.randn(1, 4, 5, 5) if x is None else x, *folded())
+    return decision.backend
+
+
+# ---- operations --------------------------------------------------------------------------------------------
+
+
+def counting(*why_nots):
+    """An operation on backends cpp, triton, reference, ...; each call returns the name that ran."""
+    names = ("cpp", "triton", "reference")
+    return Operation("counting", *(Backend(name, lambda call, why=why: why, lambda call, name=name: name)
+                                   for name, why in zip(names, (*why_nots, None), strict=True)))
+
+
+def test_the_first_that_can_is_chosen():
+    assert counting(None, None)(()) == "cpp"
+    assert counting("broken", None)(()) == "triton"
+    assert counting("broken", "broken")(()) == "reference"
+
+
+def test_by_name_it_serves_or_raises_with_its_reason():
+    operation = counting("the sun shines", None)
+    with lk.use_backend("triton"):
+        assert operation(()) == "triton"
+    with lk.use_backend("reference"):
+        assert operation(()) == "reference"
+    for name, reason in (("cpp", "the sun shines"), ("cuda", "counting has no kernel of this kind")):
+        refusal = pytest.raises(BackendUnavailableError, match=f"'{name}' cannot run counting: {reason}")
+        with lk.use_backend(name), refusal:
+            operation(())
+
+
+def test_backends_restore_what_was_before():
+    operation = counting(None, None)
+    with lk.use_backend("reference"):
+        with lk.use_backend("triton"):
+            assert operation(()) == "triton"
+            with lk.use_backend(None):
+                assert operation(()) == "cpp"
+            assert operation(()) == "triton"
+        assert operation(()) == "reference"
+        with pytest.raises(KeyError), lk.use_backend("triton"):
+            raise KeyError
+        assert operation(()) == "reference"
+    assert operation(()) == "cpp"
+
+
+@pytest.mark.parametrize("name", ["CPP", "gpu", ""])
+def test_unknown_names(name):
+    message = f"unknown backend '{name}'; the backends are cpp, triton, cuda, reference"
+    with pytest.raises(ValueError, match=message), lk.use_backend(name):
+        pass
+    assert chosen() == AUTOMATIC
+
+
+def test_use_backend_decorates():
+    @lk.use_backend("reference")
+    def inside():
+        return chosen()
+
+    assert inside() == inside() == "reference"
+    assert chosen() == AUTOMATIC
+
+
+# ---- real reasons ------------------------------------------------------------------------------------------
+
+
+def reason_for(backend, *inputs):
+    with lk.use_backend(backend), pytest.raises(BackendUnavailableError) as caught:
+        functional.leni_folded(*inputs)
+    return str(caught.value)
+
+
+def test_reasons_of_real_kernels():
+    if extension.why_missing is None:
+        half = torch.randn(1, 4, 5, 5, dtype=torch.float16)
+        assert "take float32, bfloat16 and float64, not torch.float16" in reason_for("cpp", half, *folded())
+        large = (torch.randn(4, 9, 9), *folded()[1:])
+        assert "deconvolution is 9×9" in reason_for("cpp", torch.randn(1, 4, 5, 5), *large)
+        away = [tensor.to("meta") for tensor in (torch.randn(1, 4, 5, 5), *folded())]
+        assert "x is on meta" in reason_for("cpp", *away)
+    else:
+        assert extension.why_missing in reason_for("cpp", torch.randn(1, 4, 5, 5), *folded())
+
+
+def test_automatic_falls_back_where_by_name_raises():
+    half = torch.randn(1, 4, 5, 5, dtype=torch.float16)
+    assert chosen(half) == "reference"
+    assert functional.leni_folded(half, *folded()).dtype == torch.float16
+
+
+# ---- explain -----------------------------------------------------------------------------------------------
+
+
+def test_explain_gives_a_reason_for_every_other_backend():
+    explanation = lk.explain(functional.leni_folded, torch.randn(1, 4, 5, 5), *folded())
+    decision, = explanation
+    assert {decision.backend, *decision.why_not} == set(backends.NAMES)
+    assert all(decision.why_not.values())
+    text = str(explanation)
+    assert text.splitlines()[0] == f"leni_folded: runs on '{AUTOMATIC}'"
+    for name, reason in decision.why_not.items():
+        assert f"not '{name}': {reason}" in text
+
+
+def test_explain_says_who_asked():
+    with lk.use_backend("reference"):
+        decision, = lk.explain(functional.leni_folded, torch.randn(1, 4, 5, 5), *folded())
+    if extension.why_missing is None:
+        assert decision.why_not["cpp"] == "'reference' was asked for by name"
+    refusal = pytest.raises(BackendUnavailableError, match="'cuda' cannot run leni_folded")
+    with lk.use_backend("cuda"), refusal:
+        lk.explain(functional.leni_folded, torch.randn(1, 4, 5, 5), *folded())
+
+
+def network():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), lk.LENI2d(4), nn.Dropout(), lk.Reborn2d(4),
+                         lk.AdaReLU(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_explain_of_a_network_lists_its_operations_in_order(training):
+    explanation = lk.explain(network().train(training), torch.randn(2, 3, 8, 8))
+    assert [decision.operation for decision in explanation] == ["leni", "reborn", "ada_relu"]
+    assert explanation[0].backend == ("reference" if training else AUTOMATIC)
+    assert ("uses batch statistics" in str(explanation)) == training
+
+
+def test_explain_of_other_things():
+    assert str(lk.explain(nn.ReLU(), torch.randn(2, 3))) == "no leni_kernels operation is called"
+    block = lk.LENI2d(4).eval()
+    assert lk.explain(lambda x: block(block(x)), torch.randn(2, 4, 5, 5))[1].operation == "leni"
+    assert lk.explain(lk.fold(block), torch.randn(2, 4, 5, 5))[0].operation == "leni_folded"
+    norms = lk.Norm(torch.zeros(4), torch.ones(4)), lk.Norm(torch.zeros(8), torch.ones(8))
+    decision, = lk.explain(functional.leni, torch.randn(2, 4, 5, 5), torch.randn(4, 1, 3, 3), *norms,
+                           compress_weight=torch.randn(4, 8, 1, 1))
+    assert decision.backend == AUTOMATIC
+
+
+def test_explain_passes_errors_on():
+    with pytest.raises(ValueError, match="x must be"):
+        lk.explain(lk.LENI2d(4), torch.randn(4, 5, 5))
+    assert backends._decisions is None
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_explain_changes_nothing(momentum):
+    model = network().train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = momentum
+    before, x = copy.deepcopy(model.state_dict()), torch.randn(2, 3, 8, 8, requires_grad=True)
+    x_before, random_state = x.detach().clone(), torch.get_rng_state()
+    lk.explain(model, x)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert torch.equal(x, x_before)
+    assert x.grad is None
+    assert model.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+        assert type(tensor) is torch.Tensor
+
+
+def test_explain_needs_no_memory():
+    block = lk.LENI2d(4, device="meta").eval()
+    x = torch.empty(10_000, 4, 10_000, 10_000, device="meta")
+    decision, = lk.explain(block, x)
+    assert decision.backend == "reference"
+    assert lk.explain(lk.LENI2d(4).eval(), torch.empty(1).expand(10_000, 4, 10_000, 10_000))
+
+
+# ---- the compiler sees the choice --------------------------------------------------------------------------
+
+
+def test_a_compiled_function_follows_the_backend():
+    torch._dynamo.reset()
+    seen = []
+
+    def record(graph, inputs):
+        seen.append({str(node.target) for node in graph.graph.nodes})
+        return graph
+
+    compiled = torch.compile(functional.leni_folded, fullgraph=True, backend=record)
+    x, parameters = torch.randn(1, 4, 5, 5), folded()
+    expected = compiled(x, *parameters)
+    with lk.use_backend("reference"):
+        assert torch.allclose(compiled(x, *parameters), expected, atol=1e-4)
+    with lk.use_backend("cuda"), pytest.raises(Exception, match="'cuda' cannot run leni_folded"):
+        compiled(x, *parameters)
+    compiled(x, *parameters)
+    kernels = [any("leni_folded_cpp" in target for target in graph) for graph in seen]
+    assert kernels == [AUTOMATIC == "cpp", False]
+
+
+# ---- other processes ---------------------------------------------------------------------------------------
+
+
+def python(code, **environment):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True,
+                          text=True, check=False)
+
+
+WHICH = ("import torch, leni_kernels as lk; block, x = lk.LENI2d(4).eval(), torch.randn(1, 4, 5, 5); "
+         "print(lk.explain(block, x)); assert block(x).isfinite().all()")
+
+
+def test_the_environment_variable_names_the_backend():
+    result = python(WHICH, LENI_KERNELS_BACKEND="reference")
+    assert result.returncode == 0, result.stderr
+    assert "leni: runs on 'reference'" in result.stdout
+    unknown = python("import leni_kernels", LENI_KERNELS_BACKEND="gpu")
+    assert unknown.returncode != 0
+    assert "ValueError: unknown backend 'gpu'" in unknown.stderr
+
+
+def test_it_works_without_triton_and_without_the_extension():
+    block = "import sys; sys.modules['triton'] = sys.modules['leni_kernels._C'] = None; "
+    result = python(block + WHICH, LENI_KERNELS_BACKEND="")
+    assert result.returncode == 0, result.stderr
+    assert "leni: runs on 'reference'" in result.stdout
+    assert "not 'triton': Triton is not installed" in result.stdout
+    assert "not 'cpp': the C++ extension is not available in this installation" in result.stdout
