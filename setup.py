@@ -41,7 +41,7 @@ def extension_arguments() -> dict:
         include_dirs=[str(Path("csrc").resolve())],
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION), ("Py_LIMITED_API", PY_LIMITED_API)],
         extra_compile_args=[
-            "-O3", "-std=c++20", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall",
+            "-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall",
             # GCC 12's own AVX-512 intrinsics read a variable that they leave undefined on purpose.
             "-Wno-uninitialized", "-Wno-maybe-uninitialized",
         ],

@@ -41,7 +41,7 @@ inline Tiling choose_tiling(const FoldedProblem& problem, int64_t bytes_per_pixe
   } else {
     tiling.rows = std::min(problem.height, kTileRows);
     const int64_t most = std::max<int64_t>(pixels / tiling.rows / width, 1) * width;
-    tiling.columns = tiling.pitch = round_up(even_share(problem.width, most), width);
+    tiling.columns = tiling.pitch = std::min(round_up(even_share(problem.width, most), width), problem.width);
   }
   tiling.tiles_across = ceil_div(problem.width, tiling.columns);
   const int64_t enough = ceil_div(2 * threads, problem.batch * tiling.tiles_across);

@@ -25,7 +25,7 @@ class BackendUnavailableError(RuntimeError):
 
 
 class Backend(NamedTuple):
-    """A way to run an operation: ``why_not(call)`` is the reason it cannot, or None; ``run(call)`` does it."""
+    """One way to run an operation: ``why_not(call)`` says why it cannot, or None; ``run(call)`` does it."""
 
     name: str
     why_not: Callable[[Any], str | None]

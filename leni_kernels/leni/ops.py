@@ -23,9 +23,9 @@ KERNEL_SIZES = (3, 5, 7)
 
 
 # ---- the operators -----------------------------------------------------------------------------------------
-# leni_kernels::leni_folded_{cpp,triton}(Tensor x, Tensor taps, Tensor weight, Tensor bias, bool channels_last)
-#     -> Tensor
-# Parameters are float32 (float64 for a float64 x). ``channels_last`` says which stride of x is 1, and how y is
+# leni_kernels::leni_folded_{cpp,triton}(
+#     Tensor x, Tensor taps, Tensor weight, Tensor bias, bool channels_last) -> Tensor
+# Parameters are float32 (float64 for a float64 x). ``channels_last`` says which stride of x is 1 and how y is
 # laid out.
 
 
@@ -235,7 +235,7 @@ def leni(x: Tensor, deconv_weight: Tensor, negative_norm: Norm, fusion_norm: Nor
 
 def run_leni(x: Tensor, parameters: LeniParameters | None,
              layers: tuple[Layer, Layer, Layer, Layer] | None = None, obstacle: str | None = None) -> Tensor:
-    """:func:`leni`, with the layers that the definition is to call; ``obstacle`` says why if no parameters."""
+    """:func:`leni`, with the layers that the definition is to call, or without parameters and why."""
     channels = checks.feature_map("leni", x)
     if parameters is not None:
         _check_block("leni", x, parameters, channels, deconv_channels=(channels, 1))

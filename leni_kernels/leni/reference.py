@@ -51,7 +51,7 @@ class Norm(NamedTuple):
 
 
 def split_signs(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``max(x, 0)`` and ``min(x, 0)``; their gradients at x = 0 are both 0 (``clamp(max=0)`` would give 1)."""
+    """``max(x, 0)`` and ``min(x, 0)``; their gradients at x = 0 are 0 (``clamp(max=0)`` would give 1)."""
     return torch.relu(x), -torch.relu(-x)
 
 
@@ -123,7 +123,7 @@ class FoldedReborn(NamedTuple):
 
 def fold_reborn(deconv_weight: Tensor, negative_norm: Norm, compress_weight: Tensor,
                 compress_bias: Tensor | None, groups: int) -> FoldedReborn:
-    """Fold the norm's scale into the deconvolution, its shift into the bias; the rest as in :func:`fold_leni`."""
+    """Fold the norm into the deconvolution (scale) and the bias (shift); otherwise as :func:`fold_leni`."""
     channels = deconv_weight.shape[0]
     dtype = folding_dtype(deconv_weight.dtype)
     scale, shift = negative_norm.scale_and_shift(dtype)
@@ -137,7 +137,7 @@ def fold_reborn(deconv_weight: Tensor, negative_norm: Norm, compress_weight: Ten
 
 
 def reborn_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
-    """``weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias`` in x's dtype, parameters as in :class:`FoldedReborn`."""
+    """``weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias`` in x's dtype, for :class:`FoldedReborn`."""
     positive, negative = split_signs(x)
     deconvolved = F.conv_transpose2d(negative, taps.to(x.dtype), padding=taps.shape[-1] // 2, groups=groups)
     features = torch.cat([positive, deconvolved], dim=1)
@@ -189,5 +189,6 @@ def leni_folded_backward(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor,
             padded = F.pad(grad_deconv.to(taps.dtype), [half] * 4)
             offsets = range(taps.shape[-1])
             shifted = (padded[:, :, i:i + height, j:j + width] for i in offsets for j in offsets)
-            grad_taps = torch.stack([(negative * shift).sum((0, 2, 3)) for shift in shifted], -1).view_as(taps)
+            grad_taps = torch.stack([(negative * shift).sum((0, 2, 3)) for shift in shifted], -1)
+            grad_taps = grad_taps.view_as(taps)
     return grad_x, grad_taps, grad_weight, grad_bias

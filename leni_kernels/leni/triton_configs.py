@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..triton_support import full_vector, power_of_two
+from ..triton_support import full_vector, itemsize, power_of_two
 
 
 class Config(NamedTuple):
@@ -18,25 +18,29 @@ class Config(NamedTuple):
     warps: int
 
 
-TABLE: dict[tuple[bool, int, str, str], Config] = {}
-"""Exceptions to :func:`rule`, by (channels last, C rounded up to a power of two, dtype, architecture)."""
+TABLE: dict[tuple[bool, int, int, str, str], Config] = {}
+"""Exceptions to the rule, by (channels last, C rounded up to a power of two, k, operand type, architecture)."""
 
 
-def choose(channels: int, kernel_size: int, dtype: str, architecture: str, channels_last: bool) -> Config:
-    """The tiling for C channels of operands ``dtype`` ("fp16", "bf16", "tf32", "fp32", "fp64")."""
+def choose(channels: int, kernel_size: int, operand: str, architecture: str, channels_last: bool) -> Config:
+    """The tiling for C channels of operands ``operand`` ("fp16", "bf16", "tf32", "fp32", "fp64")."""
     padded = max(16, power_of_two(channels))
-    config = TABLE.get((channels_last, padded, dtype, architecture))
-    return config or rule(padded, kernel_size, dtype, channels_last)
+    exception = TABLE.get((channels_last, padded, kernel_size, operand, architecture))
+    return exception or _rule(padded, kernel_size, operand, architecture.startswith("gfx"), channels_last)
 
 
-def rule(channels: int, kernel_size: int, dtype: str, channels_last: bool) -> Config:
-    """The default tiling."""
-    vector = full_vector(dtype)
-    block = channels if channels <= 128 else 64
-    outputs = min(channels, 256)
-    rows = 4
-    warps = 8 if outputs > 64 else 4
+def _rule(channels: int, kernel_size: int, operand: str, amd: bool, channels_last: bool) -> Config:
+    """The default: one vector of x for each thread, and as many rows of sums as registers hold without spilling."""
+    if operand == "fp64":
+        return Config(4, 4, 16, 16, 2 if amd else 4)
+    half = itemsize(operand) == 2
+    outputs = min(channels, 128 if amd else 256 if operand != "fp32" else 64)
+    block = min(channels, (128 if half else 64) if channels <= 128 and kernel_size < 7 and not amd else 64 if half else 32)
+    rows = 4 if outputs < 256 and kernel_size < 7 else 2
+    threads = 256 if outputs > 64 or kernel_size == 7 or not half else 128
     if channels_last:
-        lanes = block // vector
-        return Config(rows, max(warps * 32 // lanes, 64 // rows), block, outputs, warps)
-    return Config(rows, 8 if channels <= 16 else 4, block, outputs, warps)
+        positions = threads * full_vector(operand) // block
+    else:
+        positions = max(4, threads // block)
+        threads = min(256, max(128, block * 4))
+    return Config(rows, positions, block, outputs, threads // (64 if amd else 32))

@@ -105,18 +105,22 @@ def _concatenate(tiles, AXIS: tl.constexpr):
 def _operand(rows, AXIS: tl.constexpr):
     """A tuple of output rows, [A, B] each, concatenated along AXIS as an operand for the matrix units.
 
-    No data moves between threads. Even and odd elements are concatenated apart: that leaves neighbours along
-    B in neighbouring registers, and so lets Triton store the operand to shared memory 128 bits at a time.
+    No data moves between threads. Even and odd elements are concatenated apart: that leaves neighbours along B
+    in neighbouring registers, and so lets Triton store the operand to shared memory 128 bits at a time.
     """
-    even = ()
-    odd = ()
-    for r in tl.static_range(len(rows)):
-        pairs = tl.reshape(rows[r], (rows[r].shape[0], rows[r].shape[1] // 2, 2))
-        first, second = tl.split(pairs)
-        even = even + (first,)
-        odd = odd + (second,)
-    both = tl.join(_concatenate(even, AXIS), _concatenate(odd, AXIS))
-    return tl.reshape(both, (both.shape[0], both.shape[1] * 2))
+    if AXIS == 1 and rows[0].dtype == tl.float32:
+        # Hopper's TF32 products want channels side by side, across B; and Triton 3.8 aborts on pairs here.
+        return _concatenate(rows, AXIS)
+    else:
+        even = ()
+        odd = ()
+        for r in tl.static_range(len(rows)):
+            pairs = tl.reshape(rows[r], (rows[r].shape[0], rows[r].shape[1] // 2, 2))
+            first, second = tl.split(pairs)
+            even = even + (first,)
+            odd = odd + (second,)
+        both = tl.join(_concatenate(even, AXIS), _concatenate(odd, AXIS))
+        return tl.reshape(both, (both.shape[0], both.shape[1] * 2))
 
 
 # ---- channels last -----------------------------------------------------------------------------------------
@@ -147,7 +151,10 @@ def _branches_channels_last(x, taps, row, column, inside, channel, height, width
             sums = _add_tap_row(sums, _negative(values, taps.dtype.element_ty), tap_column, i)
             if j == half and i >= half and i < half + ROWS:
                 positive = positive + (_positive(values),)
-    return _operand(positive, 0), _operand(sums, 0).to(x.dtype.element_ty)
+    negative = ()
+    for r in tl.static_range(ROWS):
+        negative = negative + (sums[r].to(x.dtype.element_ty),)
+    return _operand(positive, 0), _operand(negative, 0)
 
 
 @jit
@@ -270,8 +277,9 @@ def _branches_contiguous(x, taps, row, column, inside, channel, height, width, s
         pointer += stride_h
     negative = ()
     for r in tl.static_range(ROWS):
-        negative = negative + (tl.reshape(sums[r], (x.shape[0], x.shape[1] * VECTOR)),)
-    return _operand(positive, 1), _operand(negative, 1).to(x.dtype.element_ty)
+        pixels = sums[r].to(x.dtype.element_ty)
+        negative = negative + (tl.reshape(pixels, (x.shape[0], x.shape[1] * VECTOR)),)
+    return _operand(positive, 1), _operand(negative, 1)
 
 
 @jit
