@@ -13,7 +13,6 @@ from pathlib import Path
 from setuptools import setup
 
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11
-PY_LIMITED_API = "0x030a0000"  # 3.10
 
 
 def why_not_build() -> str | None:
@@ -39,7 +38,7 @@ def extension_arguments() -> dict:
         sorted(str(path) for path in Path("csrc").glob("*.cpp")),
         depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
         include_dirs=[str(Path("csrc").resolve())],
-        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION), ("Py_LIMITED_API", PY_LIMITED_API)],
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
         extra_compile_args=[
             "-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall",
             # GCC 12's own AVX-512 intrinsics read a variable that they leave undefined on purpose.

@@ -44,7 +44,7 @@ class Report:
     operand: str
     tile_rows: int
     vector_bits: int
-    halo_loads: int
+    vector_loads: int
     registers: int | None
     stack: int | None
     spills: int
@@ -80,7 +80,7 @@ def compile_case(architecture: str, case: CompileCase) -> Report:
         knobs.compilation.always_compile = True
         compiled = triton.compile(source, target=_target(architecture), options=options)
     common = {"architecture": architecture, "name": case.name, "operand": case.operand,
-              "tile_rows": case.tile_rows, "vector_bits": case.vector_bits, "halo_loads": case.halo_loads,
+              "tile_rows": case.tile_rows, "vector_bits": case.vector_bits, "vector_loads": case.vector_loads,
               "shared": compiled.metadata.shared}
     if architecture.startswith("gfx"):
         return Report(**common, serialised=False, **_read_amdgcn(compiled.asm["amdgcn"]))

@@ -26,17 +26,19 @@ install() {
   local pip=("$python" -m pip install --no-build-isolation --no-deps --no-index --editable .)
   "${pip[@]}" || "${pip[@]}" --break-system-packages || "$python" setup.py build_ext --inplace
 }
-export -f install
 
-{
+machine() {
   nvidia-smi || rocm-smi
   "$python" --version
   "$python" -m pip list
-} >"$out/machine.log" 2>&1
+  "$python" -c 'import torch; torch.cuda.is_available() or exit("PyTorch sees no GPU here")'
+}
+export -f install machine
 
+step machine 30 bash -c machine
 step install 110 bash -c install
 step tests 120 "$python" -m pytest -m gpu --junitxml="$out/tests.xml"
-step throughput 210 "$python" benchmarks/throughput.py --device cuda --output "$out"
+step throughput 200 "$python" benchmarks/throughput.py --device cuda --output "$out"
 
 if ((${#failed[@]})); then
   echo "failed: ${failed[*]}; see $out" | tee "$out/summary.log"

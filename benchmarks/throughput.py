@@ -25,6 +25,8 @@ from harness.report import number
 from networks import first_activation
 from networks import inference as networks
 
+from leni_kernels import extension
+
 RESULTS = Path(__file__).parent / "results"
 SECONDS = {"cpu": {"leni": 1.2, "networks": 6.0}, "cuda": {"leni": 0.4, "networks": 2.0}}
 QUICK_SECONDS = {"leni": 0.4, "networks": 1.5}
@@ -36,20 +38,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(options.device)
     path = options.output / f"throughput-{device.type}{_suffix(options)}.json"
     _prepare(options)
-    images = _images(options) if options.only != "leni" else None
-    results = {**machine.facts(device), "arguments": _plain(options), "complete": False,
+    cases = _cases(options)
+    images = _images(options) if "networks" in dict(cases) else None
+    results = {**machine.facts(device), "kernels_isa": extension.cpu_isa(), "arguments": _plain(options),
                "leni_inference": [], "networks": []}
+    work = _work(cases, options.quick, device, images)
     began = time.perf_counter()
+    # A run that is stopped leaves a partial file, and the last whole one as it was.
+    partial = path.with_suffix(".partial.json")
     try:
-        with torch.inference_mode(), report.progress(len(_cases(options))) as step:
-            for part, case, measure in _work(options, device, images):
+        with torch.inference_mode(), report.progress(len(cases)) as step:
+            for part, case, measure in work:
                 step(str(case))
                 results[part].append(measure())
-                report.write_json(path, results)
+                report.write_json(partial, results)
         results["complete"] = True
     except KeyboardInterrupt:
+        results["complete"] = False
+        path = partial
         report.say("Interrupted; what follows is what was measured so far.")
     results["seconds"] = round(time.perf_counter() - began, 1)
+    partial.unlink(missing_ok=True)
     report.write_json(path, results)
     _show(results)
     _draw(path.with_suffix(".png"), results)
@@ -110,16 +119,22 @@ def _images(options: argparse.Namespace) -> torch.Tensor:
 
 
 def _cases(options: argparse.Namespace) -> list[tuple[str, Any]]:
+    """The part and the case of everything to measure."""
     parts = {"leni": leni_inference, "networks": networks}
-    chosen = [options.only] if options.only else list(parts)
-    return [(part, case) for part in chosen for case in parts[part].cases(options.quick)]
+    if options.only:
+        parts = {options.only: parts[options.only]}
+    obstacle = first_activation.why_missing() if "networks" in parts else None
+    if obstacle is not None:
+        report.say(f"No whole networks: {obstacle}.")
+        del parts["networks"]
+    return [(part, case) for part, module in parts.items() for case in module.cases(options.quick)]
 
 
-def _work(options: argparse.Namespace, device: torch.device,
+def _work(cases: list[tuple[str, Any]], quick: bool, device: torch.device,
           images: torch.Tensor | None) -> Iterator[tuple[str, Any, Callable[[], dict[str, Any]]]]:
     """The cases one by one: the list of the results they belong to, the case, and how to measure it."""
-    seconds = QUICK_SECONDS if options.quick else SECONDS[device.type]
-    for part, case in _cases(options):
+    seconds = QUICK_SECONDS if quick else SECONDS[device.type]
+    for part, case in cases:
         if part == "leni":
             yield "leni_inference", case, partial(leni_inference.measure, case, device, seconds[part])
         else:
@@ -136,7 +151,7 @@ def _show(results: dict[str, Any]) -> None:
         chosen = [row for row in rows if (row["dtype"], row["layout"]) == (dtype, layout)]
         heading = f"LENI inference, {dtype}, {layout.replace('_', '-')}: milliseconds and ratios"
         report.table(heading, LENI_HEAD, [*map(_leni_cells, chosen), _mean_cells(chosen)])
-    if rows and not results["arguments"]["quick"]:
+    if rows and results["complete"] and not results["arguments"]["quick"]:
         report.table("Against the numbers to reach (C ≤ 256, both layouts)", BAR_HEAD, bar_cells(results))
     if results["networks"]:
         low, high = networks.PUBLISHED
@@ -147,10 +162,11 @@ def _show(results: dict[str, Any]) -> None:
 def title(results: dict[str, Any]) -> str:
     """One line on where and with what the times were taken."""
     facts, versions = results["machine"], results["versions"]
-    where = facts["gpu"]["name"] if "gpu" in facts else facts["cpu"]
     threads = results["threads"]
-    return (f"{where}, {threads} thread{'s' * (threads != 1)}, torch {versions['torch']}, "
-            f"commit {results['commit'] or 'unknown'}, {results['date'][:10]}")
+    cpu = f"{facts['cpu']} ({results['kernels_isa'] or 'no kernels'}), {threads} thread{'s' * (threads != 1)}"
+    where = facts["gpu"]["name"] if "gpu" in facts else cpu
+    commit = results["commit"] or "unknown"
+    return f"{where}, torch {versions['torch']}, commit {commit}, {results['date'][:10]}"
 
 
 LENI_HEAD = ("C×H²", "copy", "product", "relu", "eager", "compiled", "ours", "ours/L", "eager/ours",

@@ -99,9 +99,9 @@ class CompileCase(NamedTuple):
     tile_rows: int
     """Rows of the accumulator."""
     vector_bits: int
-    """The width that loads of x should have."""
-    halo_loads: int
-    """Loads of single elements that may come with each of them."""
+    """The width that loads of x should have in the hot loop."""
+    vector_loads: int
+    """How many such loads each thread should make there, at least."""
 
 
 def power_of_two(size: int) -> int:

@@ -24,11 +24,10 @@ WIDTH = 140
 
 
 def write_json(path: Path, report: dict[str, Any]) -> None:
-    """Write the report; a run that is stopped half-way leaves a whole file."""
+    """Write the report, creating its folder."""
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    partial.replace(path)
+    path.write_text(text, encoding="utf-8")
 
 
 def geometric_mean(values: Iterable[float]) -> float | None:

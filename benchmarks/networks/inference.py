@@ -18,7 +18,7 @@ BATCHES = {
     "cpu": {"mobilenet_v3_small": 32, "resnet18": 8, "vgg16_bn": 2},
     "cuda": {"mobilenet_v3_small": 256, "resnet18": 256, "vgg16_bn": 64},
 }
-QUICK_NETWORKS = ("mobilenet_v3_small", "resnet18")
+QUICK_NETWORKS = ("resnet18",)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PUBLISHED = (-2.6, -0.1)
 """Change of images/s in per cent, lowest and highest, in Table 1 of the LENI paper."""

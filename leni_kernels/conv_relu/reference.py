@@ -39,8 +39,10 @@ def conv_relu(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | None,
         steps = zip(tap, dilation, spans, stride, strict=True)
         window = [slice(k * d, k * d + span, s) for k, d, span, s in steps]
         taps.append(ada_relu(padded[(..., *window)], threshold[(slice(None), *tap)]))
-    # From taps outermost, which keeps channels-last, to groups outermost: with one group that is a view.
-    columns = torch.cat(taps, dim=1).unflatten(1, (len(taps), groups, -1)).transpose(1, 2).flatten(1, 3)
+    columns = torch.cat(taps, dim=1)
+    # With one group the order is right, and Inductor fails on a view saved for backward with symbolic sizes.
+    if groups > 1:
+        columns = columns.unflatten(1, (len(taps), groups, -1)).transpose(1, 2).flatten(1, 3)
     matrix = weight.flatten(2).transpose(1, 2).flatten(1)
     pointwise = matrix.reshape(*matrix.shape, *[1] * len(kernel))
     y = _CONVOLUTIONS[len(kernel)](columns, pointwise, bias, groups=groups)

@@ -51,7 +51,7 @@ class Norm(NamedTuple):
 
 
 def split_signs(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``max(x, 0)`` and ``min(x, 0)``; their gradients at x = 0 are 0 (``clamp(max=0)`` would give 1)."""
+    """``max(x, 0)`` and ``min(x, 0)``; their gradients at x = 0 are 0 (torch 2.11's ``clamp`` gives 1)."""
     return torch.relu(x), -torch.relu(-x)
 
 

@@ -30,17 +30,22 @@ def choose(channels: int, kernel_size: int, operand: str, architecture: str, cha
 
 
 def _rule(channels: int, kernel_size: int, operand: str, amd: bool, channels_last: bool) -> Config:
-    """The default: one vector of x for each thread, and as many rows of sums as registers hold without spilling."""
+    """The default, by what compiled without spilling: the taps of k = 7 alone take half the registers."""
     if operand == "fp64":
         return Config(4, 4, 16, 16, 2 if amd else 4)
     half = itemsize(operand) == 2
-    outputs = min(channels, 128 if amd else 256 if operand != "fp32" else 64)
-    block = min(channels, (128 if half else 64) if channels <= 128 and kernel_size < 7 and not amd else 64 if half else 32)
-    rows = 4 if outputs < 256 and kernel_size < 7 else 2
-    threads = 256 if outputs > 64 or kernel_size == 7 or not half else 128
+    large = kernel_size == 7
+    # AMD's 64 KiB of shared memory hold less of the weights.
+    whole = channels <= (128 if half else 64) and not amd and not (large and channels_last)
+    block = channels if whole else min(channels, 64 if half else 32)
+    most_outputs = 64 if operand == "fp32" else 128 if amd or large or not half else 256
+    outputs = min(channels, most_outputs)
     if channels_last:
-        positions = threads * full_vector(operand) // block
+        threads = 128 if half and outputs <= 64 and not large else 256
+        positions = threads * full_vector(operand) // block // (2 if large else 1)
+        rows = 2 if outputs == 256 else 4
     else:
+        threads = 128 if block < 64 and outputs <= 64 else 256
         positions = max(4, threads // block)
-        threads = min(256, max(128, block * 4))
+        rows = 4 if channels <= 64 and kernel_size == 3 else 2
     return Config(rows, positions, block, outputs, threads // (64 if amd else 32))

@@ -397,9 +397,12 @@ def _wide(x: Tensor, y: Tensor) -> bool:
 
 def compile_cases(architecture: str) -> Iterator[CompileCase]:
     """Every kernel in the configurations that ``architecture`` gets, with the widest vectors C allows."""
-    sizes = [(channels, 3) for channels in (3, 16, 32, 64, 128, 256, 512)] + [(64, 5), (64, 7), (256, 7)]
+    sizes = [(channels, 3) for channels in (3, 16, 32, 64, 128, 256, 512)]
+    sizes += [(64, 5), (256, 5), (16, 7), (64, 7), (128, 7), (256, 7)]
     for channels_last in (True, False):
         for operand in ("fp16", "bf16", "tf32", "fp32", "fp64"):
+            if operand == "tf32" and architecture.startswith("gfx"):
+                continue
             for channels, kernel_size in sizes:
                 yield _compile_case(channels, kernel_size, operand, architecture, channels_last)
 
@@ -418,9 +421,19 @@ def _compile_case(channels: int, kernel_size: int, operand: str, architecture: s
     kernel = _kernel(channels_last)
     signature = {name: f"*{pointers[name]}" if name in pointers else "i32"
                  for name in kernel.arg_names if name not in constants}
+    vector_bits, vector_loads = _loads(kernel_size, operand, config, vector, channels_last, architecture)
+    pixels = config.rows * constants["BLOCK_POSITIONS"]
     layout = "channels-last" if channels_last else "NCHW"
-    pixels = config.rows * constants["BLOCK_POSITIONS"] * (1 if channels_last else vector)
-    name = f"leni {layout} C={channels} k={kernel_size}"
-    return CompileCase(name, kernel, signature, constants, config.warps, operand,
-                       pixels if channels_last else config.outputs, vector * itemsize(operand) * 8,
-                       0 if channels_last else kernel_size - 1)
+    return CompileCase(f"leni {layout} C={channels} k={kernel_size}", kernel, signature, constants, config.warps,
+                       operand, pixels if channels_last else config.outputs, vector_bits, vector_loads)
+
+
+def _loads(kernel_size: int, operand: str, config: Config, vector: int, channels_last: bool,
+           architecture: str) -> tuple[int, int]:
+    """The bits of a load of x, and how many such loads a thread should make for one block of channels."""
+    threads = config.warps * (64 if architecture.startswith("gfx") else 32)
+    elements = config.positions * config.channels * (1 if channels_last else full_vector(operand))
+    vector = min(vector, max(1, elements // threads))
+    shifts = kernel_size if channels_last else 1
+    loads = (config.rows + kernel_size - 1) * shifts * max(1, elements // (threads * vector))
+    return vector * itemsize(operand) * 8, loads

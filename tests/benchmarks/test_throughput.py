@@ -38,8 +38,8 @@ def results():
         "change_percent": {"composed": -20.0, "ours": -1.0},
     }
     return {
-        **machine.facts(torch.device("cpu")), "arguments": {"quick": False}, "complete": True, "seconds": 1.0,
-        "leni_inference": rows, "networks": [network],
+        **machine.facts(torch.device("cpu")), "kernels_isa": "avx2", "arguments": {"quick": False},
+        "complete": True, "seconds": 1.0, "leni_inference": rows, "networks": [network],
     }
 
 
@@ -149,13 +149,35 @@ def test_tables_show_every_cell_and_a_refused_case_shows_none(results, capsys, m
     assert "REFUSED" in printed
 
 
-def test_json_survives_an_interruption(tmp_path, results):
+def test_results_come_back_from_json_and_a_nan_does_not_get_in(tmp_path, results):
     path = tmp_path / "deep" / "results.json"
     report.write_json(path, results)
     with pytest.raises(ValueError, match="not JSON compliant"):
         report.write_json(path, {"seconds": float("nan")})
-    assert json.loads(path.read_text()) == results
-    assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+    assert json.loads(path.read_text(encoding="utf-8")) == results
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_stopped_run_leaves_the_last_whole_one_as_it_was(tmp_path, results, monkeypatch, interrupted):
+    rows = iter(results["leni_inference"])
+
+    def measure(case, device, seconds):
+        if interrupted and case == leni_inference.cases(quick=True)[-1]:
+            raise KeyboardInterrupt
+        return next(rows)
+
+    monkeypatch.setattr(leni_inference, "measure", measure)
+    monkeypatch.setattr(throughput, "_prepare", lambda options: None)
+    whole = tmp_path / "throughput-cpu-quick-leni.json"
+    whole.write_text("before")
+    status = throughput.main(["--quick", "--only", "leni", "--device", "cpu", "--output", str(tmp_path)])
+    assert status == int(interrupted)
+    found = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.json")}
+    if interrupted:
+        assert found.pop(whole.name) == "before"
+    (text,) = found.values()
+    assert len(json.loads(text)["leni_inference"]) == 8 - interrupted
+    assert json.loads(text)["complete"] is not interrupted
 
 
 def test_the_plot_is_drawn(tmp_path, results):

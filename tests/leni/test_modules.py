@@ -156,7 +156,7 @@ CHILDREN = ("deconv", "bn_negative", "bn_fusion", "compress")
                                       "register_full_backward_hook", "register_full_backward_pre_hook"])
 @pytest.mark.parametrize("child", CHILDREN)
 def test_hooks_on_children_run(make_leni, child, register):
-    block, x, seen = make_leni(4), torch.randn(2, 4, 5, 6), []
+    block, x, seen = make_leni(4), torch.randn(2, 4, 5, 6, requires_grad=True), []
     handle = getattr(getattr(block, child), register)(lambda *_: seen.append(child))
     assert chosen(block, x) == "reference"
     seen.clear()

@@ -1,0 +1,68 @@
+"""The C++ kernels read nothing outside their tensors, each of which lies against a forbidden page."""
+
+import ctypes
+import itertools
+import math
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from leni_kernels import extension
+from leni_kernels.leni import reference
+
+pytestmark = [
+    pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing)),
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect through libc"),
+]
+
+SHAPES = ((1, 1, 1, 1), (1, 3, 1, 5), (2, 5, 4, 1), (2, 15, 3, 7), (1, 16, 5, 16), (1, 17, 4, 33),
+          (1, 33, 2, 200), (2, 40, 5, 31))
+
+
+def guarded(tensor, at_end):
+    """A copy of a tensor's memory in pages of its own, flush with the forbidden page after or before them."""
+    bytes_needed, page = tensor.numel() * tensor.element_size(), mmap.PAGESIZE
+    middle = math.ceil(bytes_needed / page) * page
+    memory = mmap.mmap(-1, middle + 2 * page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    for forbidden in (address, address + page + middle):
+        if libc.mprotect(ctypes.c_void_p(forbidden), ctypes.c_size_t(page), 0) != 0:
+            raise OSError(ctypes.get_errno(), "mprotect")
+    offset = page + (middle - bytes_needed if at_end else 0)
+    flat = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
+    return flat.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+
+
+def run_guarded():
+    """Run every case between forbidden pages; the process dies at the first touch of one."""
+    layouts = (torch.contiguous_format, torch.channels_last)
+    for dtype, layout, kernel_size, shape in itertools.product(
+            (torch.float32, torch.float64, torch.bfloat16), layouts, (3, 7), SHAPES):
+        wide, channels = reference.folding_dtype(dtype), shape[1]
+        tensors = (torch.randn(shape).to(dtype).contiguous(memory_format=layout),
+                   torch.randn(channels, kernel_size, kernel_size, dtype=wide),
+                   torch.randn(channels, 2 * channels, dtype=wide), torch.randn(channels, dtype=wide))
+        kernel, channels_last = torch.ops.leni_kernels.leni_folded_cpp, layout is torch.channels_last
+        expected = kernel(*tensors, channels_last)
+        for at_end in (True, False):
+            placed = [guarded(tensor, at_end) for tensor in tensors]
+            assert torch.equal(kernel(*placed, channels_last), expected)
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2", "best"])
+def test_nothing_outside_is_read(isa):
+    best = extension.cpu_isa()
+    if isa != "best" and (isa == best or best == "generic"):
+        pytest.skip(f"the best instruction set here is {best}")
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_bounds; test_bounds.run_guarded()"
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "LENI_KERNELS_ISA": best if isa == "best" else isa, "PYTHONPATH": str(root)}
+    process = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)], env=environment,
+                             capture_output=True, text=True, check=False)
+    assert process.returncode == 0, f"exit {process.returncode} {process.stderr}"
