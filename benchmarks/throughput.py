@@ -207,7 +207,8 @@ def _reached(bar: bars.Bar, value: float | None) -> str:
     return "first bar" if bar.reached(value, bar.first) else "no"
 
 
-NETWORK_HEAD = ("network", "dtype", "N", "stock", "composed LENI", "ours", "composed", "ours", "backend")
+NETWORK_HEAD = ("network", "dtype", "N", "stock", "composed", "ours", "composed, change", "ours, change",
+                "backend")
 
 
 def network_cells(rows: list[dict[str, Any]]) -> Iterator[list[str]]:

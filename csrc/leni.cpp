@@ -47,6 +47,11 @@ void check(const Tensor& x, const Tensor& taps, const Tensor& weight, const Tens
                   channels_last ? "channels" : "columns", ", got ", x.stride(dimension));
 }
 
+leni::Activation activation(const Tensor& x, bool channels_last) {
+  return {x.const_data_ptr(), x.size(0), x.size(1), x.size(2), x.size(3),
+          x.stride(0), x.stride(1), x.stride(2), x.stride(3), channels_last};
+}
+
 void run(const leni::FoldedProblem& problem) {
   const leni::Host host = leni::current_host();
   switch (leni::current_isa()) {
@@ -72,9 +77,8 @@ Tensor leni_folded(const Tensor& x, const Tensor& taps, const Tensor& weight, co
   const Tensor contiguous_taps = torch::stable::contiguous(taps);
   const Tensor contiguous_weight = torch::stable::contiguous(weight);
   const Tensor contiguous_bias = torch::stable::contiguous(bias);
-  run({scalar_of(x), x.const_data_ptr(), y.mutable_data_ptr(), contiguous_taps.const_data_ptr(),
-       contiguous_weight.const_data_ptr(), contiguous_bias.const_data_ptr(), x.size(0), x.size(1), x.size(2), x.size(3),
-       x.stride(0), x.stride(1), x.stride(2), x.stride(3), taps.size(1), channels_last});
+  run({scalar_of(x), activation(x, channels_last), y.mutable_data_ptr(), contiguous_taps.const_data_ptr(),
+       contiguous_weight.const_data_ptr(), contiguous_bias.const_data_ptr(), taps.size(1)});
   return y;
 }
 

@@ -7,20 +7,25 @@ namespace leni {
 
 enum class Scalar { Float32, Float64, BFloat16 };
 
+// An activation [N, C, H, W], read in place: stride 1 along channels (channels_last) or along columns. Strides are in
+// elements.
+struct Activation {
+  const void* data;
+  int64_t batch, channels, height, width;
+  int64_t stride_batch, stride_channel, stride_row, stride_column;
+  bool channels_last;
+};
+
 // y = weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias. taps [C, k, k], weight [C, 2C] and bias [C] are contiguous,
-// of double where x is, else of float. x has stride 1 along channels (channels_last) or along columns; y is
-// contiguous in the same order. Strides are in elements.
+// of double where x is, else of float; y is contiguous in x's order.
 struct FoldedProblem {
   Scalar scalar;
-  const void* x;
+  Activation x;
   void* y;
   const void* taps;
   const void* weight;
   const void* bias;
-  int64_t batch, channels, height, width;
-  int64_t stride_batch, stride_channel, stride_row, stride_column;
   int64_t kernel_size;
-  bool channels_last;
 };
 
 // What a kernel needs of its host. The objects that are compiled for one instruction set include no PyTorch

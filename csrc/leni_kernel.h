@@ -21,8 +21,8 @@ struct Tiling {
     const int64_t across = index % tiles_across;
     const int64_t down = index / tiles_across % tiles_down;
     const int64_t row = down * rows, column = across * columns;
-    return {index / (tiles_across * tiles_down), row, column, std::min(rows, problem.height - row),
-            std::min(columns, problem.width - column), pitch};
+    return {index / (tiles_across * tiles_down), row, column, std::min(rows, problem.x.height - row),
+            std::min(columns, problem.x.width - column), pitch};
   }
 };
 
@@ -35,18 +35,18 @@ inline int64_t even_share(int64_t total, int64_t most) { return ceil_div(total, 
 inline Tiling choose_tiling(const FoldedProblem& problem, int64_t bytes_per_pixel, int64_t width, int64_t threads) {
   const int64_t pixels = std::max<int64_t>(kTileBytes / bytes_per_pixel, width);
   Tiling tiling;
-  if (pixels >= 4 * problem.width || problem.width <= 2 * width) {
-    tiling.columns = tiling.pitch = problem.width;
-    tiling.rows = std::min(problem.height, std::max<int64_t>(pixels / problem.width, 1));
+  if (pixels >= 4 * problem.x.width || problem.x.width <= 2 * width) {
+    tiling.columns = tiling.pitch = problem.x.width;
+    tiling.rows = std::min(problem.x.height, std::max<int64_t>(pixels / problem.x.width, 1));
   } else {
-    tiling.rows = std::min(problem.height, kTileRows);
+    tiling.rows = std::min(problem.x.height, kTileRows);
     const int64_t most = std::max<int64_t>(pixels / tiling.rows / width, 1) * width;
-    tiling.columns = tiling.pitch = std::min(round_up(even_share(problem.width, most), width), problem.width);
+    tiling.columns = tiling.pitch = std::min(round_up(even_share(problem.x.width, most), width), problem.x.width);
   }
-  tiling.tiles_across = ceil_div(problem.width, tiling.columns);
-  const int64_t enough = ceil_div(2 * threads, problem.batch * tiling.tiles_across);
-  tiling.rows = even_share(problem.height, std::max<int64_t>(std::min(tiling.rows, problem.height / enough), 1));
-  tiling.tiles_down = ceil_div(problem.height, tiling.rows);
+  tiling.tiles_across = ceil_div(problem.x.width, tiling.columns);
+  const int64_t enough = ceil_div(2 * threads, problem.x.batch * tiling.tiles_across);
+  tiling.rows = even_share(problem.x.height, std::max<int64_t>(std::min(tiling.rows, problem.x.height / enough), 1));
+  tiling.tiles_down = ceil_div(problem.x.height, tiling.rows);
   return tiling;
 }
 
@@ -71,7 +71,7 @@ inline int64_t branch_steps(int64_t channels) {
 template <class Product, class Scale>
 Packed<Product, Scale> pack(const FoldedProblem& problem, const Host& host) {
   constexpr int width = Product::Acc::width;
-  const int64_t channels = problem.channels, taps = problem.kernel_size * problem.kernel_size;
+  const int64_t channels = problem.x.channels, taps = problem.kernel_size * problem.kernel_size;
   const int64_t padded = round_up(channels, width), steps = branch_steps<Product>(channels);
   const int64_t weight_bytes = round_up(padded * 2 * steps * sizeof(typename Product::Element), 64);
   const int64_t taps_bytes = padded * taps * sizeof(Scale);
@@ -84,13 +84,13 @@ Packed<Product, Scale> pack(const FoldedProblem& problem, const Host& host) {
   std::memset(packed_taps, 0, taps_bytes);
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t t = 0; t < taps; ++t) {
-      packed_taps[problem.channels_last ? t * padded + c : c * taps + t] = raw_taps[c * taps + taps - 1 - t];
+      packed_taps[problem.x.channels_last ? t * padded + c : c * taps + t] = raw_taps[c * taps + taps - 1 - t];
     }
   }
   std::memset(packed_bias, 0, padded * sizeof(Scale));
   std::memcpy(packed_bias, problem.bias, channels * sizeof(Scale));
 
-  pack_weight<Product>(problem.channels_last ? Channels::kVectors : Channels::kRows,
+  pack_weight<Product>(problem.x.channels_last ? Channels::kVectors : Channels::kRows,
                        static_cast<const Scale*>(problem.weight), channels, 2, steps, weight);
   return {weight, packed_taps, packed_bias, steps, padded};
 }
@@ -111,7 +111,7 @@ struct PlanarExpander {
   Element* expanded;
 
   void run() const {
-    const int64_t steps = ceil_div(problem.channels, group);
+    const int64_t steps = ceil_div(problem.x.channels, group);
     for (int64_t branch = 0; branch < 2; ++branch) {
       std::memset(expanded + (branch * packed.branch_steps + steps) * pixels, 0,
                   (packed.branch_steps - steps) * pixels * sizeof(Element));
@@ -119,7 +119,7 @@ struct PlanarExpander {
     for (int64_t step = 0; step < steps; ++step) {
       for (int64_t column = 0; column < tile.columns; column += width) {
         const int64_t left = tile.column + column;
-        if (left >= half && left + width + half <= problem.width && column + width <= tile.columns) {
+        if (left >= half && left + width + half <= problem.x.width && column + width <= tile.columns) {
           strip<false>(step, column);
         } else {
           strip<true>(step, column);
@@ -138,16 +138,16 @@ struct PlanarExpander {
     if (kEdge) {
       for (int j = 0; j < K; ++j) {
         const int64_t start = left + j - half;
-        inside[j] = Lanes::range(std::clamp<int64_t>(-start, 0, width), std::clamp<int64_t>(problem.width - start, 0, width));
+        inside[j] = Lanes::range(std::clamp<int64_t>(-start, 0, width), std::clamp<int64_t>(problem.x.width - start, 0, width));
       }
     }
     const T* planes[group];
     const Scale* taps[group];
     const int64_t channel = step * group;
-    const bool whole = channel + group <= problem.channels;
+    const bool whole = channel + group <= problem.x.channels;
     for (int g = 0; g < group; ++g) {
-      const int64_t c = std::min(channel + g, problem.channels - 1);
-      planes[g] = static_cast<const T*>(problem.x) + tile.image * problem.stride_batch + c * problem.stride_channel +
+      const int64_t c = std::min(channel + g, problem.x.channels - 1);
+      planes[g] = static_cast<const T*>(problem.x.data) + tile.image * problem.x.stride_batch + c * problem.x.stride_channel +
                   left - half;
       taps[g] = packed.taps + c * K * K;
     }
@@ -160,11 +160,11 @@ struct PlanarExpander {
     }
     const int64_t first = tile.row - half, last = tile.row + tile.rows + half;
     for (int64_t row = first; row < last; ++row) {
-      if (row >= 0 && row < problem.height) {
+      if (row >= 0 && row < problem.x.height) {
         V center[group];
 #pragma GCC unroll 2
         for (int g = 0; g < group; ++g) {
-          const T* pixel = planes[g] + row * problem.stride_row;
+          const T* pixel = planes[g] + row * problem.x.stride_row;
           V values[K];
 #pragma GCC unroll 8
           for (int j = 0; j < K; ++j) {
@@ -233,17 +233,17 @@ struct InterleavedExpander {
   int64_t branch() const { return packed.branch_steps * Product::group; }
 
   void run() const {
-    for (int64_t channel = 0; channel < problem.channels; channel += width) {
+    for (int64_t channel = 0; channel < problem.x.channels; channel += width) {
       int64_t row = 0;
       for (; row + kRows <= tile.rows; row += kRows) rows<kRows>(channel, row);
       for (; row < tile.rows; ++row) rows<1>(channel, row);
     }
-    if (branch() > problem.channels) zero_padding();
+    if (branch() > problem.x.channels) zero_padding();
   }
 
   void zero_padding() const {
     for (int64_t pixel = 0; pixel < tile.rows * tile.pitch; ++pixel) {
-      for (int64_t c = problem.channels; c < branch(); ++c) {
+      for (int64_t c = problem.x.channels; c < branch(); ++c) {
         expanded[pixel * 2 * branch() + c] = expanded[pixel * 2 * branch() + branch() + c] = Value{};
       }
     }
@@ -251,8 +251,8 @@ struct InterleavedExpander {
 
   template <int R>
   void rows(int64_t channel, int64_t row) const {
-    const bool interior = tile.row + row >= half && tile.row + row + R + half <= problem.height;
-    const bool whole = channel + width <= problem.channels;
+    const bool interior = tile.row + row >= half && tile.row + row + R + half <= problem.x.height;
+    const bool whole = channel + width <= problem.x.channels;
     if (interior && whole) {
       rows<R, false>(channel, row);
     } else {
@@ -265,14 +265,14 @@ struct InterleavedExpander {
   template <int R, bool kEdge>
   void rows(int64_t channel, int64_t row) const {
     constexpr int inputs = R + K - 1;
-    const Lanes kept = Lanes::range(0, std::min<int64_t>(width, problem.channels - channel));
+    const Lanes kept = Lanes::range(0, std::min<int64_t>(width, problem.x.channels - channel));
     const T* pixels[inputs];
     bool exists[inputs];
     for (int i = 0; i < inputs; ++i) {
       const int64_t input = tile.row + row + i - half;
-      exists[i] = input >= 0 && input < problem.height;
-      pixels[i] = static_cast<const T*>(problem.x) + tile.image * problem.stride_batch +
-                  (exists[i] ? input : 0) * problem.stride_row + channel;
+      exists[i] = input >= 0 && input < problem.x.height;
+      pixels[i] = static_cast<const T*>(problem.x.data) + tile.image * problem.x.stride_batch +
+                  (exists[i] ? input : 0) * problem.x.stride_row + channel;
     }
     V taps[K * K];
 #pragma GCC unroll 49
@@ -288,8 +288,8 @@ struct InterleavedExpander {
     const int64_t first = tile.column - half, last = tile.column + tile.columns + half;
     for (int64_t column = first; column < last; ++column) {
       const int64_t at = column - tile.column;
-      if (column >= 0 && column < problem.width) {
-        const int64_t offset = column * problem.stride_column;
+      if (column >= 0 && column < problem.x.width) {
+        const int64_t offset = column * problem.x.stride_column;
         const bool inside = at >= 0 && at < tile.columns;
 #pragma GCC unroll 8
         for (int i = 0; i < inputs; ++i) {
@@ -334,21 +334,21 @@ struct InterleavedExpander {
 struct Runs {
   int64_t count, length;
   Runs(const FoldedProblem& problem, const Tile& tile)
-      : count(tile.columns == problem.width ? 1 : tile.rows),
-        length(tile.columns == problem.width ? tile.rows * tile.columns : tile.columns) {}
+      : count(tile.columns == problem.x.width ? 1 : tile.rows),
+        length(tile.columns == problem.x.width ? tile.rows * tile.columns : tile.columns) {}
 };
 
 template <class Product, int K, class T, class Scale>
 void planar_tile(const FoldedProblem& problem, const Packed<Product, Scale>& packed, const Tile& tile,
                  typename Product::Element* expanded, int64_t pixels) {
   PlanarExpander<Product, K, T, Scale>{problem, packed, tile, pixels, expanded}.run();
-  const int64_t plane = problem.height * problem.width, steps = 2 * packed.branch_steps;
+  const int64_t plane = problem.x.height * problem.x.width, steps = 2 * packed.branch_steps;
   const Runs runs(problem, tile);
   for (int64_t run = 0; run < runs.count; ++run) {
-    T* out = static_cast<T*>(problem.y) + tile.image * problem.channels * plane +
-             (tile.row + run) * problem.width + tile.column;
+    T* out = static_cast<T*>(problem.y) + tile.image * problem.x.channels * plane +
+             (tile.row + run) * problem.x.width + tile.column;
     multiply_all<Product, Channels::kRows, T, Scale>({steps, packed.weight, steps, expanded + run * tile.pitch, pixels,
-                                                      packed.bias, out, plane, runs.length}, problem.channels);
+                                                      packed.bias, out, plane, runs.length}, problem.x.channels);
   }
 }
 
@@ -357,11 +357,11 @@ void interleaved_tile(const FoldedProblem& problem, const Packed<Product, Scale>
                       typename Product::Element* expanded) {
   using Expander = InterleavedExpander<Product, K, T, Scale>;
   Expander{problem, packed, tile, reinterpret_cast<typename Expander::Value*>(expanded)}.run();
-  const int64_t channels = problem.channels, steps = 2 * packed.branch_steps;
+  const int64_t channels = problem.x.channels, steps = 2 * packed.branch_steps;
   const Runs runs(problem, tile);
   for (int64_t run = 0; run < runs.count; ++run) {
     T* out = static_cast<T*>(problem.y) +
-             ((tile.image * problem.height + tile.row + run) * problem.width + tile.column) * channels;
+             ((tile.image * problem.x.height + tile.row + run) * problem.x.width + tile.column) * channels;
     multiply_all<Product, Channels::kVectors, T, Scale>({steps, expanded + run * tile.pitch * steps, steps,
                                                          packed.weight, 0, packed.bias, out, channels, channels},
                                                         runs.length);
@@ -390,7 +390,7 @@ struct Job {
         job.host.scratch(1, pixels * steps * sizeof(typename Product::Element)));
     for (int64_t index = begin; index < end; ++index) {
       const Tile tile = job.tiling.tile(index, job.problem);
-      if (job.problem.channels_last) {
+      if (job.problem.x.channels_last) {
         interleaved_tile<Product, K, T, Scale>(job.problem, job.packed, tile, expanded);
       } else {
         planar_tile<Product, K, T, Scale>(job.problem, job.packed, tile, expanded, pixels);
@@ -401,10 +401,10 @@ struct Job {
 
 template <class Product, int K, class T, class Scale>
 void run(const FoldedProblem& problem, const Host& host) {
-  const int64_t pixel_bytes = 2 * branch_steps<Product>(problem.channels) * sizeof(typename Product::Element);
+  const int64_t pixel_bytes = 2 * branch_steps<Product>(problem.x.channels) * sizeof(typename Product::Element);
   const Tiling tiling = choose_tiling(problem, pixel_bytes, Product::Acc::width, host.threads);
   const Job<Product, K, T, Scale> job{problem, host, pack<Product, Scale>(problem, host), tiling};
-  host.parallel_for(problem.batch * tiling.tiles_down * tiling.tiles_across, &job, &Job<Product, K, T, Scale>::tiles);
+  host.parallel_for(problem.x.batch * tiling.tiles_down * tiling.tiles_across, &job, &Job<Product, K, T, Scale>::tiles);
 }
 
 template <class Product, class T, class Scale>

@@ -27,7 +27,7 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], heading: str, subheading: s
 
     panels = list(dict.fromkeys((row["dtype"], row["layout"]) for row in rows))
     dtypes, layouts = (list(dict.fromkeys(panel[axis] for panel in panels)) for axis in (0, 1))
-    size = (5.6 * len(layouts), 0.9 + 3.0 * len(dtypes))
+    size = (5.6 * len(layouts), 0.9 + 3.3 * len(dtypes))
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(dtypes), len(layouts), sharex=True, sharey=True, squeeze=False)
@@ -37,8 +37,10 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], heading: str, subheading: s
         panel.set_title(f"{dtype}, {TITLES[layout]}", loc="left", fontsize=10.5, color=INK)
     for row in axes:
         row[0].set_ylabel("time / L", color=INK)
-    figure.suptitle(f"{heading}\n", x=0.01, ha="left", fontsize=14, fontweight="bold", color=INK)
-    figure.text(0.01, 0.985 - 0.3 / size[1], subheading, ha="left", va="top", fontsize=9.5, color=INK)
+    for panel in axes[-1]:
+        panel.set_xlabel("channels C, and the plane", fontsize=9, color=INK)
+    figure.suptitle(f"{heading}\n\n", x=0.01, ha="left", fontsize=14, fontweight="bold", color=INK)
+    figure.text(0.01, 0.985 - 0.32 / size[1], subheading, ha="left", va="top", fontsize=9.5, color=INK)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, labelcolor=INK)
     path.parent.mkdir(parents=True, exist_ok=True)
