@@ -19,7 +19,8 @@ namespace leni::amx {
 #include "simd.h"
 #include "product.h"
 #include "amx.h"
-#include "leni_kernel.h"
+#include "leni_expand.h"
+#include "leni_folded.h"
 }  // namespace leni::amx
 
 namespace leni {

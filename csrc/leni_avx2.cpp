@@ -16,7 +16,8 @@
 namespace leni::avx2 {
 #include "simd.h"
 #include "product.h"
-#include "leni_kernel.h"
+#include "leni_expand.h"
+#include "leni_folded.h"
 }  // namespace leni::avx2
 
 namespace leni {

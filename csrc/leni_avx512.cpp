@@ -16,7 +16,8 @@
 namespace leni::avx512 {
 #include "simd.h"
 #include "product.h"
-#include "leni_kernel.h"
+#include "leni_expand.h"
+#include "leni_folded.h"
 }  // namespace leni::avx512
 
 namespace leni {

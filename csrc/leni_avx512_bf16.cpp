@@ -17,7 +17,8 @@
 namespace leni::avx512_bf16 {
 #include "simd.h"
 #include "product.h"
-#include "leni_kernel.h"
+#include "leni_expand.h"
+#include "leni_folded.h"
 }  // namespace leni::avx512_bf16
 
 namespace leni {

@@ -10,7 +10,8 @@
 namespace leni::generic {
 #include "simd.h"
 #include "product.h"
-#include "leni_kernel.h"
+#include "leni_expand.h"
+#include "leni_folded.h"
 }  // namespace leni::generic
 
 namespace leni {

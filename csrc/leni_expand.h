@@ -1,0 +1,314 @@
+// Tiles of x, expanded into the positive part and the deconvolved negative part.
+//
+// Included once per ISA object, after simd.h and product.h.
+
+// The tile of one task: ``rows`` × ``columns`` pixels from (row, column) of one image. In the expanded tile, and in y
+// for a tile of full width, its rows follow each other with ``pitch`` pixels.
+struct Tile {
+  int64_t image, row, column, rows, columns, pitch;
+};
+
+// How planes are cut into tiles.
+struct Tiling {
+  int64_t rows, columns, pitch, tiles_down, tiles_across;
+
+  Tile tile(int64_t index, const Activation& x) const {
+    const int64_t across = index % tiles_across;
+    const int64_t down = index / tiles_across % tiles_down;
+    const int64_t row = down * rows, column = across * columns;
+    return {index / (tiles_across * tiles_down), row, column, std::min(rows, x.height - row),
+            std::min(columns, x.width - column), pitch};
+  }
+};
+
+constexpr int64_t kTileBytes = 192 * 1024;  // of the expanded tile: a part of the smallest L2 in wide use
+constexpr int64_t kTileRows = 8;            // of a tile narrower than its plane: two halo rows on eight
+
+inline int64_t even_share(int64_t total, int64_t most) { return ceil_div(total, ceil_div(total, most)); }
+
+// Full-width tiles where a few rows fit, since their pixels are contiguous; else vector-aligned columns.
+inline Tiling choose_tiling(const Activation& x, int64_t bytes_per_pixel, int64_t width, int64_t threads) {
+  const int64_t pixels = std::max<int64_t>(kTileBytes / bytes_per_pixel, width);
+  Tiling tiling;
+  if (pixels >= 4 * x.width || x.width <= 2 * width) {
+    tiling.columns = tiling.pitch = x.width;
+    tiling.rows = std::min(x.height, std::max<int64_t>(pixels / x.width, 1));
+  } else {
+    tiling.rows = std::min(x.height, kTileRows);
+    const int64_t most = std::max<int64_t>(pixels / tiling.rows / width, 1) * width;
+    tiling.columns = tiling.pitch = std::min(round_up(even_share(x.width, most), width), x.width);
+  }
+  tiling.tiles_across = ceil_div(x.width, tiling.columns);
+  const int64_t enough = ceil_div(2 * threads, x.batch * tiling.tiles_across);
+  tiling.rows = even_share(x.height, std::max<int64_t>(std::min(tiling.rows, x.height / enough), 1));
+  tiling.tiles_down = ceil_div(x.height, tiling.rows);
+  return tiling;
+}
+
+// The runs of pixels of a tile that are contiguous in y.
+struct Runs {
+  int64_t count, length;
+  Runs(const Activation& x, const Tile& tile)
+      : count(tile.columns == x.width ? 1 : tile.rows),
+        length(tile.columns == x.width ? tile.rows * tile.columns : tile.columns) {}
+};
+
+// ---- the parameters of an expansion ------------------------------------------------------------------------
+
+template <class Scale>
+struct Expansion {
+  const Scale* taps;  // flipped, so that the deconvolution is a correlation; [C][k²] for NCHW, [k²][C padded] else
+  int64_t padded_channels;  // whole vectors
+  int64_t branch_steps;
+};
+
+// The steps of one branch. Two branches make whole matrix tiles of steps where the product needs them.
+template <class Product>
+inline int64_t branch_steps(int64_t channels) {
+  const int64_t steps = ceil_div(channels, Product::group);
+  return Product::tile_rows > 0 ? round_up(steps, 8) : steps;
+}
+
+// Packs taps [C, k, k], of which there are ``taps`` a channel, for the expanders.
+template <class Scale>
+void pack_taps(const Scale* raw, const Activation& x, int64_t taps, int64_t padded_channels, Scale* packed) {
+  std::memset(packed, 0, padded_channels * taps * sizeof(Scale));
+  for (int64_t c = 0; c < x.channels; ++c) {
+    for (int64_t t = 0; t < taps; ++t) {
+      packed[x.channels_last ? t * padded_channels + c : c * taps + t] = raw[c * taps + taps - 1 - t];
+    }
+  }
+}
+
+// ---- NCHW: vectors along columns ---------------------------------------------------------------------------
+// The expanded tile is [step][pixel]: branch_steps rows of positive parts, then as many of deconvolved negatives.
+
+template <class Product, int K, class T, class Scale>
+struct PlanarExpander {
+  static constexpr int width = Vec<Scale>::width, half = K / 2, group = Product::group;
+  using V = Vec<Scale>;
+  using Element = typename Product::Element;
+
+  const Activation& x;
+  const Expansion<Scale>& expansion;
+  Tile tile;
+  int64_t pixels;  // from one step to the next
+  Element* expanded;
+
+  void run() const {
+    const int64_t steps = ceil_div(x.channels, group);
+    for (int64_t branch = 0; branch < 2; ++branch) {
+      std::memset(expanded + (branch * expansion.branch_steps + steps) * pixels, 0,
+                  (expansion.branch_steps - steps) * pixels * sizeof(Element));
+    }
+    for (int64_t step = 0; step < steps; ++step) {
+      for (int64_t column = 0; column < tile.columns; column += width) {
+        const int64_t left = tile.column + column;
+        if (left >= half && left + width + half <= x.width && column + width <= tile.columns) {
+          strip<false>(step, column);
+        } else {
+          strip<true>(step, column);
+        }
+      }
+    }
+  }
+
+  // One vector of columns, rolled down the rows: each row of x is loaded once per column offset and added to the K
+  // output rows that it reaches. kEdge: some lanes are outside the plane or the tile.
+  template <bool kEdge>
+  void strip(int64_t step, int64_t column) const {
+    const int64_t left = tile.column + column;
+    const Lanes kept = Lanes::range(0, std::min<int64_t>(width, tile.columns - column));
+    Lanes inside[K];
+    if (kEdge) {
+      for (int j = 0; j < K; ++j) {
+        const int64_t start = left + j - half;
+        inside[j] = Lanes::range(std::clamp<int64_t>(-start, 0, width), std::clamp<int64_t>(x.width - start, 0, width));
+      }
+    }
+    const T* planes[group];
+    const Scale* taps[group];
+    const int64_t channel = step * group;
+    const bool whole = channel + group <= x.channels;
+    for (int g = 0; g < group; ++g) {
+      const int64_t c = std::min(channel + g, x.channels - 1);
+      planes[g] = static_cast<const T*>(x.data) + tile.image * x.stride_batch + c * x.stride_channel +
+                  left - half;
+      taps[g] = expansion.taps + c * K * K;
+    }
+    Element* positive = expanded + step * pixels + column;
+    Element* negative = positive + expansion.branch_steps * pixels;
+
+    V acc[group][K];
+    for (int g = 0; g < group; ++g) {
+      for (int i = 0; i < K; ++i) acc[g][i] = V::zero();
+    }
+    const int64_t first = tile.row - half, last = tile.row + tile.rows + half;
+    for (int64_t row = first; row < last; ++row) {
+      if (row >= 0 && row < x.height) {
+        V center[group];
+#pragma GCC unroll 2
+        for (int g = 0; g < group; ++g) {
+          const T* pixel = planes[g] + row * x.stride_row;
+          V values[K];
+#pragma GCC unroll 8
+          for (int j = 0; j < K; ++j) {
+            const V loaded = kEdge ? V::load(pixel + j, inside[j]) : V::load(pixel + j);
+            if (j == half) center[g] = loaded.positive();
+            values[j] = loaded.negative();
+          }
+#pragma GCC unroll 8
+          for (int i = 0; i < K; ++i) {
+#pragma GCC unroll 8
+            for (int j = 0; j < K; ++j) {
+              acc[g][i] = V::fma(V::broadcast(taps[g][i * K + j]), values[j], acc[g][i]);
+            }
+          }
+        }
+        if (row >= tile.row && row < tile.row + tile.rows) {
+          put<kEdge>(center, whole, positive + (row - tile.row) * tile.pitch, kept);
+        }
+      }
+      const int64_t complete = row - half - tile.row;
+      V done[group];
+#pragma GCC unroll 2
+      for (int g = 0; g < group; ++g) {
+        done[g] = acc[g][K - 1];
+#pragma GCC unroll 8
+        for (int i = K - 1; i > 0; --i) acc[g][i] = acc[g][i - 1];
+        acc[g][0] = V::zero();
+      }
+      if (complete >= 0) put<kEdge>(done, whole, negative + complete * tile.pitch, kept);
+    }
+  }
+
+  template <bool kEdge>
+  static void put(V (&values)[group], bool whole, Element* to, Lanes kept) {
+    if constexpr (group == 1) {
+      if (kEdge) {
+        values[0].store(to, kept);
+      } else {
+        values[0].store(to);
+      }
+    } else {
+      if (!whole) values[1] = V::zero();
+      if (kEdge) {
+        store_pairs(values[0], values[1], to, kept);
+      } else {
+        store_pairs(values[0], values[1], to);
+      }
+    }
+  }
+};
+
+// ---- channels-last: vectors along channels -----------------------------------------------------------------
+// The expanded tile is [pixel][channel]: branch_steps·group positive parts, then as many deconvolved negatives.
+
+template <class Product, int K, class T, class Scale>
+struct InterleavedExpander {
+  static constexpr int width = Vec<Scale>::width, half = K / 2, kRows = 2;
+  using V = Vec<Scale>;
+  using Value = std::conditional_t<Product::group == 1, Scale, BFloat16>;
+
+  const Activation& x;
+  const Expansion<Scale>& expansion;
+  Tile tile;
+  Value* expanded;
+
+  int64_t branch() const { return expansion.branch_steps * Product::group; }
+
+  void run() const {
+    for (int64_t channel = 0; channel < x.channels; channel += width) {
+      int64_t row = 0;
+      for (; row + kRows <= tile.rows; row += kRows) rows<kRows>(channel, row);
+      for (; row < tile.rows; ++row) rows<1>(channel, row);
+    }
+    if (branch() > x.channels) zero_padding();
+  }
+
+  void zero_padding() const {
+    for (int64_t pixel = 0; pixel < tile.rows * tile.pitch; ++pixel) {
+      for (int64_t c = x.channels; c < branch(); ++c) {
+        expanded[pixel * 2 * branch() + c] = expanded[pixel * 2 * branch() + branch() + c] = Value{};
+      }
+    }
+  }
+
+  template <int R>
+  void rows(int64_t channel, int64_t row) const {
+    const bool interior = tile.row + row >= half && tile.row + row + R + half <= x.height;
+    const bool whole = channel + width <= x.channels;
+    if (interior && whole) {
+      rows<R, false>(channel, row);
+    } else {
+      rows<R, true>(channel, row);
+    }
+  }
+
+  // R output rows of one vector of channels, rolled along the columns: each column of x is loaded once per input row
+  // and added to the K output columns that it reaches. kEdge: some input rows or channel lanes do not exist.
+  template <int R, bool kEdge>
+  void rows(int64_t channel, int64_t row) const {
+    constexpr int inputs = R + K - 1;
+    const Lanes kept = Lanes::range(0, std::min<int64_t>(width, x.channels - channel));
+    const T* pixels[inputs];
+    bool exists[inputs];
+    for (int i = 0; i < inputs; ++i) {
+      const int64_t input = tile.row + row + i - half;
+      exists[i] = input >= 0 && input < x.height;
+      pixels[i] = static_cast<const T*>(x.data) + tile.image * x.stride_batch +
+                  (exists[i] ? input : 0) * x.stride_row + channel;
+    }
+    V taps[K * K];
+#pragma GCC unroll 49
+    for (int t = 0; t < K * K; ++t) taps[t] = V::load(expansion.taps + t * expansion.padded_channels + channel);
+    V acc[R][K];
+    for (int r = 0; r < R; ++r) {
+      for (int j = 0; j < K; ++j) acc[r][j] = V::zero();
+    }
+    const int64_t pixel_size = 2 * branch(), row_size = tile.pitch * pixel_size;
+    Value* positive = expanded + row * row_size + channel;
+    Value* negative = positive + branch();
+
+    const int64_t first = tile.column - half, last = tile.column + tile.columns + half;
+    for (int64_t column = first; column < last; ++column) {
+      const int64_t at = column - tile.column;
+      if (column >= 0 && column < x.width) {
+        const int64_t offset = column * x.stride_column;
+        const bool inside = at >= 0 && at < tile.columns;
+#pragma GCC unroll 8
+        for (int i = 0; i < inputs; ++i) {
+          if (kEdge && !exists[i]) continue;
+          const V loaded = kEdge ? V::load(pixels[i] + offset, kept) : V::load(pixels[i] + offset);
+          if (i >= half && i < half + R && inside) {
+            put<kEdge>(loaded.positive(), positive + (i - half) * row_size + at * pixel_size, kept);
+          }
+          const V value = loaded.negative();
+#pragma GCC unroll 2
+          for (int r = 0; r < R; ++r) {
+            if (i < r || i >= r + K) continue;
+#pragma GCC unroll 8
+            for (int j = 0; j < K; ++j) acc[r][j] = V::fma(taps[(i - r) * K + j], value, acc[r][j]);
+          }
+        }
+      }
+      const int64_t complete = at - half;
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r) {
+        if (complete >= 0) put<kEdge>(acc[r][K - 1], negative + r * row_size + complete * pixel_size, kept);
+#pragma GCC unroll 8
+        for (int j = K - 1; j > 0; --j) acc[r][j] = acc[r][j - 1];
+        acc[r][0] = V::zero();
+      }
+    }
+  }
+
+  template <bool kEdge>
+  static void put(V value, Value* to, Lanes kept) {
+    if (kEdge) {
+      value.store(to, kept);
+    } else {
+      value.store(to);
+    }
+  }
+};

@@ -1,0 +1,137 @@
+// Folded LENI in one pass: y = weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias.
+//
+// Reads x once and writes y once, 2T where T is the bytes of one activation tensor: no pass can do with less, since
+// every output needs an input and every input may matter. A tile of x is expanded into its positive part and its
+// deconvolved negative part, 2C values a pixel that stay in the L2 cache, and multiplied there by the packed weights.
+// Halo rows are read again from cache. Saves nothing.
+//
+// Included once per ISA object, after leni_expand.h.
+
+// ---- the problem with its parameters packed ----------------------------------------------------------------
+
+template <class Product, class Scale>
+struct Packed {
+  const typename Product::Element* weight;
+  const Scale* bias;  // padded to whole vectors
+  Expansion<Scale> expansion;
+};
+
+template <class Product, class Scale>
+Packed<Product, Scale> pack(const FoldedProblem& problem, const Host& host) {
+  constexpr int width = Product::Acc::width;
+  const int64_t channels = problem.x.channels, taps = problem.kernel_size * problem.kernel_size;
+  const int64_t padded = round_up(channels, width), steps = branch_steps<Product>(channels);
+  const int64_t weight_bytes = round_up(padded * 2 * steps * sizeof(typename Product::Element), 64);
+  const int64_t taps_bytes = padded * taps * sizeof(Scale);
+  char* memory = static_cast<char*>(host.scratch(0, weight_bytes + taps_bytes + padded * sizeof(Scale)));
+  auto* weight = reinterpret_cast<typename Product::Element*>(memory);
+  auto* packed_taps = reinterpret_cast<Scale*>(memory + weight_bytes);
+  auto* packed_bias = reinterpret_cast<Scale*>(memory + weight_bytes + taps_bytes);
+
+  pack_taps(static_cast<const Scale*>(problem.taps), problem.x, taps, padded, packed_taps);
+  std::memset(packed_bias, 0, padded * sizeof(Scale));
+  std::memcpy(packed_bias, problem.bias, channels * sizeof(Scale));
+
+  pack_weight<Product>(problem.x.channels_last ? Channels::kVectors : Channels::kRows,
+                       static_cast<const Scale*>(problem.weight), channels, 2, steps, weight);
+  return {weight, packed_bias, {packed_taps, padded, steps}};
+}
+
+// ---- one tile ----------------------------------------------------------------------------------------------
+
+template <class Product, int K, class T, class Scale>
+void planar_tile(const FoldedProblem& problem, const Packed<Product, Scale>& packed, const Tile& tile,
+                 typename Product::Element* expanded, int64_t pixels) {
+  PlanarExpander<Product, K, T, Scale>{problem.x, packed.expansion, tile, pixels, expanded}.run();
+  const int64_t plane = problem.x.height * problem.x.width, steps = 2 * packed.expansion.branch_steps;
+  const Runs runs(problem.x, tile);
+  for (int64_t run = 0; run < runs.count; ++run) {
+    T* out = static_cast<T*>(problem.y) + tile.image * problem.x.channels * plane +
+             (tile.row + run) * problem.x.width + tile.column;
+    multiply_all<Product, Channels::kRows, T, Scale>({steps, packed.weight, steps, expanded + run * tile.pitch, pixels,
+                                                      packed.bias, out, plane, runs.length}, problem.x.channels);
+  }
+}
+
+template <class Product, int K, class T, class Scale>
+void interleaved_tile(const FoldedProblem& problem, const Packed<Product, Scale>& packed, const Tile& tile,
+                      typename Product::Element* expanded) {
+  using Expander = InterleavedExpander<Product, K, T, Scale>;
+  Expander{problem.x, packed.expansion, tile, reinterpret_cast<typename Expander::Value*>(expanded)}.run();
+  const int64_t channels = problem.x.channels, steps = 2 * packed.expansion.branch_steps;
+  const Runs runs(problem.x, tile);
+  for (int64_t run = 0; run < runs.count; ++run) {
+    T* out = static_cast<T*>(problem.y) +
+             ((tile.image * problem.x.height + tile.row + run) * problem.x.width + tile.column) * channels;
+    multiply_all<Product, Channels::kVectors, T, Scale>({steps, expanded + run * tile.pitch * steps, steps,
+                                                         packed.weight, 0, packed.bias, out, channels, channels},
+                                                        runs.length);
+  }
+}
+
+// ---- the whole problem -------------------------------------------------------------------------------------
+
+template <class Product>
+constexpr int64_t kBeyond = Product::tile_rows > 0 ? 2 * Product::tile_rows : Product::Acc::width;
+
+template <class Product, int K, class T, class Scale>
+struct Job {
+  const FoldedProblem& problem;
+  const Host& host;
+  Packed<Product, Scale> packed;
+  Tiling tiling;
+
+  static void tiles(const void* context, int64_t begin, int64_t end) {
+    const Job& job = *static_cast<const Job*>(context);
+    // A block's last vectors or rows may reach past the tile's pixels.
+    const int64_t pixels = round_up(job.tiling.rows * job.tiling.pitch, Product::Acc::width) + kBeyond<Product>;
+    const int64_t steps = 2 * job.packed.expansion.branch_steps;
+    [[maybe_unused]] const typename Product::Session session;
+    auto* expanded = static_cast<typename Product::Element*>(
+        job.host.scratch(1, pixels * steps * sizeof(typename Product::Element)));
+    for (int64_t index = begin; index < end; ++index) {
+      const Tile tile = job.tiling.tile(index, job.problem.x);
+      if (job.problem.x.channels_last) {
+        interleaved_tile<Product, K, T, Scale>(job.problem, job.packed, tile, expanded);
+      } else {
+        planar_tile<Product, K, T, Scale>(job.problem, job.packed, tile, expanded, pixels);
+      }
+    }
+  }
+};
+
+template <class Product, int K, class T, class Scale>
+void run(const FoldedProblem& problem, const Host& host) {
+  const int64_t pixel_bytes = 2 * branch_steps<Product>(problem.x.channels) * sizeof(typename Product::Element);
+  const Tiling tiling = choose_tiling(problem.x, pixel_bytes, Product::Acc::width, host.threads);
+  const Job<Product, K, T, Scale> job{problem, host, pack<Product, Scale>(problem, host), tiling};
+  host.parallel_for(problem.x.batch * tiling.tiles_down * tiling.tiles_across, &job, &Job<Product, K, T, Scale>::tiles);
+}
+
+template <class Product, class T, class Scale>
+void run(const FoldedProblem& problem, const Host& host) {
+  switch (problem.kernel_size) {
+    case 3: return run<Product, 3, T, Scale>(problem, host);
+    case 5: return run<Product, 5, T, Scale>(problem, host);
+    case 7: return run<Product, 7, T, Scale>(problem, host);
+  }
+}
+
+#if defined(LENI_ISA_AMX)
+// AMX multiplies bfloat16 only.
+inline void folded(const FoldedProblem& problem, const Host& host) {
+  run<TileProduct, BFloat16, float>(problem, host);
+}
+#else
+inline void folded(const FoldedProblem& problem, const Host& host) {
+  switch (problem.scalar) {
+    case Scalar::Float32: return run<ScalarProduct<float>, float, float>(problem, host);
+    case Scalar::Float64: return run<ScalarProduct<double>, double, double>(problem, host);
+#if defined(LENI_ISA_AVX512_BF16)
+    case Scalar::BFloat16: return run<PairProduct, BFloat16, float>(problem, host);
+#else
+    case Scalar::BFloat16: return run<ScalarProduct<float>, BFloat16, float>(problem, host);
+#endif
+  }
+}
+#endif
