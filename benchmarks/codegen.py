@@ -151,8 +151,9 @@ def _read_amdgcn(assembly: str) -> dict[str, object]:
     return {
         "registers": _amd_field(assembly, "vgpr_count"),
         "stack": _amd_field(assembly, "private_segment_fixed_size"),
-        "spills": _amd_field(assembly, "vgpr_spill_count") + _amd_field(assembly, "sgpr_spill_count"),
-        "matrix": _families(instructions, r"v_mfma\w*"),
+        # Scalar registers spill to vector registers, which costs little and touches no memory.
+        "spills": _amd_field(assembly, "vgpr_spill_count"),
+        "matrix": _families(instructions, r"v_mfma"),
         "loads": _widths(instructions, r"(global|buffer|flat)_load_", _amd_bits),
         "instructions": sum(instructions.values()),
     }

@@ -21,9 +21,9 @@ from leni_kernels.leni import reference
 SHAPES = ((16, 112), (32, 112), (64, 224), (64, 112), (64, 56), (32, 32), (128, 28), (256, 14), (512, 7))
 """(C, H): first layers of MobileNetV3, MobileNetV1/V2, VGG, ResNet and CIFAR networks, then deeper ones."""
 
-QUICK_SHAPES = ((16, 112), (64, 56))
 LAYOUTS = {"channels_first": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+QUICK_SHAPES, QUICK_LAYOUTS = ((16, 112), (64, 56)), ("channels_last",)
 ELEMENTS = {"cpu": 2 * 64 * 224**2, "cuda": 32 * 64 * 224**2}
 """Elements of x: 24.5 MiB in float32 on a CPU, 392 MiB on a GPU."""
 
@@ -50,8 +50,8 @@ class Case(NamedTuple):
 
 def cases(quick: bool) -> list[Case]:
     """All cases of a run."""
-    shapes = QUICK_SHAPES if quick else SHAPES
-    return [Case(*shape, layout, dtype) for dtype in DTYPES for layout in LAYOUTS for shape in shapes]
+    shapes, layouts = (QUICK_SHAPES, QUICK_LAYOUTS) if quick else (SHAPES, LAYOUTS)
+    return [Case(*shape, layout, dtype) for dtype in DTYPES for layout in layouts for shape in shapes]
 
 
 def measure(case: Case, device: torch.device, seconds: float) -> dict[str, Any]:

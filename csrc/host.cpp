@@ -35,7 +35,7 @@ void* scratch(int slot, int64_t bytes) {
     std::unique_ptr<void, Free> memory;
     int64_t bytes = 0;
   };
-  static thread_local Buffer buffers[2];
+  static thread_local Buffer buffers[8];
   Buffer& buffer = buffers[slot];
   if (buffer.bytes < bytes) {
     const int64_t rounded = (bytes + 63) / 64 * 64;

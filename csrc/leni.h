@@ -28,6 +28,34 @@ struct FoldedProblem {
   int64_t kernel_size;
 };
 
+// mean and variance (biased) of [max(x, 0); taps ⋆ᵀ min(x, 0)], [2C] each.
+struct StatisticsProblem {
+  Scalar scalar;
+  Activation x;
+  const void* taps;
+  void* mean;
+  void* variance;
+  int64_t kernel_size;
+};
+
+// The gradients of the folded form for a gradient ``grad`` of y, which may have any strides. constant and slope [2C]
+// (or both null) are added to the gradient of a = [max(x, 0); taps ⋆ᵀ min(x, 0)] as constant + slope·a: what a
+// gradient of a's statistics amounts to. dx is contiguous in x's order; the rest is contiguous.
+struct GradientProblem {
+  Scalar scalar;
+  Activation x;
+  Activation grad;
+  const void* taps;
+  const void* weight;
+  const void* constant;
+  const void* slope;
+  void* dx;
+  void* dtaps;
+  void* dweight;
+  void* dbias;
+  int64_t kernel_size;
+};
+
 // What a kernel needs of its host. The objects that are compiled for one instruction set include no PyTorch
 // header: an inline function of one, compiled for AVX-512, could be the copy that the linker keeps for all.
 struct Host {
@@ -38,11 +66,19 @@ struct Host {
   int64_t threads;
 };
 
-// Kernel sizes 3, 5 and 7.
-void folded_generic(const FoldedProblem& problem, const Host& host);
+// The kernels of one instruction set, for kernel sizes 3, 5 and 7.
+struct Kernels {
+  void (*folded)(const FoldedProblem& problem, const Host& host);
+  void (*statistics)(const StatisticsProblem& problem, const Host& host);
+  void (*weight_gradient)(const GradientProblem& problem, const Host& host);  // dweight and dbias
+  void (*input_gradient)(const GradientProblem& problem, const Host& host);   // dx and dtaps
+};
+
+extern const Kernels generic_kernels;
 #if defined(__x86_64__)
-void folded_avx2(const FoldedProblem& problem, const Host& host);
-void folded_avx512(const FoldedProblem& problem, const Host& host);
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+// For bfloat16 only; the other passes are AVX-512's.
 void folded_avx512_bf16(const FoldedProblem& problem, const Host& host);
 void folded_amx(const FoldedProblem& problem, const Host& host);
 #endif

@@ -18,10 +18,11 @@ namespace leni::avx2 {
 #include "product.h"
 #include "leni_expand.h"
 #include "leni_folded.h"
+#include "leni_training.h"
 }  // namespace leni::avx2
 
 namespace leni {
-void folded_avx2(const FoldedProblem& problem, const Host& host) { avx2::folded(problem, host); }
+const Kernels avx2_kernels{&avx2::folded, &avx2::statistics, &avx2::weight_gradient, &avx2::input_gradient};
 }  // namespace leni
 
 #endif

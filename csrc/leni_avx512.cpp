@@ -18,10 +18,11 @@ namespace leni::avx512 {
 #include "product.h"
 #include "leni_expand.h"
 #include "leni_folded.h"
+#include "leni_training.h"
 }  // namespace leni::avx512
 
 namespace leni {
-void folded_avx512(const FoldedProblem& problem, const Host& host) { avx512::folded(problem, host); }
+const Kernels avx512_kernels{&avx512::folded, &avx512::statistics, &avx512::weight_gradient, &avx512::input_gradient};
 }  // namespace leni
 
 #endif

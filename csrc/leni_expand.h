@@ -12,6 +12,8 @@ struct Tile {
 struct Tiling {
   int64_t rows, columns, pitch, tiles_down, tiles_across;
 
+  int64_t tiles(const Activation& x) const { return x.batch * tiles_down * tiles_across; }
+
   Tile tile(int64_t index, const Activation& x) const {
     const int64_t across = index % tiles_across;
     const int64_t down = index / tiles_across % tiles_down;
@@ -27,8 +29,9 @@ constexpr int64_t kTileRows = 8;            // of a tile narrower than its plane
 inline int64_t even_share(int64_t total, int64_t most) { return ceil_div(total, ceil_div(total, most)); }
 
 // Full-width tiles where a few rows fit, since their pixels are contiguous; else vector-aligned columns.
-inline Tiling choose_tiling(const Activation& x, int64_t bytes_per_pixel, int64_t width, int64_t threads) {
-  const int64_t pixels = std::max<int64_t>(kTileBytes / bytes_per_pixel, width);
+inline Tiling choose_tiling(const Activation& x, int64_t bytes_per_pixel, int64_t width, int64_t threads,
+                            int64_t tile_bytes) {
+  const int64_t pixels = std::max<int64_t>(tile_bytes / bytes_per_pixel, width);
   Tiling tiling;
   if (pixels >= 4 * x.width || x.width <= 2 * width) {
     tiling.columns = tiling.pitch = x.width;

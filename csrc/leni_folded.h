@@ -103,9 +103,9 @@ struct Job {
 template <class Product, int K, class T, class Scale>
 void run(const FoldedProblem& problem, const Host& host) {
   const int64_t pixel_bytes = 2 * branch_steps<Product>(problem.x.channels) * sizeof(typename Product::Element);
-  const Tiling tiling = choose_tiling(problem.x, pixel_bytes, Product::Acc::width, host.threads);
+  const Tiling tiling = choose_tiling(problem.x, pixel_bytes, Product::Acc::width, host.threads, kTileBytes);
   const Job<Product, K, T, Scale> job{problem, host, pack<Product, Scale>(problem, host), tiling};
-  host.parallel_for(problem.x.batch * tiling.tiles_down * tiling.tiles_across, &job, &Job<Product, K, T, Scale>::tiles);
+  host.parallel_for(tiling.tiles(problem.x), &job, &Job<Product, K, T, Scale>::tiles);
 }
 
 template <class Product, class T, class Scale>
@@ -117,21 +117,16 @@ void run(const FoldedProblem& problem, const Host& host) {
   }
 }
 
+inline void folded(const FoldedProblem& problem, const Host& host) {
 #if defined(LENI_ISA_AMX)
-// AMX multiplies bfloat16 only.
-inline void folded(const FoldedProblem& problem, const Host& host) {
   run<TileProduct, BFloat16, float>(problem, host);
-}
+#elif defined(LENI_ISA_AVX512_BF16)
+  run<PairProduct, BFloat16, float>(problem, host);
 #else
-inline void folded(const FoldedProblem& problem, const Host& host) {
   switch (problem.scalar) {
     case Scalar::Float32: return run<ScalarProduct<float>, float, float>(problem, host);
     case Scalar::Float64: return run<ScalarProduct<double>, double, double>(problem, host);
-#if defined(LENI_ISA_AVX512_BF16)
-    case Scalar::BFloat16: return run<PairProduct, BFloat16, float>(problem, host);
-#else
     case Scalar::BFloat16: return run<ScalarProduct<float>, BFloat16, float>(problem, host);
-#endif
   }
-}
 #endif
+}

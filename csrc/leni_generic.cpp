@@ -12,8 +12,9 @@ namespace leni::generic {
 #include "product.h"
 #include "leni_expand.h"
 #include "leni_folded.h"
+#include "leni_training.h"
 }  // namespace leni::generic
 
 namespace leni {
-void folded_generic(const FoldedProblem& problem, const Host& host) { generic::folded(problem, host); }
+const Kernels generic_kernels{&generic::folded, &generic::statistics, &generic::weight_gradient, &generic::input_gradient};
 }  // namespace leni

@@ -68,12 +68,15 @@ constexpr int kPixelRows = 6, kChannelVectors = 2;
 constexpr int kChannelRows = 4, kPixelVectors = 3;
 #endif
 
-// Which side of the product the output channels are on: the rows (NCHW) or the vectors (channels-last).
-enum class Channels { kRows, kVectors };
+// Where the output channels are: the rows of the product (NCHW), its vectors (channels-last), or its vectors while the
+// pixels are summed over (the gradient of the weights).
+enum class Channels { kRows, kVectors, kSummed };
 
 // Where a block of the product reads and writes. Offsets are in elements.
 //   kRows:    a is a packed panel of weights, M channels a step; b has b_step elements a step; bias by row.
 //   kVectors: a has a_row elements a pixel; b is a packed panel of weights, N vectors a step; bias by lane.
+//   kSummed:  a step is a pixel, a_step elements of a and b_step of b further; the product is added to out, in which
+//             whole vectors exist.
 template <class Product, class T, class Scale>
 struct Block {
   int64_t steps;
@@ -85,22 +88,29 @@ struct Block {
   T* out;  // out(m, n) at out[m·out_row + n]
   int64_t out_row;
   int64_t columns;  // how many of the block's lanes exist
+  int64_t a_step = 0;
 };
 
 template <class Product, Channels kChannels, int M, int N, class T, class Scale>
 inline void multiply(const Block<Product, T, Scale>& block) {
   using Acc = typename Product::Acc;
   constexpr int width = Acc::width;
-  constexpr bool packed_rows = kChannels == Channels::kRows;
+  constexpr bool packed_rows = kChannels == Channels::kRows, summed = kChannels == Channels::kSummed;
   const int64_t a_row = packed_rows ? 1 : block.a_row;
-  const int64_t a_step = packed_rows ? M : 1;
-  const int64_t b_step = packed_rows ? block.b_step : N * width;
+  const int64_t a_step = packed_rows ? M : summed ? block.a_step : 1;
+  const int64_t b_step = packed_rows || summed ? block.b_step : N * width;
   Acc acc[M][N];
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
-      acc[m][n] = packed_rows ? Acc::broadcast(block.bias[m]) : Acc::load(block.bias + n * width);
+      if constexpr (packed_rows) {
+        acc[m][n] = Acc::broadcast(block.bias[m]);
+      } else if constexpr (summed) {
+        acc[m][n] = Acc::zero();
+      } else {
+        acc[m][n] = Acc::load(block.bias + n * width);
+      }
     }
   }
   const auto* a = block.a;
@@ -114,6 +124,15 @@ inline void multiply(const Block<Product, T, Scale>& block) {
       const auto value = Product::broadcast(a + m * a_row);
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) acc[m][n] = Product::step(acc[m][n], value, vectors[n]);
+    }
+  }
+  if constexpr (summed) {  // a block's sum first, then the total: rounding errors grow with both, not their product
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) {
+        acc[m][n] = Acc::add(Acc::load(block.out + m * block.out_row + n * width), acc[m][n]);
+      }
     }
   }
   const int64_t last = block.columns - (N - 1) * width;
@@ -163,8 +182,8 @@ inline void multiply_all(Block<Product, T, Scale> block, int64_t rows) {
   for (int64_t left = block.columns; left > 0; left -= most) {
     block.columns = std::min(left, most);
     multiply_vectors<Product, kChannels, M, N>(block, rows, ceil_div(block.columns, width));
-    block.b += packed_rows ? most : most * block.steps;
-    block.bias += packed_rows ? 0 : most;
+    block.b += kChannels == Channels::kVectors ? most * block.steps : most;
+    if (kChannels == Channels::kVectors) block.bias += most;
     block.out += most;
   }
 }

@@ -7,7 +7,8 @@
 template <class T>
 struct Vec;
 
-// max(x, 0) and min(x, 0) are named positive() and negative(): x is the operand that a NaN is taken from.
+// max(x, 0) and min(x, 0) are named positive() and negative(): x is the operand that a NaN is taken from. by_sign() is
+// ``positive`` where x > 0, ``negative`` where x < 0, and 0 where x is 0 or NaN.
 
 #if defined(LENI_ISA_AVX512)
 
@@ -34,9 +35,14 @@ struct Vec<float> {
   void store(float* p, Lanes lanes) const { _mm512_mask_storeu_ps(p, lanes.mask, v); }
   void store(BFloat16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow()); }
   void store(BFloat16* p, Lanes lanes) const { _mm256_mask_storeu_epi16(p, lanes.mask, narrow()); }
+  static Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   Vec positive() const { return {_mm512_max_ps(_mm512_setzero_ps(), v)}; }
   Vec negative() const { return {_mm512_min_ps(_mm512_setzero_ps(), v)}; }
+  static Vec by_sign(Vec x, Vec positive, Vec negative) {
+    const __mmask16 above = _mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_GT_OQ), below = _mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_LT_OQ);
+    return {_mm512_mask_mov_ps(_mm512_maskz_mov_ps(above, positive.v), below, negative.v)};
+  }
 
   static Vec widen(__m256i bits) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
@@ -66,9 +72,14 @@ struct Vec<double> {
   static Vec load(const double* p, Lanes lanes) { return {_mm512_maskz_loadu_pd(static_cast<__mmask8>(lanes.mask), p)}; }
   void store(double* p) const { _mm512_storeu_pd(p, v); }
   void store(double* p, Lanes lanes) const { _mm512_mask_storeu_pd(p, static_cast<__mmask8>(lanes.mask), v); }
+  static Vec add(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
   Vec positive() const { return {_mm512_max_pd(_mm512_setzero_pd(), v)}; }
   Vec negative() const { return {_mm512_min_pd(_mm512_setzero_pd(), v)}; }
+  static Vec by_sign(Vec x, Vec positive, Vec negative) {
+    const __mmask8 above = _mm512_cmp_pd_mask(x.v, _mm512_setzero_pd(), _CMP_GT_OQ), below = _mm512_cmp_pd_mask(x.v, _mm512_setzero_pd(), _CMP_LT_OQ);
+    return {_mm512_mask_mov_pd(_mm512_maskz_mov_pd(above, positive.v), below, negative.v)};
+  }
 };
 
 #elif defined(LENI_ISA_AVX2)
@@ -123,9 +134,14 @@ struct Vec<float> {
     store(copy);
     for (int i = lanes.first; i < lanes.last; ++i) p[i] = copy[i];
   }
+  static Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   Vec positive() const { return {_mm256_max_ps(_mm256_setzero_ps(), v)}; }
   Vec negative() const { return {_mm256_min_ps(_mm256_setzero_ps(), v)}; }
+  static Vec by_sign(Vec x, Vec positive, Vec negative) {
+    return {_mm256_or_ps(_mm256_and_ps(_mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_GT_OQ), positive.v),
+                         _mm256_and_ps(_mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_LT_OQ), negative.v))};
+  }
 };
 
 template <>
@@ -139,9 +155,14 @@ struct Vec<double> {
   static Vec load(const double* p, Lanes lanes) { return {_mm256_maskload_pd(p, lanes.mask64())}; }
   void store(double* p) const { _mm256_storeu_pd(p, v); }
   void store(double* p, Lanes lanes) const { _mm256_maskstore_pd(p, lanes.mask64(), v); }
+  static Vec add(Vec a, Vec b) { return {_mm256_add_pd(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
   Vec positive() const { return {_mm256_max_pd(_mm256_setzero_pd(), v)}; }
   Vec negative() const { return {_mm256_min_pd(_mm256_setzero_pd(), v)}; }
+  static Vec by_sign(Vec x, Vec positive, Vec negative) {
+    return {_mm256_or_pd(_mm256_and_pd(_mm256_cmp_pd(x.v, _mm256_setzero_pd(), _CMP_GT_OQ), positive.v),
+                         _mm256_and_pd(_mm256_cmp_pd(x.v, _mm256_setzero_pd(), _CMP_LT_OQ), negative.v))};
+  }
 };
 
 #else  // any other CPU: the compiler's own 128-bit vectors
@@ -171,9 +192,13 @@ struct Vec {
   void store(T* p, Lanes lanes) const { scatter(p, lanes.first, lanes.last); }
   void store(BFloat16* p) const { scatter(p, 0, width); }
   void store(BFloat16* p, Lanes lanes) const { scatter(p, lanes.first, lanes.last); }
+  static Vec add(Vec a, Vec b) { return {a.v + b.v}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
   Vec positive() const { return {v < Native{} ? Native{} : v}; }
   Vec negative() const { return {v > Native{} ? Native{} : v}; }
+  static Vec by_sign(Vec x, Vec positive, Vec negative) {
+    return {x.v > Native{} ? positive.v : x.v < Native{} ? negative.v : Native{}};
+  }
 
  private:
   static T value(T x) { return x; }
@@ -194,3 +219,57 @@ struct Vec {
 };
 
 #endif
+
+// The sum of the lanes, always in the same order.
+template <class T>
+inline T sum(Vec<T> vector) {
+  T lanes[Vec<T>::width];
+  vector.store(lanes);
+  for (int stride = Vec<T>::width / 2; stride > 0; stride /= 2) {
+    for (int i = 0; i < stride; ++i) lanes[i] += lanes[i + stride];
+  }
+  return lanes[0];
+}
+
+// to[j][i] = from[i][j] for a square of one vector's width a side; rows are from_row and to_row elements apart.
+template <class T, class Scale>
+inline void transpose(const T* from, int64_t from_row, Scale* to, int64_t to_row) {
+  constexpr int width = Vec<Scale>::width;
+#if defined(LENI_ISA_AVX512)
+  if constexpr (sizeof(Scale) == 4) {
+    __m512 rows[16], pairs[16], quads[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) rows[i] = Vec<float>::load(from + i * from_row).v;
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+      pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+      pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+      quads[i] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+      quads[i + 1] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+      quads[i + 2] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+      quads[i + 3] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+    }
+    // quads[4q + j] holds columns j, 4+j, 8+j and 12+j of rows 4q … 4q+3, one to a 128-bit lane.
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const __m512 low = _mm512_shuffle_f32x4(quads[j], quads[4 + j], 0x88);
+      const __m512 high = _mm512_shuffle_f32x4(quads[8 + j], quads[12 + j], 0x88);
+      const __m512 low_odd = _mm512_shuffle_f32x4(quads[j], quads[4 + j], 0xdd);
+      const __m512 high_odd = _mm512_shuffle_f32x4(quads[8 + j], quads[12 + j], 0xdd);
+      _mm512_storeu_ps(to + j * to_row, _mm512_shuffle_f32x4(low, high, 0x88));
+      _mm512_storeu_ps(to + (8 + j) * to_row, _mm512_shuffle_f32x4(low, high, 0xdd));
+      _mm512_storeu_ps(to + (4 + j) * to_row, _mm512_shuffle_f32x4(low_odd, high_odd, 0x88));
+      _mm512_storeu_ps(to + (12 + j) * to_row, _mm512_shuffle_f32x4(low_odd, high_odd, 0xdd));
+    }
+    return;
+  }
+#endif
+  Scale block[width][width];
+  for (int i = 0; i < width; ++i) Vec<Scale>::load(from + i * from_row).store(block[i]);
+  for (int j = 0; j < width; ++j) {
+    for (int i = 0; i < width; ++i) to[j * to_row + i] = block[i][j];
+  }
+}

@@ -26,22 +26,27 @@ def choose(channels: int, kernel_size: int, operand: str, architecture: str, cha
     """The tiling for C channels of operands ``operand`` ("fp16", "bf16", "tf32", "fp32", "fp64")."""
     padded = max(16, power_of_two(channels))
     exception = TABLE.get((channels_last, padded, kernel_size, operand, architecture))
-    return exception or _rule(padded, kernel_size, operand, architecture.startswith("gfx"), channels_last)
+    return exception or _rule(padded, kernel_size, operand, architecture, channels_last)
 
 
-def _rule(channels: int, kernel_size: int, operand: str, amd: bool, channels_last: bool) -> Config:
-    """The default, by what compiled without spilling: the taps of k = 7 alone take half the registers."""
+def _rule(channels: int, kernel_size: int, operand: str, architecture: str, channels_last: bool) -> Config:
+    """The default, by what compiles without spilling: one or two vectors of x a thread, and 2 or 4 rows of sums."""
+    amd = architecture.startswith("gfx")
     if operand == "fp64":
         return Config(4, 4, 16, 16, 2 if amd else 4)
+    # Datacentre Hopper and Blackwell multiply from shared memory; others hold both operands in registers.
+    from_shared = architecture.startswith(("sm_9", "sm_10"))
     half = itemsize(operand) == 2
     large = kernel_size == 7
-    # AMD's 64 KiB of shared memory hold less of the weights.
-    whole = channels <= (128 if half else 64) and not amd and not (large and channels_last)
-    block = channels if whole else min(channels, 64 if half else 32)
-    most_outputs = 64 if operand == "fp32" else 128 if amd or large or not half else 256
-    outputs = min(channels, most_outputs)
+    if operand == "fp32" or (channels_last and not from_shared and not amd):
+        outputs = min(channels, 64)
+    else:
+        outputs = min(channels, 256 if half and not large and not amd else 128)
+    most_whole = 0 if amd or (large and channels_last) else 128 if half and outputs >= 128 else 64
+    block = channels if channels <= most_whole else min(channels, 64 if half else 32)
     if channels_last:
         threads = 128 if half and outputs <= 64 and not large else 256
+        # The taps of k = 7 take so many registers that a thread loads half a vector.
         positions = threads * full_vector(operand) // block // (2 if large else 1)
         rows = 2 if outputs == 256 else 4
     else:

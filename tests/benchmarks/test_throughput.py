@@ -176,7 +176,7 @@ def test_a_stopped_run_leaves_the_last_whole_one_as_it_was(tmp_path, results, mo
     if interrupted:
         assert found.pop(whole.name) == "before"
     (text,) = found.values()
-    assert len(json.loads(text)["leni_inference"]) == 8 - interrupted
+    assert len(json.loads(text)["leni_inference"]) == 4 - interrupted
     assert json.loads(text)["complete"] is not interrupted
 
 

@@ -18,7 +18,7 @@ void serial_for(int64_t count, const void* context, void (*body)(const void*, in
 
 // Each call gets new memory full of NaN, so that what the kernel reads without having written it shows.
 void* poisoned_scratch(int slot, int64_t bytes) {
-  static std::vector<char> buffers[2];
+  static std::vector<char> buffers[8];
   buffers[slot].assign(bytes + 64, static_cast<char>(0xff));
   const auto address = reinterpret_cast<uintptr_t>(buffers[slot].data());
   return reinterpret_cast<void*>((address + 63) / 64 * 64);
@@ -44,7 +44,7 @@ bool same(int64_t n, int64_t c, int64_t h, int64_t w, int64_t k, bool channels_l
   leni::FoldedProblem problem{leni::Scalar::BFloat16, activation, y.data(), taps.data(), weight.data(), bias.data(), k};
   leni::folded_amx(problem, host);
   problem.y = expected.data();
-  leni::folded_generic(problem, host);
+  leni::generic_kernels.folded(problem, host);
   for (size_t i = 0; i < y.size(); ++i) {
     if (y[i].bits != expected[i].bits) {
       std::printf("differs at %zu: N=%ld C=%ld H=%ld W=%ld k=%ld channels_last=%d\n", i, (long)n, (long)c, (long)h,

@@ -1,0 +1,93 @@
+"""What the compilers make of the Triton kernels, on a machine without a GPU.
+
+Held for every case: compilation succeeds, nothing spills (no stack, no STL or LDL; on AMD no stack and no spilled
+vector register), ptxas serialises no warpgroup product (C7515), the tile fits in shared memory, and x is read in
+loads as wide as its alignment allows. Matrix instructions are held where a kernel multiplies half or TF32 operands:
+HGMMA or UTC*MMA where the accumulator has the 64 rows those need, HMMA or v_mfma elsewhere. Plain float32 multiplies
+in FFMA, by PyTorch's own setting; float64 exists for checks.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from leni_kernels import triton_support
+
+if triton_support.why_missing is not None:
+    pytest.skip(triton_support.why_missing, allow_module_level=True)
+if triton_support.interpreting:
+    pytest.skip("with TRITON_INTERPRET=1 there is nothing to compile", allow_module_level=True)
+
+_specification = importlib.util.spec_from_file_location(
+    "leni_codegen", Path(__file__).parents[1] / "benchmarks" / "codegen.py")
+codegen = importlib.util.module_from_spec(_specification)
+sys.modules["leni_codegen"] = codegen
+_specification.loader.exec_module(codegen)
+
+SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+
+EVERYWHERE = ("leni channels-last C=64 k=3 bf16", "leni NCHW C=64 k=3 bf16")
+CHOSEN = {
+    "sm_90": (
+        *(f"leni {layout} C={channels} k=3 {operand}"
+          for layout in ("channels-last", "NCHW") for channels in (16, 32, 64, 128, 256) for operand in ("bf16",)),
+        "leni channels-last C=64 k=3 fp16", "leni channels-last C=64 k=7 bf16", "leni NCHW C=64 k=5 bf16",
+        "leni channels-last C=64 k=3 tf32", "leni NCHW C=64 k=3 tf32", "leni NCHW C=128 k=3 fp32",
+        "leni channels-last C=64 k=3 fp64", "leni channels-last C=3 k=3 bf16",
+    ),
+    "sm_80": (*EVERYWHERE, "leni channels-last C=256 k=3 bf16"),
+    "sm_100": EVERYWHERE,
+    "gfx942": EVERYWHERE,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cache():
+    with codegen.temporary_cache():
+        yield
+
+
+@pytest.mark.parametrize(("architecture", "name"), [
+    (architecture, name) for architecture, names in CHOSEN.items() for name in names])
+def test_limits(architecture, name):
+    (case,) = [case for case in codegen.cases(architecture) if f"{case.name} {case.operand}" == name]
+    report = codegen.compile_case(architecture, case)
+    assert report.stack == 0
+    assert report.spills == 0
+    assert not report.serialised
+    assert report.shared <= SHARED_MEMORY[architecture]
+    assert set(report.matrix) == _matrix_instructions(report)
+    assert report.loads.get(report.vector_bits, 0) >= report.vector_loads
+
+
+def _matrix_instructions(report) -> set[str]:
+    if report.architecture == "gfx942":
+        return {"v_mfma"}
+    if report.operand == "fp64":
+        return {"DMMA"}
+    if report.operand == "fp32":
+        return set()
+    if report.architecture == "sm_90" and report.tile_rows >= 64:
+        return {"HGMMA"}
+    if report.architecture == "sm_100" and report.tile_rows >= 64:
+        return {"UTCHMMA"}
+    return {"HMMA"}
+
+
+def test_spills_are_seen():
+    """The gate itself: eight rows of sums on 64 outputs in one warp cannot fit in registers."""
+    (case,) = codegen.cases("sm_90", "leni channels-last C=64 k=3 bf16")
+    constants = {**case.constants, "ROWS": 8}
+    report = codegen.compile_case("sm_90", case._replace(constants=constants, warps=1))
+    assert report.stack > 0
+    assert report.spills > 0
+
+
+def test_every_case_has_its_own_name():
+    for architecture in codegen.ARCHITECTURES:
+        names = [f"{case.name} {case.operand}" for case in codegen.cases(architecture)]
+        assert len(set(names)) == len(names)
