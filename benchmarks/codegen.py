@@ -4,7 +4,7 @@
 
 For each kernel, configuration, dtype and layout: registers, stack, spills (STL and LDL in the SASS), shared
 memory, matrix instructions, and the widths of the global loads in the hot loop. The kernels come from each
-Triton room's ``compile_cases``; compiled files go to a temporary folder unless TRITON_CACHE_DIR says otherwise.
+Triton room's ``compile_cases``; compiled files go to a temporary folder unless TRITON_CACHE_DIR names one.
 """
 
 from __future__ import annotations
@@ -230,10 +230,10 @@ def _print_table(rows: list[tuple[str, ...]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", choices=ARCHITECTURES, action="append", help="may be repeated; default: all")
+    parser.add_argument("--arch", choices=ARCHITECTURES, action="append", help="repeatable; default: all")
     parser.add_argument("--match", default="", help="only kernels with this in their name and type")
     parser.add_argument("--json", type=Path, help="write the reports to this file")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: one per core")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: per core")
     arguments = parser.parse_args()
     if triton_support.why_missing is not None:
         sys.exit(triton_support.why_missing)

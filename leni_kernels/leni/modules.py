@@ -10,8 +10,8 @@ from .reference import Folded, FoldedReborn, Norm
 
 def _norm_state(norm: nn.Module) -> Norm:
     """The state of a BatchNorm2d or SyncBatchNorm."""
-    return Norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training,
-                norm.momentum or 0.0, norm.eps)
+    return Norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training, norm.momentum, norm.eps,
+                norm.num_batches_tracked)
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

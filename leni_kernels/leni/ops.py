@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import checks, extension, triton_support
 from ..backends import Backend, Operation
 from . import reference, triton_kernels
+from .batch_norms import BatchNorms, fold_backward
 from .reference import Folded, Layer, Norm
 
 KERNEL_SIZES = (3, 5, 7)
@@ -23,37 +24,158 @@ KERNEL_SIZES = (3, 5, 7)
 
 
 # ---- the operators -----------------------------------------------------------------------------------------
-# leni_kernels::leni_folded_{cpp,triton}(
-#     Tensor x, Tensor taps, Tensor weight, Tensor bias, bool channels_last) -> Tensor
-# Parameters are float32 (float64 for a float64 x). ``channels_last`` says which stride of x is 1 and how y is
-# laid out.
+# Of each backend: leni_folded, which is inference; the passes of training, which have no autograd; and leni_training,
+# which is made of them. Parameters are float32 (float64 for a float64 x). ``channels_last`` says which stride of x
+# is 1 and how y and dx are laid out.
 
 
-def _fake(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, channels_last: bool) -> Tensor:
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty_like(x, memory_format=memory_format)
+class Kernels(NamedTuple):
+    """The operators of one backend."""
+
+    folded: Any
+    """(x, taps, weight, bias, channels_last) -> y"""
+    statistics: Any
+    """(x, taps, channels_last) -> mean, variance"""
+    weight_gradient: Any
+    """(grad, x, taps, channels_last) -> weight's gradient, bias's gradient"""
+    input_gradient: Any
+    """(grad, x, taps, weight, constant, slope, channels_last) -> x's gradient, taps' gradient"""
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, taps, weight, _, _ = inputs
+def _empty_as(x: Tensor, channels_last: bool) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _fake_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, channels_last: bool) -> Tensor:
+    return _empty_as(x, channels_last)
+
+
+def _fake_statistics(x: Tensor, taps: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
+    features = 2 * x.shape[1]
+    return taps.new_empty(features), taps.new_empty(features)
+
+
+def _fake_weight_gradient(grad: Tensor, x: Tensor, taps: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
+    channels = x.shape[1]
+    return taps.new_empty(channels, 2 * channels), taps.new_empty(channels)
+
+
+def _fake_input_gradient(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, constant: Tensor | None,
+                         slope: Tensor | None, channels_last: bool) -> tuple[Tensor, Tensor]:
+    return _empty_as(x, channels_last), taps.new_empty(taps.shape)
+
+
+_FAKES = Kernels(_fake_folded, _fake_statistics, _fake_weight_gradient, _fake_input_gradient)
+
+
+def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError("leni_kernels: double backward through LENI's training kernels is not supported; "
+                              "use_backend('reference') supports it")
+
+
+def _operators(backend: str, names: tuple[str, ...]) -> list[Any]:
+    """The operators leni_kernels::leni_<name>_<backend>, with their fakes registered."""
+    operators = []
+    for name in names:
+        qualified = f"leni_kernels::leni_{name}_{backend}"
+        torch.library.register_fake(qualified, getattr(_FAKES, name))
+        if name != "folded":
+            torch.library.register_autograd(qualified, _no_double_backward, setup_context=lambda *_, **__: None)
+        operators.append(getattr(torch.ops.leni_kernels, f"leni_{name}_{backend}").default)
+    return operators
+
+
+def _save_folded(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, taps, weight, _, ctx.channels_last = inputs
     ctx.save_for_backward(x, taps, weight)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward_by_reference(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *reference.leni_folded_backward(grad, *ctx.saved_tensors, ctx.needs_input_grad[:4]), None
 
 
-def _register(name: str) -> Any:
-    torch.library.register_fake(f"leni_kernels::{name}", _fake)
-    torch.library.register_autograd(f"leni_kernels::{name}", _backward, setup_context=_save)
-    return getattr(torch.ops.leni_kernels, name).default
+def _backward_by_kernels(kernels: Kernels, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():  # with create_graph: only the reference can be differentiated again
+        return _backward_by_reference(ctx, grad)
+    x, taps, weight = ctx.saved_tensors
+    gradients: list[Tensor | None] = [None] * 4
+    if any(ctx.needs_input_grad[:2]):
+        gradients[:2] = kernels.input_gradient(grad, x, taps, weight, None, None, ctx.channels_last)
+    if any(ctx.needs_input_grad[2:4]):
+        gradients[2:] = kernels.weight_gradient(grad, x, taps, ctx.channels_last)
+    return *gradients, None
+
+
+# ---- training as one operator, made of the passes ----------------------------------------------------------
+
+
+def _define_training(backend: str, kernels: Kernels) -> Any:
+    """Define leni_kernels::leni_training_<backend>: (y, mean, variance), with only x kept for backward."""
+
+    def forward(x: Tensor, taps: Tensor, negative_weight: Tensor, negative_bias: Tensor, fusion_weight: Tensor,
+                fusion_bias: Tensor, compress_weight: Tensor, compress_bias: Tensor, negative_eps: float,
+                fusion_eps: float, channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
+        norms = BatchNorms(negative_weight, fusion_weight, fusion_bias, compress_weight, compress_bias, negative_eps,
+                           fusion_eps)
+        mean, variance = kernels.statistics(x, taps, channels_last)
+        return kernels.folded(x, taps, *norms.fold(mean, variance), channels_last), mean, variance
+
+    def backward(grad: Tensor, x: Tensor, taps: Tensor, negative_weight: Tensor, fusion_weight: Tensor,
+                 fusion_bias: Tensor, compress_weight: Tensor, compress_bias: Tensor, mean: Tensor, variance: Tensor,
+                 negative_eps: float, fusion_eps: float, channels_last: bool, needs_input: bool,
+                 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        norms = BatchNorms(negative_weight, fusion_weight, fusion_bias, compress_weight, compress_bias, negative_eps,
+                           fusion_eps)
+        g = fold_backward(norms, mean, variance, *kernels.weight_gradient(grad, x, taps, channels_last))
+        grad_x, grad_taps = x.new_empty(0), taps.new_empty(0)
+        if needs_input:
+            count = x.numel() // x.shape[1]
+            constant, slope = (g.mean - 2 * mean * g.variance) / count, 2 * g.variance / count
+            weight = norms.fold(mean, variance)[0]
+            grad_x, grad_taps = kernels.input_gradient(grad, x, taps, weight, constant, slope, channels_last)
+        return grad_x, grad_taps, *g[:5]
+
+    def fake_forward(x: Tensor, taps: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return _empty_as(x, rest[-1]), *_fake_statistics(x, taps, rest[-1])
+
+    def fake_backward(grad: Tensor, x: Tensor, taps: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        parameters, (channels_last, needs_input) = rest[:5], rest[-2:]
+        inputs = (_empty_as(x, channels_last), torch.empty_like(taps)) if needs_input else (
+            x.new_empty(0), taps.new_empty(0))
+        return *inputs, *map(torch.empty_like, parameters)
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        x, taps, negative_weight, _, *fusion_and_compress, negative_eps, fusion_eps, channels_last = inputs
+        ctx.save_for_backward(x, taps, negative_weight, *fusion_and_compress, *output[1:])
+        ctx.options = negative_eps, fusion_eps, channels_last
+
+    def run_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        needs_input = any(ctx.needs_input_grad[:2])
+        grad_x, grad_taps, grad_gamma, *others = backward_operator(grad, *ctx.saved_tensors, *ctx.options, needs_input)
+        inputs = (grad_x, grad_taps) if needs_input else (None, None)
+        # β1 shifts what BN2 centres: its gradient is 0.
+        return *inputs, grad_gamma, torch.zeros_like(grad_gamma), *others, None, None, None
+
+    forward_operator = torch.library.custom_op(f"leni_kernels::leni_training_{backend}", forward, mutates_args=())
+    backward_operator = torch.library.custom_op(f"leni_kernels::leni_training_backward_{backend}", backward,
+                                                mutates_args=())
+    forward_operator.register_fake(fake_forward)
+    backward_operator.register_fake(fake_backward)
+    forward_operator.register_autograd(run_backward, setup_context=save)
+    backward_operator.register_autograd(_no_double_backward, setup_context=lambda *_, **__: None)
+    return forward_operator
 
 
 if extension.why_missing is None:
-    _leni_folded_cpp = _register("leni_folded_cpp")
+    _CPP = Kernels(*_operators("cpp", Kernels._fields))
+    torch.library.register_autograd("leni_kernels::leni_folded_cpp", partial(_backward_by_kernels, _CPP),
+                                    setup_context=_save_folded)
+    _leni_training_cpp = _define_training("cpp", _CPP)
 if triton_support.why_missing is None:
     triton_support.define_operator("leni_folded_triton", triton_kernels.leni_folded)
-    _leni_folded_triton = _register("leni_folded_triton")
+    (_leni_folded_triton,) = _operators("triton", ("folded",))
+    torch.library.register_autograd("leni_kernels::leni_folded_triton", _backward_by_reference,
+                                    setup_context=_save_folded)
 
 
 # ---- which backend, and why --------------------------------------------------------------------------------
@@ -91,7 +213,7 @@ def _why_not_triton(x: Tensor, kernel_size: int) -> str | None:
 
 def _run_cpp(x: Tensor, folded: Folded) -> Tensor:
     x = x.to(checks.autocast_dtype(x))
-    return _leni_folded_cpp(x, *folded, _channels_last(x))
+    return _CPP.folded(x, *folded, _channels_last(x))
 
 
 def _run_triton(x: Tensor, folded: Folded) -> Tensor:
@@ -187,24 +309,77 @@ class LeniCall(NamedTuple):
     def kernel_size(self) -> int:
         return self.parameters.deconv_weight.shape[-1]
 
+    @property
+    def trains(self) -> bool:
+        """Whether the norms take their statistics from the batch."""
+        return self.parameters.negative_norm.uses_batch_statistics
+
     def why_not_fused(self) -> str | None:
         if self.parameters is None:
             return self.obstacle
-        norms = self.parameters.negative_norm, self.parameters.fusion_norm
-        if any(norm.uses_batch_statistics for norm in norms):
-            return "a batch norm uses batch statistics (training mode), and only inference is fused so far"
+        if self.trains != self.parameters.fusion_norm.uses_batch_statistics:
+            return "one batch norm uses batch statistics and the other running ones"
+        if self.trains and self.x.shape[0] == 0:
+            return "an empty batch has no statistics"
         return None
 
     def folded(self) -> Folded:
         return reference.fold_leni(*self.parameters)
 
 
+def _why_leni_not_cpp(call: LeniCall) -> str | None:
+    return call.why_not_fused() or _why_not_cpp(call.x, call.kernel_size)
+
+
+def _why_leni_not_triton(call: LeniCall) -> str | None:
+    reason = call.why_not_fused() or _why_not_triton(call.x, call.kernel_size)
+    return reason or ("a batch norm uses batch statistics (training mode), and its Triton kernels fuse inference only"
+                      if call.trains else None)
+
+
+def _run_leni_cpp(call: LeniCall) -> Tensor:
+    return _run_training(call, _leni_training_cpp) if call.trains else _run_cpp(call.x, call.folded())
+
+
+def _run_training(call: LeniCall, operator: Any) -> Tensor:
+    x = call.x.to(checks.autocast_dtype(call.x))
+    deconv_weight, negative, fusion, compress_weight, compress_bias = call.parameters
+    channels, count = x.shape[1], x.numel() // x.shape[1]
+    if count == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
+    dtype = reference.folding_dtype(x.dtype)
+
+    def vector(tensor: Tensor | None, size: int, default: float) -> Tensor:
+        return x.new_full((size,), default, dtype=dtype) if tensor is None else tensor.to(dtype)
+
+    taps, compress = deconv_weight.to(dtype).squeeze(1), compress_weight.to(dtype).flatten(1)
+    y, mean, variance = operator(
+        x, taps, vector(negative.weight, channels, 1), vector(negative.bias, channels, 0),
+        vector(fusion.weight, 2 * channels, 1), vector(fusion.bias, 2 * channels, 0), compress,
+        vector(compress_bias, channels, 0), negative.eps, fusion.eps, _channels_last(x))
+    with torch.no_grad():
+        _update_running_statistics(negative, fusion, mean, variance, count)
+    return y
+
+
+def _update_running_statistics(negative: Norm, fusion: Norm, mean: Tensor, variance: Tensor, count: int) -> None:
+    positive_mean, negative_mean = mean.chunk(2)
+    positive_variance, negative_variance = variance.chunk(2)
+    # What BN1 puts out has BN1's bias for its mean, and for its variance what its own eps leaves of weight².
+    output_variance = negative_variance / (negative_variance + negative.eps)
+    output_mean = torch.zeros_like(negative_mean)
+    if negative.weight is not None:
+        output_variance = output_variance * negative.weight.to(variance.dtype).square()
+    if negative.bias is not None:
+        output_mean = negative.bias.to(mean.dtype)
+    negative.update(negative_mean, negative_variance, count)
+    fusion.update(torch.cat([positive_mean, output_mean]), torch.cat([positive_variance, output_variance]), count)
+
+
 _LENI = Operation(
     "leni",
-    Backend("cpp", lambda call: call.why_not_fused() or _why_not_cpp(call.x, call.kernel_size),
-            lambda call: _run_cpp(call.x, call.folded())),
-    Backend("triton", lambda call: call.why_not_fused() or _why_not_triton(call.x, call.kernel_size),
-            lambda call: _run_triton(call.x, call.folded())),
+    Backend("cpp", _why_leni_not_cpp, _run_leni_cpp),
+    Backend("triton", _why_leni_not_triton, lambda call: _run_triton(call.x, call.folded())),
     Backend("reference", lambda call: None, lambda call: reference.leni(call.x, *call.layers)),
 )
 

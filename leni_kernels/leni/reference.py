@@ -19,7 +19,9 @@ Layer = Callable[[Tensor], Tensor]
 class Norm(NamedTuple):
     """The state of one batch norm, in the argument order of ``F.batch_norm``; calling it applies it.
 
-    ``running_mean``, ``running_var``, ``weight`` and ``bias`` are ``[C]`` or None, as in ``nn.BatchNorm2d``.
+    ``running_mean``, ``running_var``, ``weight`` and ``bias`` are ``[C]`` or None, as in ``nn.BatchNorm2d``;
+    ``num_batches_tracked``, where there is one, counts the batches in training. A momentum of None means the
+    average over all of them.
     """
 
     running_mean: Tensor | None
@@ -27,12 +29,30 @@ class Norm(NamedTuple):
     weight: Tensor | None = None
     bias: Tensor | None = None
     training: bool = False
-    momentum: float = 0.1
+    momentum: float | None = 0.1
     eps: float = 1e-5
+    num_batches_tracked: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
-                            self.uses_batch_statistics, self.momentum, self.eps)
+                            self.uses_batch_statistics, self._count_batch(), self.eps)
+
+    def update(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Move the running statistics towards a batch's mean and biased variance ``[C]`` over ``count`` values."""
+        momentum = self._count_batch()
+        if self.training and self.running_mean is not None and self.running_var is not None:
+            unbiased = variance * (count / (count - 1))
+            with torch.no_grad():
+                self.running_mean.mul_(1 - momentum).add_(mean.to(self.running_mean.dtype) * momentum)
+                self.running_var.mul_(1 - momentum).add_(unbiased.to(self.running_var.dtype) * momentum)
+
+    def _count_batch(self) -> float:
+        """Count a batch in training; returns the weight of its statistics in the running ones."""
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                return 1.0 / float(self.num_batches_tracked)
+        return 0.0 if self.momentum is None else self.momentum
 
     @property
     def uses_batch_statistics(self) -> bool:
@@ -161,6 +181,13 @@ def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor) -> Tensor
     positive, negative = split_signs(x)
     features = torch.cat([positive, _deconvolve(negative, taps.to(x.dtype))], dim=1)
     return F.conv2d(features, weight.to(x.dtype)[:, :, None, None], bias.to(x.dtype))
+
+
+def leni_statistics(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance ``[2C]``, in taps' dtype, of ``[max(x, 0); taps ⋆ᵀ min(x, 0)]``."""
+    positive, negative = split_signs(x.to(taps.dtype))
+    variance, mean = torch.var_mean(torch.cat([positive, _deconvolve(negative, taps)], dim=1), (0, 2, 3), correction=0)
+    return mean, variance
 
 
 def leni_folded_backward(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor,

@@ -19,7 +19,7 @@ class Config(NamedTuple):
 
 
 TABLE: dict[tuple[bool, int, int, str, str], Config] = {}
-"""Exceptions to the rule, by (channels last, C rounded up to a power of two, k, operand type, architecture)."""
+"""Exceptions to the rule, by (channels last, C rounded up to a power of two, k, operand, architecture)."""
 
 
 def choose(channels: int, kernel_size: int, operand: str, architecture: str, channels_last: bool) -> Config:
@@ -30,7 +30,7 @@ def choose(channels: int, kernel_size: int, operand: str, architecture: str, cha
 
 
 def _rule(channels: int, kernel_size: int, operand: str, architecture: str, channels_last: bool) -> Config:
-    """The default, by what compiles without spilling: one or two vectors of x a thread, and 2 or 4 rows of sums."""
+    """The default, by what compiles without spilling: a vector or two of x a thread, 2 or 4 rows of sums."""
     amd = architecture.startswith("gfx")
     if operand == "fp64":
         return Config(4, 4, 16, 16, 2 if amd else 4)

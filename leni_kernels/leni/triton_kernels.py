@@ -1,15 +1,15 @@
 """LENI inference in Triton: ``y = weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias`` in one pass.
 
-Reads x once from device memory, writes y once, saves nothing: 2T, where T is the bytes of one activation. That
-is the least, since every element of x matters and every element of y is new; a ReLU moves as much. The halo of a
-tile and the k column shifts of a row come from L1 and L2. With more output channels than one tile has, x is read
-once per block of them, through L2.
+Reads x once from device memory, writes y once, saves nothing: 2T, where T is the bytes of one activation.
+That is the least, since every element of x matters and every element of y is new; a ReLU moves as much. The
+halo of a tile and the k column shifts of a row come from L1 and L2. With more output channels than one tile
+has, x is read once per block of them, through L2.
 
-A stride-1 transposed convolution is a correlation with flipped taps. A tile is a set of *positions*: a position
-is ``ROWS`` output pixels under each other (in NCHW, ``VECTOR`` times as many, side by side), so that one load of x
-serves up to k output rows; positions are numbered across rows and images, so that narrow images fill a tile too.
-Both branches go through the matrix units into one accumulator: z is formed in float32 (float64 for float64) and
-rounded to x's dtype, in which max(x, 0) is exact.
+A stride-1 transposed convolution is a correlation with flipped taps. A tile is a set of *positions*: a
+position is ``ROWS`` output pixels under each other (in NCHW, ``VECTOR`` times as many, side by side), so
+that one load of x serves up to k output rows; positions are numbered across rows and images, so that narrow
+images fill a tile too. Both branches go through the matrix units into one accumulator: z is formed in
+float32 (float64 for float64) and rounded to x's dtype, in which max(x, 0) is exact.
 """
 # ruff: noqa: RUF005 (kernels cannot unpack tuples)
 
@@ -105,8 +105,8 @@ def _concatenate(tiles, AXIS: tl.constexpr):
 def _operand(rows, AXIS: tl.constexpr):
     """A tuple of output rows, [A, B] each, concatenated along AXIS as an operand for the matrix units.
 
-    No data moves between threads. Even and odd elements are concatenated apart: that leaves neighbours along B
-    in neighbouring registers, and so lets Triton store the operand to shared memory 128 bits at a time.
+    No data moves between threads. Even and odd elements are concatenated apart: that leaves neighbours along
+    B in neighbouring registers, and so lets Triton store the operand to shared memory 128 bits at a time.
     """
     if AXIS == 1 and rows[0].dtype == tl.float32:
         # Hopper's TF32 products want channels side by side, across B; and Triton 3.8 aborts on pairs here.
@@ -129,7 +129,7 @@ def _operand(rows, AXIS: tl.constexpr):
 @jit
 def _branches_channels_last(x, taps, row, column, inside, channel, height, width, stride_h, stride_w,
                             C: tl.constexpr, KERNEL: tl.constexpr, ROWS: tl.constexpr):
-    """Both branches, [ROWS·P, K] each, of K channels at P positions; ``x`` [P, K] points at their first rows."""
+    """Both branches, [ROWS·P, K] each, of K channels at P positions; ``x`` [P, K] points at first rows."""
     half: tl.constexpr = KERNEL // 2
     positive = ()
     sums = _zeros(ROWS, tl.zeros(x.shape, taps.dtype.element_ty))
@@ -161,8 +161,9 @@ def _branches_channels_last(x, taps, row, column, inside, channel, height, width
 def _channels_last_kernel(x, taps, weight, bias, y, height, width, positions,
                           stride_n, stride_h, stride_w,
                           C: tl.constexpr, KERNEL: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr,
-                          BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr,
-                          TILES: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr):
+                          BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+                          BLOCK_OUTPUTS: tl.constexpr, TILES: tl.constexpr, WIDE: tl.constexpr,
+                          PRECISION: tl.constexpr):
     """x, y: [N, H, W, C] in memory; the strides of x count vectors of VECTOR elements; taps: [k, k, C]."""
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
     accumulator_type: tl.constexpr = taps.dtype.element_ty
@@ -184,8 +185,8 @@ def _channels_last_kernel(x, taps, weight, bias, y, height, width, positions,
         sums = tl.zeros((ROWS * BLOCK_POSITIONS, BLOCK_OUTPUTS), accumulator_type)
         for k in range(0, C, BLOCK_CHANNELS):
             positive, negative = _branches_channels_last(
-                base + k, taps, row, column, position < positions, k + channel, height, width, stride_h, stride_w,
-                C, KERNEL, ROWS)
+                base + k, taps, row, column, position < positions, k + channel, height, width,
+                stride_h, stride_w, C, KERNEL, ROWS)
             if BLOCK_CHANNELS < C:
                 positive_weight, negative_weight = _weights(weight, output, k + channel, C)
             sums = tl.dot(positive, tl.trans(positive_weight), sums, PRECISION, out_dtype=accumulator_type)
@@ -209,7 +210,8 @@ def _split_vector(vectors):
     if vectors.shape[2] == 1:
         return (tl.reshape(vectors, (vectors.shape[0], vectors.shape[1])),)
     else:
-        even, odd = tl.split(tl.reshape(vectors, (vectors.shape[0], vectors.shape[1], vectors.shape[2] // 2, 2)))
+        pairs = tl.reshape(vectors, (vectors.shape[0], vectors.shape[1], vectors.shape[2] // 2, 2))
+        even, odd = tl.split(pairs)
         if vectors.shape[2] == 2:
             return (tl.reshape(even, (vectors.shape[0], vectors.shape[1])),
                     tl.reshape(odd, (vectors.shape[0], vectors.shape[1])))
@@ -245,7 +247,7 @@ def _load_negative(pointer, mask, ACCUMULATOR: tl.constexpr):
 @jit
 def _branches_contiguous(x, taps, row, column, inside, channel, height, width, stride_h,
                          C: tl.constexpr, KERNEL: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr):
-    """Both branches, [K, ROWS·P·VECTOR] each, of K channels at P positions; ``x`` [K, P] points at their firsts."""
+    """Both branches, [K, ROWS·P·VECTOR] each, of K channels at P positions; ``x`` [K, P] points at firsts."""
     half: tl.constexpr = KERNEL // 2
     accumulator_type: tl.constexpr = taps.dtype.element_ty
     positive = ()
@@ -287,8 +289,9 @@ def _contiguous_kernel(x, taps, weight, bias, y, height, width, positions,
                        stride_n, stride_h, stride_c,
                        C: tl.constexpr, KERNEL: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr,
                        BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
-                       BLOCK_OUTPUTS: tl.constexpr, TILES: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr):
-    """x, y: [N, C, H, W] in memory; width and x's strides count vectors of VECTOR elements; taps: [k, k, C]."""
+                       BLOCK_OUTPUTS: tl.constexpr, TILES: tl.constexpr, WIDE: tl.constexpr,
+                       PRECISION: tl.constexpr):
+    """x, y: [N, C, H, W] in memory; width and x's strides count vectors of VECTOR; taps: [k, k, C]."""
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
     accumulator_type: tl.constexpr = taps.dtype.element_ty
     stride_n = tl.cast(stride_n, index_type) * VECTOR
@@ -424,8 +427,9 @@ def _compile_case(channels: int, kernel_size: int, operand: str, architecture: s
     vector_bits, vector_loads = _loads(kernel_size, operand, config, vector, channels_last, architecture)
     pixels = config.rows * constants["BLOCK_POSITIONS"]
     layout = "channels-last" if channels_last else "NCHW"
-    return CompileCase(f"leni {layout} C={channels} k={kernel_size}", kernel, signature, constants, config.warps,
-                       operand, pixels if channels_last else config.outputs, vector_bits, vector_loads)
+    return CompileCase(f"leni {layout} C={channels} k={kernel_size}", kernel, signature, constants,
+                       config.warps, operand, pixels if channels_last else config.outputs, vector_bits,
+                       vector_loads)
 
 
 def _loads(kernel_size: int, operand: str, config: Config, vector: int, channels_last: bool,

@@ -1,7 +1,8 @@
 """The Triton kernels compute the definition: on a GPU where there is one, else in Triton's interpreter.
 
-The interpreter has to be asked for before the kernels are defined, so without a GPU ``test_in_the_interpreter``
-runs this file once more, in a process with TRITON_INTERPRET=1, and every other test is skipped.
+The interpreter has to be asked for before the kernels are defined, so without a GPU
+``test_in_the_interpreter`` runs this file once more, in a process with TRITON_INTERPRET=1, and every other
+test is skipped.
 """
 
 from __future__ import annotations
@@ -115,8 +116,8 @@ def test_right_for_each_kernel_size(kernel_size, channels_last):
 
 @runs_kernels
 @layouts
-@pytest.mark.parametrize(("channels", "dtype"), [(33, torch.float64), (33, torch.float16), (130, torch.float16)],
-                         ids=str)
+@pytest.mark.parametrize(("channels", "dtype"), [
+    (33, torch.float64), (33, torch.float16), (130, torch.float16)], ids=str)
 def test_right_over_several_blocks_of_channels(channels, dtype, channels_last):
     """Several steps of input channels, several blocks of output channels, the last of each not full."""
     x = feature_map(1, channels, 2, 4, dtype=dtype, channels_last=channels_last)
@@ -131,7 +132,8 @@ def test_the_tilings_of_architectures_are_right(channels_last, monkeypatch):
 
     for architecture in ("sm_80", "sm_90"):
         monkeypatch.setattr(triton_kernels, "choose",
-                            lambda *call, target=architecture: triton_configs.choose(*call[:3], target, call[4]))
+                            lambda c, k, operand, _, layout, target=architecture:
+                            triton_configs.choose(c, k, operand, target, layout))
         for channels, kernel_size in ((72, 3), (17, 7)):
             x = feature_map(1, channels, 3, 8, dtype=torch.float16, channels_last=channels_last)
             assert_right(x, parameters(channels, kernel_size, x.dtype), channels_last)
@@ -152,7 +154,8 @@ def test_many_tiles_to_a_program_and_wide_offsets(channels_last, monkeypatch):
 @pytest.mark.gpu
 @layouts
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize(("channels", "size"), [(16, 112), (32, 112), (64, 56), (128, 28), (256, 14), (512, 7)])
+@pytest.mark.parametrize(("channels", "size"), [
+    (16, 112), (32, 112), (64, 56), (128, 28), (256, 14), (512, 7)])
 @pytest.mark.parametrize("kernel_size", [3, 7])
 def test_right_at_the_sizes_of_networks(channels, size, kernel_size, dtype, channels_last):
     x = feature_map(8, channels, size, size, dtype=dtype, channels_last=channels_last)
@@ -163,7 +166,7 @@ def test_right_at_the_sizes_of_networks(channels, size, kernel_size, dtype, chan
 @pytest.mark.gpu
 @layouts
 def test_right_past_two_to_the_31_elements(channels_last):
-    """A slice that begins past 2³¹ elements of a half tensor is compared, and the last images of the whole."""
+    """The last images of a tensor of more than 2³¹ elements come out as they do alone."""
     if torch.cuda.get_device_properties(0).total_memory < 16 * 2**30:
         pytest.skip("needs 16 GiB of GPU memory")
     x = feature_map(2, 16, 64, 64, dtype=torch.float16, channels_last=channels_last)
@@ -189,7 +192,8 @@ def test_an_empty_batch_launches_nothing(channels_last):
 @pytest.mark.parametrize("part", [
     (slice(1, 3),), (slice(None), slice(2, 18)), (slice(None), slice(None), slice(1, 5)),
     (slice(None), slice(None), slice(None, None, 2)),
-    (slice(None), slice(None), slice(None), slice(1, 7)), (slice(0, 3), slice(8, 16), slice(2, 6), slice(4, 8)),
+    (slice(None), slice(None), slice(None), slice(1, 7)),
+    (slice(0, 3), slice(8, 16), slice(2, 6), slice(4, 8)),
 ], ids=["images", "channels", "rows", "every other row", "columns", "all four"])
 def test_slices_of_a_larger_tensor_are_read_in_place(part, channels_last):
     x = feature_map(3, 24, 6, 8, dtype=torch.float32, channels_last=channels_last)[part]

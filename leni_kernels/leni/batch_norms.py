@@ -1,0 +1,89 @@
+"""LENI's two batch norms in training, as algebra on per-channel vectors.
+
+BN1's output has a known mean and variance, so the statistics of a = [p; z], p = max(x, 0) and z = D ⋆ᵀ min(x, 0),
+determine both norms: y = weight · a + bias, and no pass over BN1's output is needed. Backward, every reduction
+that the norms ask for follows from G = Σ dy·aᵀ and S = Σ dy over all pixels, the gradients of weight and bias.
+Everything here is of size C or C²; the passes over the activations are the kernels'.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class BatchNorms(NamedTuple):
+    """The parameters of both norms and of the 1×1 convolution behind them, all of one dtype."""
+
+    negative_weight: Tensor
+    """γ1 ``[C]``."""
+    fusion_weight: Tensor
+    """γ2 ``[2C]``."""
+    fusion_bias: Tensor
+    """β2 ``[2C]``."""
+    compress_weight: Tensor
+    """P ``[C, 2C]``."""
+    compress_bias: Tensor
+    """c ``[C]``."""
+    negative_eps: float
+    fusion_eps: float
+
+    def scale_of_negative(self, variance: Tensor) -> Tensor:
+        """γ1·r1, what BN1 multiplies z by; ``variance`` ``[2C]`` is that of a, and biased."""
+        return self.negative_weight * torch.rsqrt(variance.chunk(2)[1] + self.negative_eps)
+
+    def fusion_variance(self, variance: Tensor) -> Tensor:
+        """The variance ``[2C]`` of what BN2 reads, [p; BN1(z)]."""
+        positive, negative = variance.chunk(2)
+        return torch.cat([positive, self.scale_of_negative(variance).square() * negative])
+
+    def scales(self, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """r2 ``[2C]``, BN1's scales of a ``[2C]`` (1 for p), and s ``[2C]``, the scales of both norms together."""
+        inverse = torch.rsqrt(self.fusion_variance(variance) + self.fusion_eps)
+        first = torch.cat([torch.ones_like(self.negative_weight), self.scale_of_negative(variance)])
+        return inverse, first, self.fusion_weight * inverse * first
+
+    def fold(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """weight ``[C, 2C]`` and bias ``[C]`` of y = weight · a + bias, for a's mean and biased variance ``[2C]``."""
+        scale = self.scales(variance)[2]
+        shift = self.fusion_bias - scale * mean
+        return self.compress_weight * scale, self.compress_bias + (self.compress_weight * shift).sum(1)
+
+
+class BatchNormGradients(NamedTuple):
+    """The gradients of :meth:`BatchNorms.fold`: for its parameters, and for a's mean and variance."""
+
+    negative_weight: Tensor
+    fusion_weight: Tensor
+    fusion_bias: Tensor
+    compress_weight: Tensor
+    compress_bias: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+def fold_backward(norms: BatchNorms, mean: Tensor, variance: Tensor, grad_weight: Tensor,
+                  grad_bias: Tensor) -> BatchNormGradients:
+    """The gradients that follow from those of weight, G ``[C, 2C]``, and of bias, S ``[C]``."""
+    inverse, first, scale = norms.scales(variance)
+    shift = norms.fusion_bias - scale * mean
+    grad_compress = grad_weight * scale + grad_bias[:, None] * shift
+    grad_shift = (norms.compress_weight * grad_bias[:, None]).sum(0)
+    grad_scale = (norms.compress_weight * grad_weight).sum(0) - grad_shift * mean
+    grad_fusion_variance = -0.5 * grad_scale * norms.fusion_weight * first * inverse**3
+    # BN2 all but undoes BN1's scale γ1·r1: with t = γ1²·r1²·v_z + ε2 the variance that BN2 divides by, what is left is
+    # of the order of the eps. The differences t − γ1²·r1²·v_z = ε2 and r1² − r1⁴·v_z = ε1·r1⁴ are written as what
+    # they are, since computed they would cancel.
+    negative_variance = variance.chunk(2)[1]
+    gamma, r1 = norms.negative_weight, torch.rsqrt(negative_variance + norms.negative_eps)
+    grad_first = (grad_scale * norms.fusion_weight).chunk(2)[1]
+    grad_positive_variance, grad_output_variance = grad_fusion_variance.chunk(2)
+    negative_inverse = inverse.chunk(2)[1]
+    grad_gamma = grad_first * r1 * norms.fusion_eps * negative_inverse**3
+    grad_negative_variance = (-0.5 * grad_first * negative_inverse * gamma * r1**3
+                              + grad_output_variance * gamma.square() * norms.negative_eps * r1**4)
+    return BatchNormGradients(
+        grad_gamma, grad_scale * inverse * first, grad_shift, grad_compress, grad_bias.clone(),
+        -grad_shift * scale, torch.cat([grad_positive_variance, grad_negative_variance]))
