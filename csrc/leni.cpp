@@ -117,10 +117,10 @@ Tensor leni_folded(const Tensor& x, const Tensor& taps, const Tensor& weight, co
 std::tuple<Tensor, Tensor> leni_statistics(const Tensor& x, const Tensor& taps, bool channels_last) {
   constexpr const char* op = "leni_statistics_cpp";
   check_input(op, x, taps, channels_last);
-  STD_TORCH_CHECK(x.numel() > 0, op, ": x must not be empty");
   const leni::Scalar scalar = scalar_of(x);
   const int64_t features = 2 * x.size(1);
   Tensor mean = torch::stable::new_empty(taps, {features}), variance = torch::stable::new_empty(taps, {features});
+  if (x.numel() == 0) return {torch::stable::zero_(mean), torch::stable::zero_(variance)};
   const Tensor t = gathered(taps);
   kernels().statistics({scalar, activation(x, channels_last), t.const_data_ptr(), mean.mutable_data_ptr(),
                         variance.mutable_data_ptr(), taps.size(1)}, leni::current_host());

@@ -11,7 +11,36 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+
+
+class Statistics(NamedTuple):
+    """Mean and biased variance ``[2C]`` of a, and the count of values a channel they come from."""
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+
+def merged_over(group: str, own: Statistics) -> Statistics:
+    """The statistics of all processes of a group together, whose batches may differ in size."""
+    process_group = distributed.distributed_c10d._resolve_process_group(group)
+    packed = torch.cat([own.mean, own.variance, own.count[None]])
+    gathered = [torch.empty_like(packed) for _ in range(process_group.size())]
+    distributed.all_gather(gathered, packed, group=process_group)
+    everyone = torch.stack(gathered)
+    means, variances = everyone[:, :-1].chunk(2, dim=1)
+    counts = everyone[:, -1:]
+    count = counts.sum()
+    mean = (means * counts).sum(0) / count
+    return Statistics(mean, ((variances + (means - mean).square()) * counts).sum(0) / count, count)
+
+
+def summed_over(group: str, *vectors: Tensor) -> tuple[Tensor, ...]:
+    """Each vector summed over the processes of a group, in one exchange."""
+    total = torch.cat(vectors)
+    distributed.all_reduce(total, group=distributed.distributed_c10d._resolve_process_group(group))
+    return total.split([vector.shape[0] for vector in vectors])
 
 
 class BatchNorms(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from . import ops
 from .reference import Folded, FoldedReborn, Norm
@@ -12,6 +12,15 @@ def _norm_state(norm: nn.Module) -> Norm:
     """The state of a BatchNorm2d or SyncBatchNorm."""
     return Norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training, norm.momentum, norm.eps,
                 norm.num_batches_tracked)
+
+
+def _sync_group(norm: nn.Module) -> str:
+    """The process group that a SyncBatchNorm in training takes its statistics over; "" if it stays by itself."""
+    if not (isinstance(norm, nn.SyncBatchNorm) and norm.training and distributed.is_available()
+            and distributed.is_initialized()):
+        return ""
+    group = norm.process_group or distributed.group.WORLD
+    return group.group_name if group.size() > 1 else ""
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -88,7 +97,13 @@ class LENI2d(_Block):
     def parameters_for_kernels(self) -> ops.LeniParameters:
         """The children's tensors as they are now."""
         return ops.LeniParameters(self.deconv.weight, _norm_state(self.bn_negative),
-                                  _norm_state(self.bn_fusion), self.compress.weight, self.compress.bias)
+                                  _norm_state(self.bn_fusion), self.compress.weight, self.compress.bias,
+                                  _sync_group(self.bn_negative))
+
+    def obstacle(self) -> str | None:
+        if _sync_group(self.bn_negative) != _sync_group(self.bn_fusion):
+            return "the two batch norms synchronise over different process groups"
+        return super().obstacle()
 
     def forward(self, x: Tensor) -> Tensor:
         obstacle = self.obstacle()

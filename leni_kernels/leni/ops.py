@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import checks, extension, triton_support
 from ..backends import Backend, Operation
 from . import reference, triton_kernels
-from .batch_norms import BatchNorms, fold_backward
+from .batch_norms import BatchNorms, Statistics, fold_backward, merged_over, summed_over
 from .reference import Folded, Layer, Norm
 
 KERNEL_SIZES = (3, 5, 7)
@@ -110,51 +110,58 @@ def _backward_by_kernels(kernels: Kernels, ctx: Any, grad: Tensor) -> tuple[Tens
 
 
 def _define_training(backend: str, kernels: Kernels) -> Any:
-    """Define leni_kernels::leni_training_<backend>: (y, mean, variance), with only x kept for backward."""
+    """Define leni_kernels::leni_training_<backend>: y and the batch's mean, variance and count of values.
+
+    Only x and vectors of channels are kept for backward. With the name of a process ``group`` the statistics, and
+    in backward their gradients, are those of all its processes, which is what SyncBatchNorm computes.
+    """
 
     def forward(x: Tensor, taps: Tensor, negative_weight: Tensor, negative_bias: Tensor, fusion_weight: Tensor,
                 fusion_bias: Tensor, compress_weight: Tensor, compress_bias: Tensor, negative_eps: float,
-                fusion_eps: float, channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
+                fusion_eps: float, channels_last: bool, group: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         norms = BatchNorms(negative_weight, fusion_weight, fusion_bias, compress_weight, compress_bias, negative_eps,
                            fusion_eps)
-        mean, variance = kernels.statistics(x, taps, channels_last)
-        return kernels.folded(x, taps, *norms.fold(mean, variance), channels_last), mean, variance
+        statistics = Statistics(*kernels.statistics(x, taps, channels_last), taps.new_tensor(_values(x)))
+        mean, variance, count = merged_over(group, statistics) if group else statistics
+        return kernels.folded(x, taps, *norms.fold(mean, variance), channels_last), mean, variance, count
 
     def backward(grad: Tensor, x: Tensor, taps: Tensor, negative_weight: Tensor, fusion_weight: Tensor,
                  fusion_bias: Tensor, compress_weight: Tensor, compress_bias: Tensor, mean: Tensor, variance: Tensor,
-                 negative_eps: float, fusion_eps: float, channels_last: bool, needs_input: bool,
+                 count: Tensor, negative_eps: float, fusion_eps: float, channels_last: bool, group: str,
+                 needs_input: bool,
                  ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         norms = BatchNorms(negative_weight, fusion_weight, fusion_bias, compress_weight, compress_bias, negative_eps,
                            fusion_eps)
         g = fold_backward(norms, mean, variance, *kernels.weight_gradient(grad, x, taps, channels_last))
         grad_x, grad_taps = x.new_empty(0), taps.new_empty(0)
         if needs_input:
-            count = x.numel() // x.shape[1]
-            constant, slope = (g.mean - 2 * mean * g.variance) / count, 2 * g.variance / count
+            grad_mean, grad_variance = summed_over(group, g.mean, g.variance) if group else (g.mean, g.variance)
+            constant, slope = (grad_mean - 2 * mean * grad_variance) / count, 2 * grad_variance / count
             weight = norms.fold(mean, variance)[0]
             grad_x, grad_taps = kernels.input_gradient(grad, x, taps, weight, constant, slope, channels_last)
         return grad_x, grad_taps, *g[:5]
 
     def fake_forward(x: Tensor, taps: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _empty_as(x, rest[-1]), *_fake_statistics(x, taps, rest[-1])
+        channels_last = rest[-2]
+        return _empty_as(x, channels_last), *_fake_statistics(x, taps, channels_last), taps.new_empty(())
 
     def fake_backward(grad: Tensor, x: Tensor, taps: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        parameters, (channels_last, needs_input) = rest[:5], rest[-2:]
+        parameters, (channels_last, _, needs_input) = rest[:5], rest[-3:]
         inputs = (_empty_as(x, channels_last), torch.empty_like(taps)) if needs_input else (
             x.new_empty(0), taps.new_empty(0))
         return *inputs, *map(torch.empty_like, parameters)
 
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, taps, negative_weight, _, *fusion_and_compress, negative_eps, fusion_eps, channels_last = inputs
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, taps, negative_weight, _, *fusion_and_compress = inputs[:8]
         ctx.save_for_backward(x, taps, negative_weight, *fusion_and_compress, *output[1:])
-        ctx.options = negative_eps, fusion_eps, channels_last
+        ctx.options = inputs[8:]
 
     def run_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         needs_input = any(ctx.needs_input_grad[:2])
         grad_x, grad_taps, grad_gamma, *others = backward_operator(grad, *ctx.saved_tensors, *ctx.options, needs_input)
         inputs = (grad_x, grad_taps) if needs_input else (None, None)
         # β1 shifts what BN2 centres: its gradient is 0.
-        return *inputs, grad_gamma, torch.zeros_like(grad_gamma), *others, None, None, None
+        return *inputs, grad_gamma, torch.zeros_like(grad_gamma), *others, None, None, None, None
 
     forward_operator = torch.library.custom_op(f"leni_kernels::leni_training_{backend}", forward, mutates_args=())
     backward_operator = torch.library.custom_op(f"leni_kernels::leni_training_backward_{backend}", backward,
@@ -179,6 +186,11 @@ if triton_support.why_missing is None:
 
 
 # ---- which backend, and why --------------------------------------------------------------------------------
+
+
+def _values(x: Tensor) -> int:
+    """How many values of x a channel has."""
+    return x.numel() // x.shape[1]
 
 
 def _channels_last(x: Tensor) -> bool | None:
@@ -290,6 +302,8 @@ class LeniParameters(NamedTuple):
     fusion_norm: Norm
     compress_weight: Tensor
     compress_bias: Tensor | None
+    group: str = ""
+    """The process group over which the norms take their statistics in training; "" for this process alone."""
 
     def layers(self) -> tuple[Layer, Layer, Layer, Layer]:
         """The block as the four layers of the definition."""
@@ -319,12 +333,12 @@ class LeniCall(NamedTuple):
             return self.obstacle
         if self.trains != self.parameters.fusion_norm.uses_batch_statistics:
             return "one batch norm uses batch statistics and the other running ones"
-        if self.trains and self.x.shape[0] == 0:
+        if self.trains and self.x.shape[0] == 0 and not self.parameters.group:
             return "an empty batch has no statistics"
         return None
 
     def folded(self) -> Folded:
-        return reference.fold_leni(*self.parameters)
+        return reference.fold_leni(*self.parameters[:5])
 
 
 def _why_leni_not_cpp(call: LeniCall) -> str | None:
@@ -343,9 +357,9 @@ def _run_leni_cpp(call: LeniCall) -> Tensor:
 
 def _run_training(call: LeniCall, operator: Any) -> Tensor:
     x = call.x.to(checks.autocast_dtype(call.x))
-    deconv_weight, negative, fusion, compress_weight, compress_bias = call.parameters
-    channels, count = x.shape[1], x.numel() // x.shape[1]
-    if count == 1:
+    deconv_weight, negative, fusion, compress_weight, compress_bias, group = call.parameters
+    channels = x.shape[1]
+    if _values(x) == 1 and not call.parameters.group:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
     dtype = reference.folding_dtype(x.dtype)
 
@@ -353,16 +367,16 @@ def _run_training(call: LeniCall, operator: Any) -> Tensor:
         return x.new_full((size,), default, dtype=dtype) if tensor is None else tensor.to(dtype)
 
     taps, compress = deconv_weight.to(dtype).squeeze(1), compress_weight.to(dtype).flatten(1)
-    y, mean, variance = operator(
+    y, mean, variance, count = operator(
         x, taps, vector(negative.weight, channels, 1), vector(negative.bias, channels, 0),
         vector(fusion.weight, 2 * channels, 1), vector(fusion.bias, 2 * channels, 0), compress,
-        vector(compress_bias, channels, 0), negative.eps, fusion.eps, _channels_last(x))
+        vector(compress_bias, channels, 0), negative.eps, fusion.eps, _channels_last(x), group)
     with torch.no_grad():
         _update_running_statistics(negative, fusion, mean, variance, count)
     return y
 
 
-def _update_running_statistics(negative: Norm, fusion: Norm, mean: Tensor, variance: Tensor, count: int) -> None:
+def _update_running_statistics(negative: Norm, fusion: Norm, mean: Tensor, variance: Tensor, count: Tensor) -> None:
     positive_mean, negative_mean = mean.chunk(2)
     positive_variance, negative_variance = variance.chunk(2)
     # What BN1 puts out has BN1's bias for its mean, and for its variance what its own eps leaves of weight².

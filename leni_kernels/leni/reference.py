@@ -37,7 +37,7 @@ class Norm(NamedTuple):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
                             self.uses_batch_statistics, self._count_batch(), self.eps)
 
-    def update(self, mean: Tensor, variance: Tensor, count: int) -> None:
+    def update(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         """Move the running statistics towards a batch's mean and biased variance ``[C]`` over ``count`` values."""
         momentum = self._count_batch()
         if self.training and self.running_mean is not None and self.running_var is not None:
