@@ -37,7 +37,7 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 @dataclass
 class Report:
-    """What one compilation gave; fields that a target's tools do not tell are None or empty."""
+    """What one compilation gave."""
 
     architecture: str
     name: str
@@ -45,8 +45,8 @@ class Report:
     tile_rows: int
     vector_bits: int
     vector_loads: int
-    registers: int | None
-    stack: int | None
+    registers: int
+    stack: int
     spills: int
     shared: int
     matrix: dict[str, int]

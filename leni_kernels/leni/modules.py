@@ -97,8 +97,7 @@ class LENI2d(_Block):
     def parameters_for_kernels(self) -> ops.LeniParameters:
         """The children's tensors as they are now."""
         return ops.LeniParameters(self.deconv.weight, _norm_state(self.bn_negative),
-                                  _norm_state(self.bn_fusion), self.compress.weight, self.compress.bias,
-                                  _sync_group(self.bn_negative))
+                                  _norm_state(self.bn_fusion), self.compress.weight, self.compress.bias)
 
     def obstacle(self) -> str | None:
         if _sync_group(self.bn_negative) != _sync_group(self.bn_fusion):
@@ -109,7 +108,7 @@ class LENI2d(_Block):
         obstacle = self.obstacle()
         parameters = self.parameters_for_kernels() if obstacle is None else None
         layers = (self.deconv, self.bn_negative, self.bn_fusion, self.compress)
-        return ops.run_leni(x, parameters, layers, obstacle)
+        return ops.run_leni(x, parameters, layers, obstacle, _sync_group(self.bn_negative))
 
 
 class Reborn2d(_Block):

@@ -302,8 +302,6 @@ class LeniParameters(NamedTuple):
     fusion_norm: Norm
     compress_weight: Tensor
     compress_bias: Tensor | None
-    group: str = ""
-    """The process group over which the norms take their statistics in training; "" for this process alone."""
 
     def layers(self) -> tuple[Layer, Layer, Layer, Layer]:
         """The block as the four layers of the definition."""
@@ -318,6 +316,8 @@ class LeniCall(NamedTuple):
     parameters: LeniParameters | None
     layers: tuple[Layer, Layer, Layer, Layer]
     obstacle: str | None
+    group: str
+    """The process group whose batches the norms see in training; "" for this process alone."""
 
     @property
     def kernel_size(self) -> int:
@@ -333,12 +333,12 @@ class LeniCall(NamedTuple):
             return self.obstacle
         if self.trains != self.parameters.fusion_norm.uses_batch_statistics:
             return "one batch norm uses batch statistics and the other running ones"
-        if self.trains and self.x.shape[0] == 0 and not self.parameters.group:
+        if self.trains and self.x.shape[0] == 0 and not self.group:
             return "an empty batch has no statistics"
         return None
 
     def folded(self) -> Folded:
-        return reference.fold_leni(*self.parameters[:5])
+        return reference.fold_leni(*self.parameters)
 
 
 def _why_leni_not_cpp(call: LeniCall) -> str | None:
@@ -357,9 +357,9 @@ def _run_leni_cpp(call: LeniCall) -> Tensor:
 
 def _run_training(call: LeniCall, operator: Any) -> Tensor:
     x = call.x.to(checks.autocast_dtype(call.x))
-    deconv_weight, negative, fusion, compress_weight, compress_bias, group = call.parameters
+    deconv_weight, negative, fusion, compress_weight, compress_bias = call.parameters
     channels = x.shape[1]
-    if _values(x) == 1 and not call.parameters.group:
+    if _values(x) == 1 and not call.group:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
     dtype = reference.folding_dtype(x.dtype)
 
@@ -370,7 +370,7 @@ def _run_training(call: LeniCall, operator: Any) -> Tensor:
     y, mean, variance, count = operator(
         x, taps, vector(negative.weight, channels, 1), vector(negative.bias, channels, 0),
         vector(fusion.weight, 2 * channels, 1), vector(fusion.bias, 2 * channels, 0), compress,
-        vector(compress_bias, channels, 0), negative.eps, fusion.eps, _channels_last(x), group)
+        vector(compress_bias, channels, 0), negative.eps, fusion.eps, _channels_last(x), call.group)
     with torch.no_grad():
         _update_running_statistics(negative, fusion, mean, variance, count)
     return y
@@ -423,13 +423,14 @@ def leni(x: Tensor, deconv_weight: Tensor, negative_norm: Norm, fusion_norm: Nor
 
 
 def run_leni(x: Tensor, parameters: LeniParameters | None,
-             layers: tuple[Layer, Layer, Layer, Layer] | None = None, obstacle: str | None = None) -> Tensor:
+             layers: tuple[Layer, Layer, Layer, Layer] | None = None, obstacle: str | None = None,
+             group: str = "") -> Tensor:
     """:func:`leni`, with the layers that the definition is to call, or without parameters and why."""
     channels = checks.feature_map("leni", x)
     if parameters is not None:
         _check_block("leni", x, parameters, channels, deconv_channels=(channels, 1))
         checks.norm("leni", "fusion_norm", parameters.fusion_norm, 2 * channels)
-    return _LENI(LeniCall(x, parameters, layers or parameters.layers(), obstacle))
+    return _LENI(LeniCall(x, parameters, layers or parameters.layers(), obstacle, group))
 
 
 # ---- Reborn ------------------------------------------------------------------------------------------------

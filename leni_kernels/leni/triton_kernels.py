@@ -109,7 +109,8 @@ def _operand(rows, AXIS: tl.constexpr):
     B in neighbouring registers, and so lets Triton store the operand to shared memory 128 bits at a time.
     """
     if AXIS == 1 and rows[0].dtype == tl.float32:
-        # Hopper's TF32 products want channels side by side, across B; and Triton 3.8 aborts on pairs here.
+        # Hopper's TF32 products want channels side by side, across B; and where no cast follows, as here,
+        # Triton (3.6 and 3.8) aborts on pairs.
         return _concatenate(rows, AXIS)
     else:
         even = ()
@@ -131,7 +132,7 @@ def _branches_channels_last(x, taps, row, column, inside, channel, height, width
                             C: tl.constexpr, KERNEL: tl.constexpr, ROWS: tl.constexpr):
     """Both branches, [ROWS·P, K] each, of K channels at P positions; ``x`` [P, K] points at first rows."""
     half: tl.constexpr = KERNEL // 2
-    positive = ()
+    centre = ()
     sums = _zeros(ROWS, tl.zeros(x.shape, taps.dtype.element_ty))
     has_channel = channel < C
     # Stepping, rather than an offset for each tap: the offsets would be kept in registers through the tiles.
@@ -150,11 +151,8 @@ def _branches_channels_last(x, taps, row, column, inside, channel, height, width
             pointer += stride_h
             sums = _add_tap_row(sums, _negative(values, taps.dtype.element_ty), tap_column, i)
             if j == half and i >= half and i < half + ROWS:
-                positive = positive + (_positive(values),)
-    negative = ()
-    for r in tl.static_range(ROWS):
-        negative = negative + (sums[r].to(x.dtype.element_ty),)
-    return _operand(positive, 0), _operand(negative, 0)
+                centre = centre + (values,)
+    return _positive(_operand(centre, 0)), _operand(sums, 0).to(x.dtype.element_ty)
 
 
 @jit
@@ -250,7 +248,7 @@ def _branches_contiguous(x, taps, row, column, inside, channel, height, width, s
     """Both branches, [K, ROWS·P·VECTOR] each, of K channels at P positions; ``x`` [K, P] points at firsts."""
     half: tl.constexpr = KERNEL // 2
     accumulator_type: tl.constexpr = taps.dtype.element_ty
-    positive = ()
+    centre = ()
     sums = _zeros(ROWS, tl.zeros((x.shape[0], x.shape[1], VECTOR), accumulator_type))
     has_channel = channel < C
     vector = tl.arange(0, VECTOR)[None, None, :]
@@ -263,8 +261,7 @@ def _branches_contiguous(x, taps, row, column, inside, channel, height, width, s
         inside_row = has_channel[:, None] & (inside & (row >= half - i) & (row < height + half - i))[None, :]
         values = tl.load(tl.expand_dims(pointer, 2) + vector, tl.expand_dims(inside_row, 2), 0.0)
         if i >= half and i < half + ROWS:
-            pixels = _positive(values)
-            positive = positive + (tl.reshape(pixels, (x.shape[0], x.shape[1] * VECTOR)),)
+            centre = centre + (tl.reshape(values, (x.shape[0], x.shape[1] * VECTOR)),)
         # The vector and its halo, element by element: column shifts are then a choice of registers.
         line = ()
         for j in tl.static_range(half):
@@ -279,9 +276,8 @@ def _branches_contiguous(x, taps, row, column, inside, channel, height, width, s
         pointer += stride_h
     negative = ()
     for r in tl.static_range(ROWS):
-        pixels = sums[r].to(x.dtype.element_ty)
-        negative = negative + (tl.reshape(pixels, (x.shape[0], x.shape[1] * VECTOR)),)
-    return _operand(positive, 1), _operand(negative, 1)
+        negative = negative + (tl.reshape(sums[r], (x.shape[0], x.shape[1] * VECTOR)),)
+    return _positive(_operand(centre, 1)), _operand(negative, 1).to(x.dtype.element_ty)
 
 
 @jit
@@ -346,7 +342,7 @@ def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, channels_
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
-    if x.shape[0] == 0:
+    if x.numel() == 0:
         return y
     batch, channels, height, width = x.shape
     target = architecture(x)
@@ -361,8 +357,8 @@ def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, channels_
     programs = ceil_div(tiles, constants["TILES"]) * ceil_div(channels, config.outputs)
     with on_device_of(x):
         launchable(_kernel(channels_last))[(programs,)](
-            x, taps.permute(1, 2, 0).contiguous(), weight.to(x.dtype), bias, y, height, columns, positions,
-            *strides, **constants, num_warps=config.warps, num_stages=1)
+            x, taps.permute(1, 2, 0).contiguous(), weight.to(x.dtype).contiguous(), bias.contiguous(), y,
+            height, columns, positions, *strides, **constants, num_warps=config.warps, num_stages=1)
     return y
 
 

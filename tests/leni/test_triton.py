@@ -215,6 +215,15 @@ def test_expanded_rows_are_read_in_place():
 
 @runs_kernels
 @layouts
+def test_parameters_may_have_any_strides(channels_last):
+    x = feature_map(1, 16, 3, 8, dtype=torch.float32, channels_last=channels_last)
+    taps, weight, bias = parameters(16, 3, x.dtype)
+    folded = Folded(taps.permute(0, 2, 1), weight.t().contiguous().t(), bias[:1].expand(16))
+    assert_right(x, folded, channels_last)
+
+
+@runs_kernels
+@layouts
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_nan_and_infinity_travel_as_in_the_reference(value, dtype, channels_last):
@@ -253,10 +262,11 @@ def test_gradients(channels_last):
 
 @runs_kernels
 @layouts
-def test_opcheck(channels_last):
-    x = feature_map(2, 4, 3, 4, dtype=torch.float32, channels_last=channels_last).requires_grad_()
+@pytest.mark.parametrize("channels", [1, 4])
+def test_opcheck(channels, channels_last):
+    x = feature_map(2, channels, 3, 4, dtype=torch.float32, channels_last=channels_last).requires_grad_()
     torch.library.opcheck(torch.ops.leni_kernels.leni_folded_triton.default,
-                          (x, *parameters(4, 3, x.dtype), channels_last))
+                          (x, *parameters(channels, 3, x.dtype), channels_last))
 
 
 @pytest.mark.skipif(triton_support.interpreting, reason="the interpreter's operator is opaque to tracing")
