@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness.report import geometric_mean
@@ -11,8 +11,9 @@ Row = dict[str, Any]
 
 
 class Bar(NamedTuple):
-    """One number to reach: how it is found in the rows, the first bar and the moonshot."""
+    """One number to reach: the list of the results and how it is found there, the first bar and the moonshot."""
 
+    work: str
     what: str
     dtype: str
     ratio: str
@@ -22,9 +23,9 @@ class Bar(NamedTuple):
     moonshot: float | None
     at_most: bool
 
-    def measured(self, rows: Sequence[Row]) -> float | None:
+    def measured(self, results: Mapping[str, Sequence[Row]]) -> float | None:
         """The number as measured; None if a case it needs has no time."""
-        values = [row["ratios"].get(self.ratio) for row in rows
+        values = [row["ratios"].get(self.ratio) for row in results[self.work]
                   if row["dtype"] == self.dtype and row["channels"] <= 256 and self.over(row)]
         return None if not values or None in values else self.combine(values)
 
@@ -36,13 +37,18 @@ def _every(row: Row) -> bool:
     return True
 
 
-def _slowest(what: str, dtype: str, over: Callable[[Row], bool], first: float, moonshot: float) -> Bar:
-    return Bar(f"slowest case, {what}: time / L", dtype, "ours/L", over, max, first, moonshot, at_most=True)
+WORDS = {"leni_inference": "inference", "leni_training": "training step"}
 
 
-def _faster_than(peer: str, ratio: str, dtype: str, first: float) -> Bar:
-    return Bar(f"times faster than {peer}, geometric mean", dtype, ratio, _every, geometric_mean, first, None,
-               at_most=False)
+def _slowest(what: str, dtype: str, over: Callable[[Row], bool], first: float, moonshot: float,
+             work: str = "leni_inference") -> Bar:
+    return Bar(work, f"{WORDS[work]}, slowest case, {what}: time / L", dtype, "ours/L", over, max, first, moonshot,
+               at_most=True)
+
+
+def _faster_than(peer: str, ratio: str, dtype: str, first: float, work: str = "leni_inference") -> Bar:
+    return Bar(work, f"{WORDS[work]}, times faster than {peer}, geometric mean", dtype, ratio, _every,
+               geometric_mean, first, None, at_most=False)
 
 
 EAGER, COMPILED = "the composed block", "the hand-folded block under `torch.compile`"
@@ -55,6 +61,11 @@ LENI_INFERENCE_CPU = (
     _faster_than(EAGER, "eager/ours", "bfloat16", 4.0),
     _faster_than(COMPILED, "compiled/ours", "bfloat16", 1.4),
 )
+LENI_TRAINING_CPU = (
+    _slowest("C ≤ 128", "float32", lambda row: row["channels"] <= 128, 2.2, 1.4, "leni_training"),
+    _faster_than("the better of the composed block and, where it was compiled, its compiled form", "best/ours",
+                 "float32", 3.0, "leni_training"),
+)
 
 
 def _first_layers(row: Row) -> bool:
@@ -62,13 +73,13 @@ def _first_layers(row: Row) -> bool:
 
 
 LENI_INFERENCE_GPU = (
-    Bar("slowest case, channels-last, C ≤ 64: time / `torch.relu`", "bfloat16", "ours/relu",
+    Bar("leni_inference", "inference, slowest case, channels-last, C ≤ 64: time / `torch.relu`", "bfloat16", "ours/relu",
         _first_layers, max, 1.4, 1.1, at_most=True),
-    Bar(f"times faster than {COMPILED}, channels-last, C ≤ 64, slowest case", "bfloat16", "compiled/ours",
+    Bar("leni_inference", f"inference, times faster than {COMPILED}, channels-last, C ≤ 64, slowest case", "bfloat16", "compiled/ours",
         _first_layers, min, 3.0, None, at_most=False),
 )
 
 
 def of_device(device: str) -> tuple[Bar, ...]:
     """The bars for a device type; C up to 256."""
-    return LENI_INFERENCE_GPU if device == "cuda" else LENI_INFERENCE_CPU
+    return LENI_INFERENCE_GPU if device == "cuda" else LENI_INFERENCE_CPU + LENI_TRAINING_CPU

@@ -1,6 +1,6 @@
 """The main job: how fast LENI is, block by block and in whole networks.
 
-    python benchmarks/throughput.py [--quick] [--only leni|networks] [--device cpu|cuda] [--threads N]
+    python benchmarks/throughput.py [--quick] [--only leni|training|networks] [--device cpu|cuda] [--threads N]
                                     [--images DIR] [--output DIR]
 
 Takes the GPU if there is one, else the CPU. Leaves tables on the terminal, and a JSON file and a PNG plot in
@@ -12,24 +12,36 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import bars
 import leni_inference
+import leni_training
 import torch
 from harness import machine, report, timing
 from harness.report import number
-from networks import first_activation
-from networks import inference as networks
+from networks import comparison, first_activation
+from networks import inference as networks_inference
+from networks import training as networks_training
 
 from leni_kernels import extension
 
 RESULTS = Path(__file__).parent / "results"
-SECONDS = {"cpu": {"leni": 1.2, "networks": 6.0}, "cuda": {"leni": 0.4, "networks": 2.0}}
-QUICK_SECONDS = {"leni": 0.4, "networks": 1.5}
+PARTS = {
+    "leni": {"leni_inference": leni_inference},
+    "training": {"leni_training": leni_training},
+    "networks": {"networks": networks_inference, "networks_training": networks_training},
+}
+"""What ``--only`` can name, and the modules that measure it by the name of their list in the results."""
+
+LISTS = [name for part in PARTS.values() for name in part]
+SECONDS = {
+    "cpu": {"leni_inference": 1.2, "leni_training": 1.0, "networks": 4.0, "networks_training": 4.0},
+    "cuda": {"leni_inference": 0.4, "leni_training": 0.4, "networks": 2.0, "networks_training": 2.0},
+}
+QUICK_SECONDS = {"leni_inference": 0.4, "leni_training": 0.4, "networks": 1.5, "networks_training": 1.5}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,18 +51,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = options.output / f"throughput-{device.type}{_suffix(options)}.json"
     _prepare(options)
     cases = _cases(options)
-    images = _images(options) if "networks" in dict(cases) else None
+    images = _images(options) if any(module in PARTS["networks"].values() for _, module, _ in cases) else None
     results = {**machine.facts(device), "kernels_isa": extension.cpu_isa(), "arguments": _plain(options),
-               "leni_inference": [], "networks": []}
-    work = _work(cases, options.quick, device, images)
+               **{name: [] for name in LISTS}}
     began = time.perf_counter()
     # A run that is stopped leaves a partial file, and the last whole one as it was.
     partial = path.with_suffix(".partial.json")
     try:
-        with torch.inference_mode(), report.progress(len(cases)) as step:
-            for part, case, measure in work:
-                step(str(case))
-                results[part].append(measure())
+        with report.progress(len(cases)) as step:
+            for name, module, case in cases:
+                step(f"{case}{' training' * ('training' in name)}")
+                seconds = (QUICK_SECONDS if options.quick else SECONDS[device.type])[name]
+                inputs = (images,) if name in PARTS["networks"] else ()
+                results[name].append(module.measure(case, device, seconds, *inputs))
                 report.write_json(partial, results)
         results["complete"] = True
     except KeyboardInterrupt:
@@ -61,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     partial.unlink(missing_ok=True)
     report.write_json(path, results)
     _show(results)
-    _draw(path.with_suffix(".png"), results)
+    _draw(path, results)
     return _conclude(results, path)
 
 
@@ -69,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Times LENI inference: single blocks and whole networks.")
+    parser = argparse.ArgumentParser(description="Times LENI, inference and training: single blocks, whole networks.")
     parser.add_argument("--quick", action="store_true", help="a few cases, within a minute")
-    parser.add_argument("--only", choices=("leni", "networks"), help="one of the two parts")
+    parser.add_argument("--only", choices=tuple(PARTS), help="one of the parts")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one",
                         default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads; default: as PyTorch chooses")
@@ -109,7 +122,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _images(options: argparse.Namespace) -> torch.Tensor:
-    count = max(networks.BATCHES[options.device].values())
+    count = max(comparison.BATCHES[options.device].values())
     if options.images is None:
         return first_activation.noise(count)
     try:
@@ -118,27 +131,15 @@ def _images(options: argparse.Namespace) -> torch.Tensor:
         sys.exit(f"throughput.py: {error}")
 
 
-def _cases(options: argparse.Namespace) -> list[tuple[str, Any]]:
-    """The part and the case of everything to measure."""
-    parts = {"leni": leni_inference, "networks": networks}
-    if options.only:
-        parts = {options.only: parts[options.only]}
+def _cases(options: argparse.Namespace) -> list[tuple[str, Any, Any]]:
+    """Everything to measure: the list of the results it belongs to, the module that measures it, and the case."""
+    parts = {options.only: PARTS[options.only]} if options.only else dict(PARTS)
     obstacle = first_activation.why_missing() if "networks" in parts else None
     if obstacle is not None:
         report.say(f"No whole networks: {obstacle}.")
         del parts["networks"]
-    return [(part, case) for part, module in parts.items() for case in module.cases(options.quick)]
-
-
-def _work(cases: list[tuple[str, Any]], quick: bool, device: torch.device,
-          images: torch.Tensor | None) -> Iterator[tuple[str, Any, Callable[[], dict[str, Any]]]]:
-    """The cases one by one: the list of the results they belong to, the case, and how to measure it."""
-    seconds = QUICK_SECONDS if quick else SECONDS[device.type]
-    for part, case in cases:
-        if part == "leni":
-            yield "leni_inference", case, partial(leni_inference.measure, case, device, seconds[part])
-        else:
-            yield "networks", case, partial(networks.measure, case, device, seconds[part], images)
+    return [(name, module, case) for part in parts.values() for name, module in part.items()
+            for case in module.cases(options.quick)]
 
 
 # ---- what it found -----------------------------------------------------------------------------------------
@@ -146,17 +147,26 @@ def _work(cases: list[tuple[str, Any]], quick: bool, device: torch.device,
 
 def _show(results: dict[str, Any]) -> None:
     report.say(title(results))
-    rows = results["leni_inference"]
-    for dtype, layout in dict.fromkeys((row["dtype"], row["layout"]) for row in rows):
-        chosen = [row for row in rows if (row["dtype"], row["layout"]) == (dtype, layout)]
-        heading = f"LENI inference, {dtype}, {layout.replace('_', '-')}: milliseconds and ratios"
-        report.table(heading, LENI_HEAD, [*map(_leni_cells, chosen), _mean_cells(chosen)])
-    if rows and results["complete"] and not results["arguments"]["quick"]:
+    for name, work in BLOCKS.items():
+        for dtype, layout in dict.fromkeys((row["dtype"], row["layout"]) for row in results[name]):
+            rows = [row for row in results[name] if (row["dtype"], row["layout"]) == (dtype, layout)]
+            head, ratios = _block_head(rows)
+            heading = f"{work}, {dtype}, {layout.replace('_', '-')}: milliseconds and ratios"
+            report.table(heading, (*head, *ratios, "backend"),
+                         [*(_block_cells(row, head, ratios) for row in rows), _mean_cells(rows, head, ratios)])
+    if any(results[name] for name in BLOCKS) and results["complete"] and not results["arguments"]["quick"]:
         report.table("Against the numbers to reach (C ≤ 256, both layouts)", BAR_HEAD, bar_cells(results))
-    if results["networks"]:
-        low, high = networks.PUBLISHED
-        heading = f"Whole networks: images/s, and the change against stock (published: {low} % to {high} %)"
-        report.table(heading, NETWORK_HEAD, network_cells(results["networks"]))
+    for name, work in NETWORKS.items():
+        if results[name]:
+            report.table(f"{work}: images/s, and the change against stock", NETWORK_HEAD, network_cells(results[name]))
+
+
+LOW, HIGH = networks_inference.PUBLISHED
+BLOCKS = {"leni_inference": "LENI inference", "leni_training": "LENI training step"}
+NETWORKS = {
+    "networks": f"Whole networks, inference (published: {LOW} % to {HIGH} %)",
+    "networks_training": "Whole networks, training step",
+}
 
 
 def title(results: dict[str, Any]) -> str:
@@ -169,22 +179,24 @@ def title(results: dict[str, Any]) -> str:
     return f"{where}, torch {versions['torch']}, commit {commit}, {results['date'][:10]}"
 
 
-LENI_HEAD = ("C×H²", "copy", "product", "relu", "eager", "compiled", "ours", "ours/L", "eager/ours",
-             "compiled/ours", "ours/relu", "backend")
-MEANS = ("ours/L", "eager/ours", "compiled/ours", "ours/relu")
+def _block_head(rows: list[dict[str, Any]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The columns of times and of ratios."""
+    relu = any("relu" in row["seconds"] for row in rows)
+    return (("C×H²", "copy", "product", *(("relu",) if relu else ()), "eager", "compiled", "ours"),
+            ("ours/L", "eager/ours", "compiled/ours", "ours/relu" if relu else "best/ours"))
 
 
-def _leni_cells(row: dict[str, Any]) -> list[str]:
-    times = (row["seconds"].get(name) for name in LENI_HEAD[1:7])
+def _block_cells(row: dict[str, Any], head: tuple[str, ...], ratios: tuple[str, ...]) -> list[str]:
+    times = (row["seconds"].get(name) for name in head[1:])
     return [f"{row['channels']}×{row['size']}²",
             *(number(None if time is None else 1e3 * time["median"]) for time in times),
-            *(number(row["ratios"].get(ratio)) for ratio in MEANS), row["backend"] or "—"]
+            *(number(row["ratios"].get(ratio)) for ratio in ratios), row["backend"] or "—"]
 
 
-def _mean_cells(rows: list[dict[str, Any]]) -> list[str]:
+def _mean_cells(rows: list[dict[str, Any]], head: tuple[str, ...], ratios: tuple[str, ...]) -> list[str]:
     means = (report.geometric_mean(row["ratios"][ratio] for row in rows
-                                   if row["channels"] <= 256 and ratio in row["ratios"]) for ratio in MEANS)
-    return ["mean, C ≤ 256", *[""] * 6, *map(number, means), ""]
+                                   if row["channels"] <= 256 and ratio in row["ratios"]) for ratio in ratios)
+    return ["mean, C ≤ 256", *[""] * (len(head) - 1), *map(number, means), ""]
 
 
 BAR_HEAD = ("", "dtype", "measured", "first bar", "moonshot", "reached")
@@ -193,7 +205,7 @@ BAR_HEAD = ("", "dtype", "measured", "first bar", "moonshot", "reached")
 def bar_cells(results: dict[str, Any]) -> Iterator[list[str]]:
     """The numbers to reach and those measured, as the cells of a table."""
     for bar in bars.of_device(results["device"]):
-        value = bar.measured(results["leni_inference"])
+        value = bar.measured(results)
         sign = "≤" if bar.at_most else "≥"
         goals = [f"{sign} {goal}" if goal else "—" for goal in (bar.first, bar.moonshot)]
         yield [bar.what, bar.dtype, number(value), *goals, _reached(bar, value)]
@@ -220,27 +232,38 @@ def network_cells(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
                *("—" if change is None else f"{change:+.1f} %" for change in changes), row["backend"] or "—"]
 
 
+def pictures(path: Path) -> dict[str, Path]:
+    """Where the pictures of the blocks belong, beside the results in ``path``."""
+    return {"leni_inference": path.with_suffix(".png"), "leni_training": path.with_name(f"{path.stem}-steps.png")}
+
+
+LIMITS = {
+    "leni_inference": "L = the slower of a copy of x and the bare product [pixels × 2C]·[2C × C]",
+    "leni_training": "L = the slower of 4 copies of x and 3 bare products [pixels × 2C]·[2C × C]",
+}
+PEERS = {"leni_inference": "folded by hand, torch.compile", "leni_training": "composed, torch.compile"}
+
+
 def _draw(path: Path, results: dict[str, Any]) -> None:
-    if not results["leni_inference"]:
-        return
     try:
         from harness import plot
 
-        limit = "L = the slower of a copy of x and the bare product [pixels × 2C]·[2C × C]"
-        plot.draw(path, results["leni_inference"], "LENI inference in multiples of the limit L",
-                  f"{limit}.  {title(results)}")
+        for name, picture in pictures(path).items():
+            if results[name]:
+                plot.draw(picture, results[name], f"{BLOCKS[name]} in multiples of the limit L",
+                          f"{LIMITS[name]}.  {title(results)}", PEERS[name])
     except ImportError as error:
         report.say(f"No plot: {error}.")
 
 
 def _conclude(results: dict[str, Any], path: Path) -> int:
     """Say what is missing and what was refused, and return the exit status."""
-    rows = [*results["leni_inference"], *results["networks"]]
-    reasons = (f"{name}: {reason}" for row in rows for name, reason in row["missing"].items())
+    rows = [(name, row) for name in LISTS for row in results[name]]
+    reasons = (f"{name}: {reason}" for _, row in rows for name, reason in row["missing"].items())
     for reason in dict.fromkeys(reasons):
         report.say(f"No time for {reason}")
-    refused = [f"{_name(row)} {name}: error {verdict['error']}, allowed {verdict['allowed']}" for row in rows
-               for name, verdict in row["parity"].items() if not verdict["passed"]]
+    refused = [f"{work} {_name(row)} {name}: error {verdict['error']}, allowed {verdict['allowed']}"
+               for work, row in rows for name, verdict in row["parity"].items() if not verdict["passed"]]
     for line in refused:
         report.say(f"REFUSED, differs from the reference: {line}")
     report.say(f"Results in {path}, {results['seconds']:.0f} s.")

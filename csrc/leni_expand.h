@@ -153,6 +153,8 @@ struct PlanarExpander {
 #pragma GCC unroll 2
         for (int g = 0; g < group; ++g) {
           const T* pixel = planes[g] + row * x.stride_row;
+          // The next channels' row: strips go down the rows, too short a way for the CPU's own prefetching.
+          __builtin_prefetch(pixel + group * x.stride_channel + half);
           V values[K];
 #pragma GCC unroll 8
           for (int j = 0; j < K; ++j) {

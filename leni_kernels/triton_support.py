@@ -28,12 +28,19 @@ interpreting = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton runs kernels in its CPU interpreter; it reads the variable when a kernel is defined."""
 
 
+why_no_operators: str | None = why_missing
+"""Why the operators are not registered, or None if they are: registering them costs an import of Inductor."""
+
+if why_missing is None and not interpreting and torch.cuda.device_count() == 0:
+    why_no_operators = "PyTorch sees no CUDA or ROCm device"
+
+
 def why_not_here(x: Tensor) -> str | None:
     """The reason no Triton kernel can run on x, or None."""
     if why_missing is not None:
         return why_missing
     if x.device.type == "cuda" or (interpreting and x.device.type == "cpu"):
-        return None
+        return why_no_operators
     return (f"x is on {x.device.type}; Triton kernels run on CUDA and ROCm devices "
             "(or with TRITON_INTERPRET=1 on a CPU)")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 _EXACT = {torch.float32: 1e-5, torch.float64: 1e-12}
+STEP = 2e-5
+"""What a training step may be off by in float32, the output and every gradient."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,12 @@ class Verdict:
         return {"error": error, "allowed": self.allowed, "passed": self.passed}
 
 
-def error(output: Tensor, truth: Tensor) -> float:
-    """``max |output − truth| / max |truth|``; infinite for a wrong shape or a NaN."""
+def error(output: Tensor, truth: Tensor, scale: Tensor | None = None) -> float:
+    """``max |output − truth| / max |scale|``, by default of the truth; infinite for a wrong shape or a NaN."""
     if output.shape != truth.shape:
         return math.inf
-    distance = (output.to(truth.dtype) - truth).abs().max() / truth.abs().max()
+    scale = truth if scale is None else scale
+    distance = (output.to(truth.dtype) - truth).abs().max() / scale.abs().max()
     return math.inf if distance.isnan() else distance.item()
 
 
@@ -45,3 +49,13 @@ def judge(outputs: dict[str, Tensor], truth: Tensor, composed: str) -> dict[str,
     errors = {name: error(output, truth) for name, output in outputs.items()}
     return {name: Verdict(errors[name], _EXACT.get(output.dtype, 2 * errors[composed]))
             for name, output in outputs.items()}
+
+
+def judge_steps(steps: Mapping[str, Mapping[str, Tensor]], truth: Mapping[str, Tensor],
+                scales: Mapping[str, Tensor], allowed: float = STEP) -> dict[str, Verdict]:
+    """Compare every tensor of float32 training steps with the float64 ``truth``; the worst one counts.
+
+    ``scales`` has the tensors to measure by for those whose truth is 0.
+    """
+    return {name: Verdict(max(error(step[key], truth[key], scales.get(key)) for key in truth), allowed)
+            for name, step in steps.items()}

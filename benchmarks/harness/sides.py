@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import leni_kernels as lk
+
+from . import parity
 
 
 def random_leni(channels: int) -> lk.LENI2d:
@@ -27,17 +31,58 @@ def folded(network: nn.Module) -> nn.Module:
     return lk.fold(copy.deepcopy(network))
 
 
-class Fallback(RuntimeError):
+def composed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` with every operation of this package on the reference: composed of PyTorch's layers."""
+    def run(*inputs: Any) -> Any:
+        with lk.use_backend("reference"):
+            return function(*inputs)
+
+    return run
+
+
+Pair = tuple[Tensor, Tensor]
+"""x, which requires a gradient, and the gradient of y."""
+Step = Callable[[Pair], dict[str, Tensor]]
+
+
+def step(block: lk.LENI2d, forward: Callable[[Tensor], Tensor] | None = None) -> Step:
+    """The training step of a block, or of another ``forward`` with its parameters: y and all gradients."""
+    parameters, forward = dict(block.named_parameters()), block if forward is None else forward
+
+    def run(pair: Pair) -> dict[str, Tensor]:
+        x, grad = pair
+        y = forward(x)
+        gradients = torch.autograd.grad(y, (x, *parameters.values()), grad)
+        return {"y": y.detach(), **dict(zip(("x", *parameters), gradients, strict=True))}
+
+    return run
+
+
+def judge_steps(block: lk.LENI2d, steps: Mapping[str, Step], pair: Pair) -> dict[str, parity.Verdict]:
+    """Compare the float32 steps of a block with the float64 reference: y and all gradients."""
+    x, grad = pair
+    double = composed(step(copy.deepcopy(block).double()))
+    truth = double((x.detach().double().requires_grad_(), grad.double()))
+    # BN2 undoes the shift of BN1 and, but for eps, its scale: their true gradients are 0, or nearly.
+    scales = {f"bn_negative.{name}": truth[f"bn_fusion.{name}"] for name in ("weight", "bias")}
+    return parity.judge_steps({name: run(pair) for name, run in steps.items()}, truth, scales)
+
+
+class NotMeasured(RuntimeError):
+    """A side that is not timed; the message says why."""
+
+
+class Fallback(NotMeasured):
     """No kernel of this package would run; what runs instead is not to be timed under its name."""
 
 
-def backend_of(network: nn.Module, x: torch.Tensor) -> str:
+def backend_of(network: nn.Module, x: Tensor) -> str:
     """The backend on which this package would run the network.
 
     Raises:
         Fallback: if any operation would run on the reference; the message says why.
     """
-    decisions = lk.explain(network, x)
+    decisions = lk.explain(network, x.detach())
     for decision in decisions:
         if decision.backend == "reference":
             reasons = "; ".join(f"{name}: {reason}" for name, reason in decision.why_not.items())

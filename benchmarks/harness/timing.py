@@ -17,7 +17,7 @@ WARM_UP = 2
 
 
 def alternate(sides: Mapping[str, Side], time_call: Callable[[Side], float], seconds: float,
-              rounds: tuple[int, int] = (5, 60)) -> dict[str, list[float]]:
+              rounds: tuple[int, int] = (5, 60), warm_up: int = WARM_UP) -> dict[str, list[float]]:
     """Time every side once a round, and go on until ``seconds`` have passed.
 
     Every second round runs backwards, so that no side always follows the same other one.
@@ -27,11 +27,12 @@ def alternate(sides: Mapping[str, Side], time_call: Callable[[Side], float], sec
         time_call: runs one side and returns its seconds; see :func:`timer`.
         seconds: the time to spend, all sides together.
         rounds: at least and at most so many rounds, whatever the time.
+        warm_up: rounds before the first that counts.
 
     Returns:
         The seconds of each side, in order of sampling: entry i of every side belongs to round i.
     """
-    for _ in range(WARM_UP):
+    for _ in range(warm_up):
         for side in sides.values():
             side()
     forwards = list(sides)
@@ -44,6 +45,13 @@ def alternate(sides: Mapping[str, Side], time_call: Callable[[Side], float], sec
         for name in forwards if count % 2 == 0 else reversed(forwards):
             samples[name].append(time_call(sides[name]))
     return samples
+
+
+def alternate_counting_faults(*arguments: Any) -> tuple[dict[str, list[float]], int]:
+    """:func:`alternate`, and the page faults meanwhile."""
+    before = page_faults()
+    samples = alternate(*arguments)
+    return samples, page_faults() - before
 
 
 def summary(samples: list[float]) -> dict[str, Any]:

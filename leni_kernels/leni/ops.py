@@ -178,7 +178,7 @@ if extension.why_missing is None:
     torch.library.register_autograd("leni_kernels::leni_folded_cpp", partial(_backward_by_kernels, _CPP),
                                     setup_context=_save_folded)
     _leni_training_cpp = _define_training("cpp", _CPP)
-if triton_support.why_missing is None:
+if triton_support.why_no_operators is None:
     triton_support.define_operator("leni_folded_triton", triton_kernels.leni_folded)
     (_leni_folded_triton,) = _operators("triton", ("folded",))
     torch.library.register_autograd("leni_kernels::leni_folded_triton", _backward_by_reference,

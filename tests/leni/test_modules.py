@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import leni_kernels as lk
-from leni_kernels import BackendUnavailableError, extension
+from leni_kernels import BackendUnavailableError, extension, triton_support
 from leni_kernels.leni import reference
 
 FUSED = "reference" if extension.why_missing else "cpp"
@@ -40,49 +40,161 @@ def assert_near(actual, expected, tolerance=1e-5):
 # ---- which path --------------------------------------------------------------------------------------------
 
 
-def test_eval_is_fused_and_training_is_not(make_leni):
-    block, x = make_leni(4), torch.randn(2, 4, 5, 6)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_block_is_fused(make_leni, training):
+    block, x = make_leni(4).train(training), torch.randn(2, 4, 5, 6)
     assert chosen(block, x) == FUSED
-    assert_near(block(x), composed(block, x))
-    assert chosen(block.train(), x) == "reference"
+    assert_near(block(x), composed(copy.deepcopy(block), x))
 
 
-def test_training_by_name_is_refused(kernel_backend, make_leni):
-    block = make_leni(4).train()
-    refusal = pytest.raises(BackendUnavailableError, match="uses batch statistics")
-    with lk.use_backend(kernel_backend), refusal:
-        block(torch.randn(2, 4, 5, 6))
+def test_triton_gives_a_reason_not_to_train(monkeypatch, make_leni):
+    monkeypatch.setattr(triton_support, "why_not_here", lambda x: None)
+    x = torch.randn(2, 4, 5, 6)
+    assert "preferred" in lk.explain(make_leni(4), x)[0].why_not["triton"]
+    refusal = pytest.raises(BackendUnavailableError, match=r"'triton' cannot run leni: .* uses batch statistics")
+    with lk.use_backend("triton"), refusal:
+        make_leni(4).train()(x)
+
+
+def replace_norms(block, **options):
+    dtype = block.deconv.weight.dtype
+    block.bn_negative = nn.BatchNorm2d(4, dtype=dtype, **options)
+    if isinstance(block, lk.LENI2d):
+        block.bn_fusion = nn.BatchNorm2d(8, eps=1e-2, dtype=dtype, **options)
+
+
+def set_norms(block, **options):
+    for norm in block.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            vars(norm).update(options)
+
+
+def without_compress_bias(block):
+    block.compress = nn.Conv2d(8, 4, 1, bias=False, dtype=block.deconv.weight.dtype)
+
+
+NORMS = {
+    "as they come": lambda block: None,
+    "momentum": lambda block: set_norms(block, momentum=0.7),
+    "momentum 0": lambda block: set_norms(block, momentum=0.0),
+    "average of all batches": lambda block: set_norms(block, momentum=None),
+    "momenta that differ": lambda block: set_norms(block.bn_negative, momentum=None),
+    "large eps": lambda block: set_norms(block, eps=0.5),
+    "not affine": lambda block: replace_norms(block, affine=False),
+    "no running statistics": lambda block: replace_norms(block, track_running_stats=False),
+    "no running statistics, not affine": lambda block: replace_norms(block, affine=False,
+                                                                     track_running_stats=False),
+    "no bias behind them": without_compress_bias,
+}
+
+
+def one_step(call, block, x, grad):
+    """What a training step leaves: y and every gradient."""
+    x = x.clone().requires_grad_()
+    block.zero_grad()
+    y = call(x)
+    y.backward(grad)
+    return [y.detach(), x.grad, *(parameter.grad for parameter in block.parameters())]
+
+
+@pytest.mark.parametrize("change", NORMS.values(), ids=NORMS)
+def test_training_is_the_composed_layers(backend, make_leni, change):
+    """y, every gradient and every running statistic, three steps long, and what eval mode makes of them."""
+    block = make_leni(4, dtype=torch.float64)
+    change(block)
+    block.train()
+    twin = copy.deepcopy(block)
+    with lk.use_backend(backend):
+        for _ in range(3):
+            x, grad = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
+            got, wanted = one_step(block, block, x, grad), one_step(lambda x: composed(twin, x), twin, x, grad)
+            for ours, theirs in zip(got, wanted, strict=True):
+                assert (ours - theirs).abs().max() <= 1e-12 * max(1, theirs.abs().max())
+        for (name, ours), theirs in zip(block.state_dict().items(), twin.state_dict().values(), strict=True):
+            assert ours.dtype == theirs.dtype
+            torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13, msg=name)
+        before = copy.deepcopy(block.state_dict())
+        assert_near(block.eval()(x), composed(twin.eval(), x), 1e-12)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in block.state_dict().items())
+    assert block.bn_negative.num_batches_tracked in (None, 3)
+
+
+@pytest.mark.parametrize("change", NORMS.values(), ids=NORMS)
+def test_the_changed_norms_train_fused(make_leni, change):
+    block = make_leni(4)
+    change(block)
+    assert chosen(block.train(), torch.randn(2, 4, 5, 6)) == FUSED
 
 
 @pytest.mark.parametrize("options", [{}, {"momentum": None}, {"momentum": 0.7}])
-def test_training_is_the_composed_layers_to_the_bit(make_block, options):
+def test_training_by_the_reference_is_the_composed_layers_to_the_bit(make_block, options):
     block = make_block(4, **options).train()
     twin = copy.deepcopy(block)
     for _ in range(3):
-        x = torch.randn(3, 4, 5, 6)
-        ours, theirs = (tensor.requires_grad_() for tensor in (x.clone(), x.clone()))
-        y, expected = block(ours), composed(twin, theirs)
-        assert torch.equal(y, expected)
-        y.square().sum().backward()
-        expected.square().sum().backward()
-        assert torch.equal(ours.grad, theirs.grad)
+        x, grad = torch.randn(2, 3, 4, 5, 6)
+        with lk.use_backend("reference"):
+            got = one_step(block, block, x, grad)
+        wanted = one_step(lambda x: composed(twin, x), twin, x, grad)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(got, wanted, strict=True))
     for (name, got), wanted in zip(block.state_dict().items(), twin.state_dict().values(), strict=True):
         assert torch.equal(got, wanted), name
-    for got, wanted in zip(block.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(got.grad, wanted.grad)
     assert block.bn_negative.num_batches_tracked == 3
 
 
-def test_frozen_norms_inside_a_training_model_are_fused(make_leni):
-    model, x = nn.Sequential(make_leni(4)), torch.randn(2, 4, 5, 6)
-    model.train()
-    model[0].bn_negative.eval()
-    assert chosen(model, x) == "reference"
-    model[0].bn_fusion.eval()
-    assert chosen(model, x) == FUSED
-    before = copy.deepcopy(model.state_dict())
-    assert_near(model(x), composed(model[0], x))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+@pytest.mark.parametrize("training", [False, True])
+def test_one_value_per_channel(backend, make_leni, training):
+    block, x = make_leni(4).train(training), torch.randn(1, 4, 1, 1)
+    with lk.use_backend(backend):
+        assert make_leni(4)(x).isfinite().all()
+        if not training:
+            replace_norms(block, track_running_stats=False)
+            block.eval()
+        before = copy.deepcopy(block.state_dict())
+        with pytest.raises(ValueError, match=r"Expected more than 1 value per channel when training, got input "
+                                             r"size .*\(?\[?1, 4, 1, 1"):
+            block(x)
+        assert block(torch.randn(2, 4, 1, 1)).isfinite().all()
+        block.load_state_dict(before)
+
+
+def test_an_empty_batch_in_training_is_the_composed_layers(make_leni):
+    block, x = make_leni(4).train(), torch.randn(0, 4, 5, 6)
+    twin = copy.deepcopy(block)
+    decision, = lk.explain(block, x)
+    assert decision.backend == "reference"
+    if FUSED == "cpp":
+        assert decision.why_not["cpp"] == "an empty batch has no statistics"
+    assert block(x).shape == composed(twin, x).shape == x.shape
+    for (name, got), wanted in zip(block.state_dict().items(), twin.state_dict().values(), strict=True):
+        assert torch.equal(got, wanted), name
+
+
+@pytest.mark.parametrize("frozen", ["bn_negative", "bn_fusion"])
+def test_one_frozen_norm_is_the_references(make_leni, kernel_backend, frozen):
+    block, x = make_leni(4).train(), torch.randn(2, 4, 5, 6)
+    getattr(block, frozen).eval()
+    twin = copy.deepcopy(block)
+    decision, = lk.explain(block, x)
+    assert decision.backend == "reference"
+    assert decision.why_not["cpp"] == "one batch norm uses batch statistics and the other running ones"
+    assert torch.equal(block(x), composed(twin, x))
+    for (name, got), wanted in zip(block.state_dict().items(), twin.state_dict().values(), strict=True):
+        assert torch.equal(got, wanted), name
+    with lk.use_backend(kernel_backend), pytest.raises(BackendUnavailableError, match="one batch norm uses batch"):
+        block(x)
+
+
+def test_frozen_norms_inside_a_training_model_are_fused(backend, make_leni):
+    block = make_leni(4, dtype=torch.float64).train()
+    block.bn_negative.eval(), block.bn_fusion.eval()
+    assert chosen(block, torch.randn(2, 4, 5, 6, dtype=torch.float64)) == FUSED
+    before, twin = copy.deepcopy(block.state_dict()), copy.deepcopy(block)
+    x, grad = torch.randn(2, 2, 4, 5, 6, dtype=torch.float64)
+    with lk.use_backend(backend):
+        got = one_step(block, block, x, grad)
+    for ours, theirs in zip(got, one_step(lambda x: composed(twin, x), twin, x, grad), strict=True):
+        assert_near(ours, theirs, 1e-12)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in block.state_dict().items())
 
 
 def test_norms_without_running_statistics_use_the_batchs(make_block):
@@ -128,10 +240,10 @@ def test_nothing_is_stale(backend, make_leni):
 def test_nothing_is_stale_after_training(backend, make_leni):
     block, x = make_leni(4), torch.randn(2, 4, 5, 6)
     optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
-    block(x)
-    block.train()(x).square().mean().backward()
-    optimizer.step()
     with lk.use_backend(backend):
+        block(x)
+        block.train()(x).square().mean().backward()
+        optimizer.step()
         assert_near(block.eval()(x), composed(block, x))
 
 

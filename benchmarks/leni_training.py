@@ -1,0 +1,74 @@
+"""A training step of LENI, shape by shape: forward, and backward to x and all parameters, in float32.
+
+The limit L of a case is the slower of what no implementation can do without, measured beside it: 4 copies of x
+(two passes forward, two backward) and 3 of the bare products ``[pixels × 2C] · [2C × C]``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import leni_cases
+import torch
+from harness import sides, timing
+from leni_cases import Case, Contenders
+
+import leni_kernels as lk
+
+ELEMENTS = {"cpu": 64 * 224**2, "cuda": 16 * 64 * 224**2}
+"""Elements of x: 12.25 MiB on a CPU, 196 MiB on a GPU; of its gradient as many."""
+
+COMPILED_SHAPES = ((32, 112), (64, 56))
+"""The shapes whose composed block is compiled too: a compilation takes longer than all the rest of a case."""
+
+NOT_COMPILED = f"training compiles only {' and '.join(f'{c}×{size}²' for c, size in COMPILED_SHAPES)}, to save time"
+ROUNDS, WARM_UP = (5, 60), 1
+
+
+def cases(quick: bool) -> list[Case]:
+    """All cases of a run."""
+    return leni_cases.cases(quick, ("float32",))
+
+
+def limit(medians: Mapping[str, float]) -> float:
+    """L, from the times of the yardsticks."""
+    return max(4 * medians["copy"], 3 * medians["product"])
+
+
+def measure(case: Case, device: torch.device, seconds: float) -> dict[str, Any]:
+    """Check and time one case; returns its row of the results."""
+    pairs = [_pair(case, device) for _ in range(leni_cases.BUFFERS)]
+    block = sides.random_leni(case.channels).to(device).train()
+    found = _contenders(case, block, pairs[0])
+    verdicts = sides.judge_steps(block, found.functions, pairs[0])
+    turns = itertools.cycle(pairs)
+    timed = {name: leni_cases.on(function, turns) for name, function in found.functions.items()
+             if verdicts[name].passed}
+    timed |= leni_cases.yardsticks(pairs[0][0].detach(), (x.detach() for x, _ in turns))
+    samples, faults = timing.alternate_counting_faults(timed, timing.timer(device), seconds, ROUNDS, WARM_UP)
+    return leni_cases.row(case, pairs[0][0].shape[0], found, verdicts, samples, faults, limit)
+
+
+# ---- the sides ---------------------------------------------------------------------------------------------
+
+
+def _pair(case: Case, device: torch.device) -> sides.Pair:
+    elements = ELEMENTS[device.type]
+    return case.tensor(elements, device).requires_grad_(), case.tensor(elements, device)
+
+
+def _contenders(case: Case, block: lk.LENI2d, pair: sides.Pair) -> Contenders:
+    def ours() -> tuple[leni_cases.Function, str]:
+        return sides.step(block), sides.backend_of(block, pair[0])
+
+    return leni_cases.contenders(sides.composed(sides.step(block)), lambda: _compiled(case, block, pair), ours)
+
+
+def _compiled(case: Case, block: lk.LENI2d, pair: sides.Pair) -> leni_cases.Function:
+    if (case.channels, case.size) not in COMPILED_SHAPES:
+        raise sides.NotMeasured(NOT_COMPILED)
+    step = sides.composed(sides.step(block, torch.compile(block, fullgraph=True, dynamic=False)))
+    step(pair)
+    return step

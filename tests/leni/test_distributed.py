@@ -1,0 +1,150 @@
+"""Synchronised norms: two processes with parts of a batch compute what one process does with all of it."""
+
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed, nn
+
+import leni_kernels as lk
+from leni_kernels import extension
+
+pytestmark = [
+    pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing)),
+    pytest.mark.skipif(not (distributed.is_available() and distributed.is_gloo_available()),
+                       reason="needs torch.distributed with gloo"),
+]
+
+TIMEOUT = 120
+CASES = {
+    "even": ((3, 3), (5, 9), torch.contiguous_format),
+    "uneven": ((5, 2), (5, 9), torch.contiguous_format),
+    "uneven, channels-last": ((1, 6), (7, 4), torch.channels_last),
+    "one value a channel on each": ((1, 1), (1, 1), torch.contiguous_format),
+    "nothing on the second": ((4, 0), (3, 5), torch.contiguous_format),
+}
+STEPS = 2
+
+
+def block(case):
+    torch.manual_seed(len(case))
+    leni = lk.LENI2d(6, 5, eps=1e-3, momentum=None).double()
+    for norm in (leni.bn_negative, leni.bn_fusion):
+        nn.init.normal_(norm.weight, 1, 0.5)
+        nn.init.normal_(norm.bias, 0, 0.5)
+    return leni
+
+
+def batch(case):
+    """Of each step: x and the gradient of y, of all processes."""
+    sizes, plane, layout = CASES[case]
+    torch.manual_seed(1)
+    return [[torch.randn(sum(sizes), 6, *plane, dtype=torch.float64).contiguous(memory_format=layout)
+             for _ in range(2)] for _ in range(STEPS)]
+
+
+def synchronised(leni, steps):
+    """y and x's gradient of every step, the summed gradients of the parameters, and the buffers."""
+    results = []
+    for x, grad in steps:
+        x = x.clone().requires_grad_()
+        y = leni(x)
+        y.backward(grad)
+        results.append((y.detach(), x.grad))
+    return results, [parameter.grad for parameter in leni.parameters()], list(leni.buffers())
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), lk.LENI2d(4), nn.Conv2d(4, 6, 3), lk.LENI2d(6), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(6, 2)).double()
+
+
+def train(model, images, targets):
+    """The parameters and buffers after three steps."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), targets).backward()
+        optimizer.step()
+    gradients = {f"{name}.grad": parameter.grad for name, parameter in model.named_parameters()}
+    return {**model.state_dict(), **gradients}
+
+
+def images_and_targets():
+    torch.manual_seed(2)
+    return torch.randn(8, 3, 9, 10, dtype=torch.float64), torch.arange(8) % 2
+
+
+def work(rank, folder):
+    """What one of the two processes does: every case, and leave what came of them in a file."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2,
+                                   timeout=timedelta(seconds=TIMEOUT))
+    results = {}
+    for case, (sizes, _, _) in CASES.items():
+        parts = [[tensor.split(sizes)[rank] for tensor in step] for step in batch(case)]
+        leni = nn.SyncBatchNorm.convert_sync_batchnorm(block(case))
+        decision, = lk.explain(leni, parts[0][0])
+        results[case] = (decision.backend, *synchronised(leni, parts))
+    model = nn.parallel.DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(network()))
+    trained = train(model, *(tensor.chunk(2)[rank] for tensor in images_and_targets()))
+    results["network"] = {name.removeprefix("module."): tensor for name, tensor in trained.items()}
+    torch.save(results, folder / f"results{rank}")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The results of both processes."""
+    folder = tmp_path_factory.mktemp("processes")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1",
+                   "LENI_KERNELS_BACKEND": ""}
+    processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], env=environment,
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in range(2)]
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=TIMEOUT)
+            assert process.returncode == 0, output
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(folder / f"results{rank}", weights_only=True) for rank in range(2)]
+
+
+def assert_near(got, wanted, what):
+    assert got.shape == wanted.shape, what
+    error = (got - wanted).abs().max() if got.numel() else 0
+    assert error <= 1e-10 * max(1, wanted.abs().max() if wanted.numel() else 0), f"{what}: {error:.3g}"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one(both, case):
+    sizes, *_ = CASES[case]
+    leni = block(case)
+    steps, gradients, buffers = synchronised(leni, batch(case))
+    assert [results[case][0] for results in both] == ["cpp", "cpp"]
+    for rank, results in enumerate(both):
+        for got, wanted in zip(results[case][1], steps, strict=True):
+            for what, ours, whole in zip(("y", "x"), got, wanted, strict=True):
+                assert_near(ours, whole.split(sizes)[rank], what)
+        for (name, _), ours, whole in zip(leni.named_buffers(), results[case][3], buffers, strict=True):
+            assert_near(ours, whole, name)
+    for (name, _), one, other, whole in zip(leni.named_parameters(), *(results[case][2] for results in both),
+                                            gradients, strict=True):
+        assert_near(one + other, whole, name)
+
+
+def test_distributed_data_parallel(both):
+    wanted = train(network(), *images_and_targets())
+    for results in both:
+        assert results["network"].keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            assert_near(results["network"][name], tensor, name)
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), Path(sys.argv[2]))

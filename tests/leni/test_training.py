@@ -1,0 +1,312 @@
+"""LENI's fused training step: right to the dtype, deterministic, and only x is kept."""
+
+import copy
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.autograd.graph import saved_tensors_hooks
+
+import leni_kernels as lk
+
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+WIDTHS = (1, 3, 16, 20, 33, 64, 130)
+SHAPES = ((3, 5, 7), (8, 1, 1), (2, 15, 16), (1, 9, 225))
+"""N, H and W: ends of vectors, no plane, whole vectors, and rows wider than a tile."""
+
+layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+
+
+@pytest.fixture
+def train(make_leni):
+    """LENI2d in training mode whose norms are nothing trivial."""
+    return lambda *arguments, **options: make_leni(*arguments, **options).train()
+
+
+def laid_out(layout, *shape, dtype=torch.float32):
+    return torch.randn(shape).to(dtype).contiguous(memory_format=layout)
+
+
+def step(backend, block, x, grad, autocast=False):
+    """y, the gradients and the buffers that one step of a copy of the block leaves on a backend."""
+    block, x = copy.deepcopy(block), x.detach().requires_grad_()
+    with lk.use_backend(backend), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = block(x)
+    y.backward(grad)
+    gradients = {name: parameter.grad for name, parameter in block.named_parameters()}
+    return {"y": y.detach(), "x": x.grad, **gradients, **dict(block.named_buffers())}
+
+
+def truth(block, x, grad):
+    return step("reference", copy.deepcopy(block).double(), x.double(), grad.double())
+
+
+def errors(got, exact):
+    """Each result's largest error, and its largest true magnitude."""
+    assert got.keys() == exact.keys()
+    for name, wanted in exact.items():
+        assert got[name].shape == wanted.shape, name
+        yield name, float((got[name].double() - wanted).abs().max()), float(wanted.abs().max())
+
+
+def assert_right(got, exact, tolerance):
+    for name, error, size in errors(got, exact):
+        # BN2 cancels what BN1's bias adds: its true gradient is 0, and has no size to compare with.
+        allowed = tolerance * (1 if name == "bn_negative.bias" else size)
+        assert error <= allowed, f"{name}: {error:.3g} > {allowed:.3g}"
+
+
+# ---- right -------------------------------------------------------------------------------------------------
+
+
+@layouts
+@pytest.mark.parametrize("kernel_size", [3, 5, 7])
+def test_gradcheck(backend, train, kernel_size, layout):
+    block = train(2, kernel_size, dtype=torch.float64)
+    x = laid_out(layout, 2, 2, 3, 4, dtype=torch.float64)
+    names, parameters = zip(*block.named_parameters(), strict=True)
+
+    def call(x, *parameters):
+        return torch.func.functional_call(block, dict(zip(names, parameters, strict=True)), x)
+
+    with lk.use_backend(backend):
+        assert gradcheck(call, ((x + 0.05 * x.sign()).requires_grad_(), *parameters))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)], ids=str)
+@layouts
+@pytest.mark.parametrize("channels", WIDTHS)
+def test_widths_and_planes(kernel_backend, train, channels, layout, dtype, tolerance):
+    for index, (batch, height, width) in enumerate(SHAPES):
+        for kernel_size in (3, 5, 7) if channels * height * width < 8000 else (3 + 2 * (index % 3),):
+            block = train(channels, kernel_size, dtype=dtype)
+            x, grad = (laid_out(layout, batch, channels, height, width, dtype=dtype) for _ in range(2))
+            got = step(kernel_backend, block, x, grad)
+            assert_right(got, truth(block, x, grad), tolerance)
+            for name in ("y", "x"):
+                assert got[name].dtype == dtype
+                assert got[name].is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@layouts
+@pytest.mark.parametrize("channels", [3, 16, 33, 64])
+def test_half_precision_is_no_worse_than_composed(kernel_backend, train, channels, layout, autocast):
+    block = train(channels)
+    if not autocast:
+        block.bfloat16()
+    for batch, height, width in ((8, 5, 7), (2, 15, 16), (1, 9, 225)):
+        x, grad = (laid_out(layout, batch, channels, height, width, dtype=torch.bfloat16) for _ in range(2))
+        exact = truth(block, x, grad)
+        got, composed = (step(name, block, x, grad, autocast) for name in (kernel_backend, "reference"))
+        allowed = {name: 2 * error for name, error, _ in errors(composed, exact)}
+        for name, error, _ in errors(got, exact):
+            assert got[name].dtype == composed[name].dtype
+            assert error <= allowed[name], f"{name}: {error:.3g} > {allowed[name]:.3g}"
+
+
+def test_autocast_keeps_parameters_and_statistics_float32(kernel_backend, train):
+    block, x, grad = train(16), torch.randn(2, 16, 9, 11), torch.randn(2, 16, 9, 11).bfloat16()
+    got = step(kernel_backend, block, x, grad, autocast=True)
+    assert got.pop("y").dtype == torch.bfloat16
+    assert {tensor.dtype for tensor in got.values()} == {torch.float32, torch.int64}
+
+
+SLICES = {
+    "images": lambda x: x[1:],
+    "channels": lambda x: x[:, 2:],
+    "rows and columns": lambda x: x[:, :, 1:-1, 2:],
+    "every other row": lambda x: x[:, :, ::2],
+    "one image, expanded": lambda x: x[:1].expand(3, -1, -1, -1),
+    "transposed": lambda x: x.transpose(2, 3),
+    "every other column": lambda x: x[..., ::2],
+}
+
+
+@pytest.mark.parametrize("take", SLICES.values(), ids=SLICES)
+@layouts
+def test_slices_of_a_larger_tensor(train, layout, take):
+    larger = laid_out(layout, 3, 7, 8, 9, dtype=torch.float64)
+    x = take(larger)
+    block, grad = train(x.shape[1], dtype=torch.float64), torch.randn(x.shape, dtype=torch.float64)
+    exact, leaf, copied = truth(block, x, grad), larger.clone().requires_grad_(), copy.deepcopy(block)
+    copied(take(leaf)).backward(grad)
+    assert_right(step(None, block, x, grad), exact, 1e-11)
+    wanted, = torch.autograd.grad(take(leaf), leaf, exact["x"])
+    assert (leaf.grad - wanted).abs().max() <= 1e-11
+
+
+def normal(*shape):
+    return torch.randn(shape, dtype=torch.float64)
+
+
+GRADIENTS = {
+    "contiguous": lambda n, c, h, w: normal(n, c, h, w),
+    "channels-last": lambda n, c, h, w: normal(n, c, h, w).to(memory_format=torch.channels_last),
+    "a slice of channels": lambda n, c, h, w: normal(n, 2 * c + 1, h, w)[:, 1:-c],
+    "every other row and column": lambda n, c, h, w: normal(n, c, 2 * h, 2 * w)[:, :, ::2, 1::2],
+    "transposed": lambda n, c, h, w: normal(n, c, w, h).transpose(2, 3),
+    "one number, expanded": lambda n, c, h, w: normal().expand(n, c, h, w),
+    "one number a channel, expanded": lambda n, c, h, w: normal(c, 1, 1).expand(n, c, h, w),
+    "one number a site, expanded": lambda n, c, h, w: normal(n, 1, h, w).expand(n, c, h, w),
+    "one row, expanded": lambda n, c, h, w: normal(n, c, 1, w).expand(n, c, h, w),
+}
+
+
+@pytest.mark.parametrize("make_grad", GRADIENTS.values(), ids=GRADIENTS)
+@layouts
+def test_gradients_of_any_layout(kernel_backend, train, layout, make_grad):
+    for channels, plane in ((5, (6, 7)), (17, (3, 35))):
+        x = laid_out(layout, 3, channels, *plane, dtype=torch.float64)
+        block, grad = train(channels, dtype=torch.float64), make_grad(*x.shape)
+        assert_right(step(kernel_backend, block, x, grad), truth(block, x, grad), 1e-11)
+
+
+@layouts
+def test_no_gradient_at_ties(backend, train, layout):
+    block, grad = train(5, dtype=torch.float64), normal(2, 5, 6, 7)
+    x = laid_out(layout, 2, 5, 6, 7, dtype=torch.float64)
+    ties = torch.rand_like(x) < 0.3
+    x = x.masked_fill(ties, 0).masked_fill(x > 1.5, -0.0)
+    got = step(backend, block, x, grad)
+    assert torch.equal(got["x"] == 0, x == 0)
+    assert_right(got, truth(block, x, grad), 1e-11)
+
+
+@layouts
+def test_nothing_but_zeros(kernel_backend, train, layout):
+    """A channel without variance: only the eps stand below the line."""
+    block, grad = train(5, dtype=torch.float64), normal(2, 5, 6, 7)
+    x = laid_out(layout, 2, 5, 6, 7, dtype=torch.float64)
+    x[:, 1], x[:, 2], x[:, 3] = 0, x[:, 2].abs(), -x[:, 3].abs()
+    assert_right(step(kernel_backend, block, x, grad), truth(block, x, grad), 1e-11)
+
+
+@layouts
+@pytest.mark.parametrize("plane", [(32, 32), (64, 64)])
+def test_means_a_thousand_times_the_deviation(kernel_backend, layout, plane):
+    """Channels of either sign; D only scales, so that the mean of z is as large against its deviation."""
+    block = lk.LENI2d(8, momentum=1.0)
+    with torch.no_grad():
+        block.deconv.weight.zero_()[:, :, 1, 1] = 1
+    signs = torch.tensor([1.0, -1.0]).repeat(4)[:, None, None]
+    x = (1000 * signs + torch.randn(4, 8, *plane)).contiguous(memory_format=layout)
+    got, exact = (result(block, x, torch.zeros_like(x)) for result in (
+        lambda *arguments: step(kernel_backend, *arguments), truth))
+    for norm in ("bn_negative", "bn_fusion"):
+        variance = exact[f"{norm}.running_var"]
+        mean_error = got[f"{norm}.running_mean"].double() - exact[f"{norm}.running_mean"]
+        # A branch that is 0 all over has no deviation to compare with.
+        deviation = torch.where(variance > 0.5, variance, 1).sqrt()
+        assert ((mean_error / deviation).abs() <= 1e-3).all()
+        assert ((got[f"{norm}.running_var"].double() - variance).abs() <= 1e-3 * deviation.square()).all()
+    assert (got["y"].double() - exact["y"]).abs().max() <= 1e-3
+
+
+# ---- only what is needed, kept and computed ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["x", "parameters", "deconv.weight", "bn_negative.weight", "bn_negative.bias",
+                                  "bn_fusion.weight", "bn_fusion.bias", "compress.weight", "compress.bias"])
+def test_only_what_is_needed(backend, train, part):
+    block = train(4, dtype=torch.float64)
+    for name, parameter in block.named_parameters():
+        parameter.requires_grad_(part in (name, "parameters"))
+    x, grad = normal(2, 2, 4, 5, 6)
+    x.requires_grad_(part == "x")
+    with lk.use_backend(backend):
+        block(x).backward(grad)
+    got = {"x": x.grad, **{name: parameter.grad for name, parameter in block.named_parameters()}}
+    exact = truth(block.requires_grad_(), x, grad)
+    for name, gradient in got.items():
+        assert (gradient is not None) == (part == name or (part == "parameters" and name != "x")), name
+        if gradient is not None:
+            assert (gradient - exact[name]).abs().max() <= 1e-11 * max(1, exact[name].abs().max()), name
+
+
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("training", [False, True])
+def test_x_alone_is_kept(kernel_backend, make_leni, layout, dtype, training):
+    block = make_leni(6, dtype=dtype).train(training)
+    x = laid_out(layout, 4, 6, 15, 16, dtype=dtype).requires_grad_()
+    kept = []
+    with lk.use_backend(kernel_backend), saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor,
+                                                            lambda tensor: tensor):
+        block(x).sum().backward()
+    large, small = [], []
+    for tensor in kept:
+        (large if tensor.numel() > 2 * 6 * 6 else small).append(tensor)
+    assert [tensor.data_ptr() for tensor in large] == [x.data_ptr()]
+    assert sum(tensor.nbytes for tensor in large) == x.nbytes
+    assert small
+
+
+def test_double_backward_names_the_remedy(kernel_backend, train):
+    block, x = train(3, dtype=torch.float64), normal(2, 3, 4, 5).requires_grad_()
+    with lk.use_backend(kernel_backend):
+        gradient, = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
+        with pytest.raises(NotImplementedError, match=r"double backward .* use_backend\('reference'\) supports it"):
+            gradient.square().sum().backward()
+    with lk.use_backend("reference"):
+        gradient, = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+    assert x.grad.isfinite().all()
+
+
+# ---- threads -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.usefixtures("threads")
+def test_the_same_bits_on_two_runs(kernel_backend, train, layout, dtype):
+    block = train(20, dtype=dtype)
+    x, grad = (laid_out(layout, 5, 20, 30, 31, dtype=dtype) for _ in range(2))
+    first, second = (step(kernel_backend, block, x, grad) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@layouts
+@pytest.mark.usefixtures("threads")
+def test_right_on_several_threads(kernel_backend, train, layout):
+    for channels in (4, 33):
+        block = train(channels, 5)
+        x, grad = (laid_out(layout, 3, channels, 30, 31) for _ in range(2))
+        assert_right(step(kernel_backend, block, x, grad), truth(block, x, grad), 2e-5)
+
+
+# ---- eval mode, and the compiler ---------------------------------------------------------------------------
+
+
+@layouts
+@pytest.mark.parametrize("channels", [3, 20, 64])
+def test_eval_mode_backward(kernel_backend, make_leni, channels, layout):
+    for kernel_size, plane in ((3, (15, 16)), (5, (1, 1)), (7, (5, 40))):
+        block = make_leni(channels, kernel_size)
+        x, grad = (laid_out(layout, 2, channels, *plane) for _ in range(2))
+        got, exact = step(kernel_backend, block, x, grad), truth(block, x, grad)
+        for name, error, size in errors(got, exact):
+            assert error <= 2e-5 * size, name
+
+
+def test_compiled_training(train):
+    torch._dynamo.reset()
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), train(4)).double()
+    x, grad = normal(2, 3, 7, 8), normal(2, 4, 5, 6)
+    results = []
+    for compiled in (False, True):
+        twin, ours = copy.deepcopy(model), x.clone().requires_grad_()
+        call = torch.compile(twin, fullgraph=True, backend="aot_eager") if compiled else twin
+        call(ours).backward(grad)
+        results.append([ours.grad, *(parameter.grad for parameter in twin.parameters()), *twin.buffers()])
+    for eager, traced in zip(*results, strict=True):
+        torch.testing.assert_close(traced, eager, rtol=1e-11, atol=1e-11)
