@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 
 class Bar(NamedTuple):
-    """One number to reach: the list of the results and how it is found there, the first bar and the moonshot."""
+    """One number to reach: where and how it is found in the results, the first bar and the moonshot."""
 
     work: str
     what: str
@@ -42,8 +42,8 @@ WORDS = {"leni_inference": "inference", "leni_training": "training step"}
 
 def _slowest(what: str, dtype: str, over: Callable[[Row], bool], first: float, moonshot: float,
              work: str = "leni_inference") -> Bar:
-    return Bar(work, f"{WORDS[work]}, slowest case, {what}: time / L", dtype, "ours/L", over, max, first, moonshot,
-               at_most=True)
+    return Bar(work, f"{WORDS[work]}, slowest case, {what}: time / L", dtype, "ours/L", over, max, first,
+               moonshot, at_most=True)
 
 
 def _faster_than(peer: str, ratio: str, dtype: str, first: float, work: str = "leni_inference") -> Bar:
@@ -63,7 +63,7 @@ LENI_INFERENCE_CPU = (
 )
 LENI_TRAINING_CPU = (
     _slowest("C ≤ 128", "float32", lambda row: row["channels"] <= 128, 2.2, 1.4, "leni_training"),
-    _faster_than("the better of the composed block and, where it was compiled, its compiled form", "best/ours",
+    _faster_than("the better of the composed block and, where measured, its compiled form", "best/ours",
                  "float32", 3.0, "leni_training"),
 )
 
@@ -73,10 +73,10 @@ def _first_layers(row: Row) -> bool:
 
 
 LENI_INFERENCE_GPU = (
-    Bar("leni_inference", "inference, slowest case, channels-last, C ≤ 64: time / `torch.relu`", "bfloat16", "ours/relu",
-        _first_layers, max, 1.4, 1.1, at_most=True),
-    Bar("leni_inference", f"inference, times faster than {COMPILED}, channels-last, C ≤ 64, slowest case", "bfloat16", "compiled/ours",
-        _first_layers, min, 3.0, None, at_most=False),
+    Bar("leni_inference", "inference, slowest case, channels-last, C ≤ 64: time / `torch.relu`", "bfloat16",
+        "ours/relu", _first_layers, max, 1.4, 1.1, at_most=True),
+    Bar("leni_inference", f"inference, times faster than {COMPILED}, channels-last, C ≤ 64, slowest case",
+        "bfloat16", "compiled/ours", _first_layers, min, 3.0, None, at_most=False),
 )
 
 

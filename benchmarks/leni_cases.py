@@ -1,4 +1,4 @@
-"""What the benchmarks of the LENI block share: the shapes, the contenders, the yardsticks, and a row of results."""
+"""What the benchmarks of the LENI block share: shapes, contenders, yardsticks, and a row of results."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ def ratios(medians: Mapping[str, float], limit: float) -> dict[str, float]:
 
 
 def row(case: Case, batch: int, found: Contenders, verdicts: dict[str, parity.Verdict],
-        samples: dict[str, list[float]], faults: int, limit: Callable[[Mapping[str, float]], float]) -> dict[str, Any]:
+        samples: dict[str, list[float]], faults: int,
+        limit: Callable[[Mapping[str, float]], float]) -> dict[str, Any]:
     """A row of the results; ``limit`` finds L in the median times."""
     times = {name: timing.summary(values) for name, values in samples.items()}
     medians = {name: time["median"] for name, time in times.items()}

@@ -4,13 +4,13 @@
 
 On a CPU these are the bytes of the saved tensors, each storage once, without the parameters, which are there
 anyway; on a GPU the peak of allocated memory over forward and backward. Blocks stand alone; networks have the
-block where their first activation was. Leaves a table, a JSON file and a PNG picture in the output folder.
+block where their first activation was (a Hardswish in mobilenet_v3_small, a ReLU in the others). Leaves a
+table, a JSON file and a PNG picture in the output folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 2
-LABELS = {"relu": "ReLU", "composed": "LENI, composed", "ours": "LENI, ours"}
+LABELS = {"relu": "stock (ReLU)", "composed": "LENI, composed", "ours": "LENI, ours"}
 MIB = 2**20
 
 
@@ -97,7 +97,7 @@ def _row(stock: nn.Module, leni: nn.Module, x: Tensor) -> dict[str, Any]:
 
 
 def saved_bytes(network: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> int:
-    """The bytes of what autograd keeps after ``forward(x)``: each storage once, parameters and buffers apart."""
+    """The bytes that autograd keeps after ``forward(x)``: each storage once, parameters and buffers apart."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
     storages: dict[int, torch.UntypedStorage] = {}
 
@@ -128,8 +128,7 @@ def peak_bytes(network: nn.Module, forward: Callable[[Tensor], Tensor], x: Tenso
 
 # ---- what it found -----------------------------------------------------------------------------------------
 
-HEAD = ("", "ReLU", "LENI, composed", "LENI, ours", "composed / ReLU", "ours / ReLU", "parameters with LENI, MiB",
-        "backend")
+HEAD = ("", *LABELS.values(), "composed / stock", "ours / stock", "parameters, MiB", "backend")
 
 
 def heading(results: dict[str, Any]) -> str:
@@ -167,7 +166,7 @@ def _draw(path: Path, results: dict[str, Any]) -> None:
         from harness import plot
 
         plot.draw_bars(path, groups, LABELS, f"{heading(results)}: MiB an image",
-                       f"float32, batch {results['batch']}, without parameters; {where}, torch {versions['torch']}")
+                       f"float32, batch {results['batch']}; {where}, torch {versions['torch']}")
     except ImportError as error:
         report.say(f"No picture: {error}.")
 

@@ -57,15 +57,16 @@ void check_input(const char* op, const Tensor& x, const Tensor& taps, bool chann
 }
 
 void check_gradient(const char* op, const Tensor& grad, const Tensor& x) {
-  STD_TORCH_CHECK(grad.is_cpu() && grad.scalar_type() == x.scalar_type(), op, ": grad must be on the CPU, of x's dtype");
+  STD_TORCH_CHECK(grad.is_cpu() && grad.scalar_type() == x.scalar_type(), op,
+                  ": grad must be on the CPU, of x's dtype");
   bool same = grad.dim() == 4;
   for (int i = 0; same && i < 4; ++i) same = grad.size(i) == x.size(i);
   STD_TORCH_CHECK(same, op, ": grad must have x's shape");
 }
 
 Tensor empty_as(const Tensor& x, bool channels_last) {
-  const auto format = channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
-                                    : torch::headeronly::MemoryFormat::Contiguous;
+  const auto format =
+      channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous;
   return torch::stable::empty(x.sizes(), x.scalar_type(), std::nullopt, x.device(), std::nullopt, format);
 }
 
@@ -73,8 +74,8 @@ Tensor empty_as(const Tensor& x, bool channels_last) {
 Tensor gathered(const Tensor& parameter) { return torch::stable::contiguous(parameter); }
 
 leni::Activation activation(const Tensor& x, bool channels_last) {
-  return {x.const_data_ptr(), x.size(0), x.size(1), x.size(2), x.size(3),
-          x.stride(0), x.stride(1), x.stride(2), x.stride(3), channels_last};
+  return {x.const_data_ptr(), x.size(0),   x.size(1),   x.size(2),   x.size(3),
+          x.stride(0),        x.stride(1), x.stride(2), x.stride(3), channels_last};
 }
 
 const leni::Kernels& kernels() {
@@ -123,7 +124,8 @@ std::tuple<Tensor, Tensor> leni_statistics(const Tensor& x, const Tensor& taps, 
   if (x.numel() == 0) return {torch::stable::zero_(mean), torch::stable::zero_(variance)};
   const Tensor t = gathered(taps);
   kernels().statistics({scalar, activation(x, channels_last), t.const_data_ptr(), mean.mutable_data_ptr(),
-                        variance.mutable_data_ptr(), taps.size(1)}, leni::current_host());
+                        variance.mutable_data_ptr(), taps.size(1)},
+                       leni::current_host());
   return {mean, variance};
 }
 

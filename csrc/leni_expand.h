@@ -18,7 +18,7 @@ struct Tiling {
     const int64_t across = index % tiles_across;
     const int64_t down = index / tiles_across % tiles_down;
     const int64_t row = down * rows, column = across * columns;
-    return {index / (tiles_across * tiles_down), row, column, std::min(rows, x.height - row),
+    return {index / (tiles_across * tiles_down), row,  column, std::min(rows, x.height - row),
             std::min(columns, x.width - column), pitch};
   }
 };
@@ -135,8 +135,7 @@ struct PlanarExpander {
     const bool whole = channel + group <= x.channels;
     for (int g = 0; g < group; ++g) {
       const int64_t c = std::min(channel + g, x.channels - 1);
-      planes[g] = static_cast<const T*>(x.data) + tile.image * x.stride_batch + c * x.stride_channel +
-                  left - half;
+      planes[g] = static_cast<const T*>(x.data) + tile.image * x.stride_batch + c * x.stride_channel + left - half;
       taps[g] = expansion.taps + c * K * K;
     }
     Element* positive = expanded + step * pixels + column;
@@ -261,8 +260,8 @@ struct InterleavedExpander {
     for (int i = 0; i < inputs; ++i) {
       const int64_t input = tile.row + row + i - half;
       exists[i] = input >= 0 && input < x.height;
-      pixels[i] = static_cast<const T*>(x.data) + tile.image * x.stride_batch +
-                  (exists[i] ? input : 0) * x.stride_row + channel;
+      pixels[i] = static_cast<const T*>(x.data) + tile.image * x.stride_batch + (exists[i] ? input : 0) * x.stride_row +
+                  channel;
     }
     V taps[K * K];
 #pragma GCC unroll 49

@@ -46,10 +46,11 @@ void planar_tile(const FoldedProblem& problem, const Packed<Product, Scale>& pac
   const int64_t plane = problem.x.height * problem.x.width, steps = 2 * packed.expansion.branch_steps;
   const Runs runs(problem.x, tile);
   for (int64_t run = 0; run < runs.count; ++run) {
-    T* out = static_cast<T*>(problem.y) + tile.image * problem.x.channels * plane +
-             (tile.row + run) * problem.x.width + tile.column;
-    multiply_all<Product, Channels::kRows, T, Scale>({steps, packed.weight, steps, expanded + run * tile.pitch, pixels,
-                                                      packed.bias, out, plane, runs.length}, problem.x.channels);
+    T* out = static_cast<T*>(problem.y) + tile.image * problem.x.channels * plane + (tile.row + run) * problem.x.width +
+             tile.column;
+    multiply_all<Product, Channels::kRows, T, Scale>(
+        {steps, packed.weight, steps, expanded + run * tile.pitch, pixels, packed.bias, out, plane, runs.length},
+        problem.x.channels);
   }
 }
 
@@ -63,9 +64,9 @@ void interleaved_tile(const FoldedProblem& problem, const Packed<Product, Scale>
   for (int64_t run = 0; run < runs.count; ++run) {
     T* out = static_cast<T*>(problem.y) +
              ((tile.image * problem.x.height + tile.row + run) * problem.x.width + tile.column) * channels;
-    multiply_all<Product, Channels::kVectors, T, Scale>({steps, expanded + run * tile.pitch * steps, steps,
-                                                         packed.weight, 0, packed.bias, out, channels, channels},
-                                                        runs.length);
+    multiply_all<Product, Channels::kVectors, T, Scale>(
+        {steps, expanded + run * tile.pitch * steps, steps, packed.weight, 0, packed.bias, out, channels, channels},
+        runs.length);
   }
 }
 

@@ -16,5 +16,6 @@ namespace leni::generic {
 }  // namespace leni::generic
 
 namespace leni {
-const Kernels generic_kernels{&generic::folded, &generic::statistics, &generic::weight_gradient, &generic::input_gradient};
+const Kernels generic_kernels{&generic::folded, &generic::statistics, &generic::weight_gradient,
+                              &generic::input_gradient};
 }  // namespace leni

@@ -63,7 +63,8 @@ void gather(const T* from, int64_t outer, int64_t outer_stride, int64_t inner, i
   }
 }
 
-// A tile of an activation as [pixel][channels padded] (channels-last) or [channel][pixels] (NCHW), rows ``pitch`` apart.
+// A tile of an activation as [pixel][channels padded] (channels-last) or [channel][pixels] (NCHW), rows ``pitch``
+// apart.
 template <class T, class Scale>
 void gather_tile(const Activation& activation, const Tile& tile, bool channels_last, int64_t step, Scale* to) {
   for (int64_t row = 0; row < tile.rows; ++row) {
@@ -134,7 +135,8 @@ struct StatisticsJob {
 
   void run(int64_t chunk, int64_t begin, int64_t end) const {
     const int64_t features = 2 * problem.x.channels, pixels = room<Scale>(tiling.rows * tiling.pitch);
-    auto* values = static_cast<Scale*>(host.scratch(kExpanded, (features * pixels + Vec<Scale>::width) * sizeof(Scale)));
+    auto* values =
+        static_cast<Scale*>(host.scratch(kExpanded, (features * pixels + Vec<Scale>::width) * sizeof(Scale)));
     auto* sums = static_cast<Scale*>(host.scratch(kGradient, 2 * features * sizeof(Scale)));
     for (int64_t index = begin; index < end; ++index) {
       const Tile tile = tiling.tile(index, problem.x);
@@ -238,8 +240,8 @@ struct WeightGradientJob {
       const Runs runs(x, tile);
       for (int64_t run = 0; run < runs.count; ++run) {
         const int64_t first = run * tile.pitch;
-        Block<Product, Scale, Scale> block{runs.length, nullptr, 0, grad + first * padded, padded,
-                                           nullptr, weight, padded, padded};
+        Block<Product, Scale, Scale> block{runs.length, nullptr, 0,     grad + first * padded, padded, nullptr,
+                                           weight,      padded,  padded};
         block.a = values + (x.channels_last ? first * features : first);
         block.a_row = x.channels_last ? 1 : pixels;
         block.a_step = x.channels_last ? features : 1;
@@ -275,7 +277,8 @@ void weight_gradient(const GradientProblem& problem, const Host& host) {
     for (int64_t i = 0; i < rows * padded; ++i) partial[i] += partial[chunk * rows * padded + i];
   }
   for (int64_t o = 0; o < x.channels; ++o) {
-    for (int64_t f = 0; f < features; ++f) static_cast<Scale*>(problem.dweight)[o * features + f] = partial[f * padded + o];
+    for (int64_t f = 0; f < features; ++f)
+      static_cast<Scale*>(problem.dweight)[o * features + f] = partial[f * padded + o];
     static_cast<Scale*>(problem.dbias)[o] = partial[features * padded + o];
   }
 }
@@ -315,8 +318,15 @@ struct InputGradientJob {
     const auto memory = [&](Slot slot, int64_t channels) {
       return static_cast<Scale*>(host.scratch(slot, (pixels * channels + padded) * sizeof(Scale)));
     };
-    Tiles t{{}, {}, pixels, tiling.columns + 2 * half, nullptr, memory(kGradient, padded), memory(kNegativeRaw, padded),
-            memory(kPositiveRaw, padded), memory(kPadded, padded)};
+    Tiles t{{},
+            {},
+            pixels,
+            tiling.columns + 2 * half,
+            nullptr,
+            memory(kGradient, padded),
+            memory(kNegativeRaw, padded),
+            memory(kPositiveRaw, padded),
+            memory(kPadded, padded)};
     if (problem.slope != nullptr) t.expanded = memory(kExpanded, 2 * x.channels);
     for (int64_t index = begin; index < end; ++index) {
       t.tile = tiling.tile(index, x);
@@ -357,7 +367,8 @@ struct InputGradientJob {
   }
 
   const Scale* constant(int64_t branch) const {
-    return problem.slope == nullptr ? nullptr : static_cast<const Scale*>(problem.constant) + branch * problem.x.channels;
+    return problem.slope == nullptr ? nullptr
+                                    : static_cast<const Scale*>(problem.constant) + branch * problem.x.channels;
   }
   const Scale* slope(int64_t branch) const {
     return problem.slope == nullptr ? nullptr : static_cast<const Scale*>(problem.slope) + branch * problem.x.channels;
@@ -397,7 +408,8 @@ struct InputGradientJob {
           const Lanes lanes = Lanes::range(0, std::min(width, channels - c));
           V value = V::load(raw + c, lanes);
           if (problem.slope) {
-            value = V::add(value, V::fma(V::load(z + c, lanes), V::load(slope(1) + c, lanes), V::load(constant(1) + c, lanes)));
+            value = V::add(
+                value, V::fma(V::load(z + c, lanes), V::load(slope(1) + c, lanes), V::load(constant(1) + c, lanes)));
           }
           value.store(to + c);
         }
@@ -495,7 +507,8 @@ void input_gradient(const GradientProblem& problem, const Host& host) {
   const auto* raw_taps = static_cast<const Scale*>(problem.taps);
   std::fill(straight, straight + taps, Scale(0));
   for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t t = 0; t < K * K; ++t) straight[x.channels_last ? t * padded + c : c * K * K + t] = raw_taps[c * K * K + t];
+    for (int64_t t = 0; t < K * K; ++t)
+      straight[x.channels_last ? t * padded + c : c * K * K + t] = raw_taps[c * K * K + t];
   }
   const Channels side = x.channels_last ? Channels::kVectors : Channels::kRows;
   for (const int64_t branch : {0, 1}) {
@@ -508,8 +521,8 @@ void input_gradient(const GradientProblem& problem, const Host& host) {
   std::fill(zeros, zeros + padded, Scale(0));
   auto* partial = static_cast<Scale*>(host.scratch(kPartial, chunks * taps * sizeof(Scale)));
   std::fill(partial, partial + chunks * taps, Scale(0));
-  const InputGradientJob<K, T, Scale> job{problem, host, {x, problem.taps, flipped}, tiling, positive, negative,
-                                          zeros, straight, partial};
+  const InputGradientJob<K, T, Scale> job{
+      problem, host, {x, problem.taps, flipped}, tiling, positive, negative, zeros, straight, partial};
   run_chunks(job, tiles, chunks, host);
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t t = 0; t < K * K; ++t) {

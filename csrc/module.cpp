@@ -2,8 +2,8 @@
 #include <Python.h>
 
 namespace {
-PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "The C++ operators of leni_kernels.", -1,
-                      nullptr,               nullptr, nullptr,                       nullptr, nullptr};
+PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_C", "The C++ operators of leni_kernels.", -1, nullptr, nullptr, nullptr, nullptr, nullptr};
 }
 
 PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }

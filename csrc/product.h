@@ -51,9 +51,7 @@ inline __m512i interleave(Vec<float> even, Vec<float> odd) {
                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   return _mm512_permutexvar_epi16(_mm512_load_si512(order), both);
 }
-inline void store_pairs(Vec<float> even, Vec<float> odd, uint32_t* p) {
-  _mm512_storeu_si512(p, interleave(even, odd));
-}
+inline void store_pairs(Vec<float> even, Vec<float> odd, uint32_t* p) { _mm512_storeu_si512(p, interleave(even, odd)); }
 inline void store_pairs(Vec<float> even, Vec<float> odd, uint32_t* p, Lanes lanes) {
   _mm512_mask_storeu_epi32(p, lanes.mask, interleave(even, odd));
 }

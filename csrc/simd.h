@@ -40,13 +40,12 @@ struct Vec<float> {
   Vec positive() const { return {_mm512_max_ps(_mm512_setzero_ps(), v)}; }
   Vec negative() const { return {_mm512_min_ps(_mm512_setzero_ps(), v)}; }
   static Vec by_sign(Vec x, Vec positive, Vec negative) {
-    const __mmask16 above = _mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_GT_OQ), below = _mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_LT_OQ);
+    const __mmask16 above = _mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_GT_OQ),
+                    below = _mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_LT_OQ);
     return {_mm512_mask_mov_ps(_mm512_maskz_mov_ps(above, positive.v), below, negative.v)};
   }
 
-  static Vec widen(__m256i bits) {
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
-  }
+  static Vec widen(__m256i bits) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))}; }
   __m256i narrow() const {
 #if defined(LENI_ISA_AVX512_BF16)
     return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));
@@ -69,7 +68,9 @@ struct Vec<double> {
   static Vec zero() { return {_mm512_setzero_pd()}; }
   static Vec broadcast(double x) { return {_mm512_set1_pd(x)}; }
   static Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
-  static Vec load(const double* p, Lanes lanes) { return {_mm512_maskz_loadu_pd(static_cast<__mmask8>(lanes.mask), p)}; }
+  static Vec load(const double* p, Lanes lanes) {
+    return {_mm512_maskz_loadu_pd(static_cast<__mmask8>(lanes.mask), p)};
+  }
   void store(double* p) const { _mm512_storeu_pd(p, v); }
   void store(double* p, Lanes lanes) const { _mm512_mask_storeu_pd(p, static_cast<__mmask8>(lanes.mask), v); }
   static Vec add(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
@@ -77,7 +78,8 @@ struct Vec<double> {
   Vec positive() const { return {_mm512_max_pd(_mm512_setzero_pd(), v)}; }
   Vec negative() const { return {_mm512_min_pd(_mm512_setzero_pd(), v)}; }
   static Vec by_sign(Vec x, Vec positive, Vec negative) {
-    const __mmask8 above = _mm512_cmp_pd_mask(x.v, _mm512_setzero_pd(), _CMP_GT_OQ), below = _mm512_cmp_pd_mask(x.v, _mm512_setzero_pd(), _CMP_LT_OQ);
+    const __mmask8 above = _mm512_cmp_pd_mask(x.v, _mm512_setzero_pd(), _CMP_GT_OQ),
+                   below = _mm512_cmp_pd_mask(x.v, _mm512_setzero_pd(), _CMP_LT_OQ);
     return {_mm512_mask_mov_pd(_mm512_maskz_mov_pd(above, positive.v), below, negative.v)};
   }
 };

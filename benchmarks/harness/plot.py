@@ -16,7 +16,8 @@ LABELS = {
 TITLES = {"channels_first": "NCHW", "channels_last": "channels-last"}
 
 
-def draw(path: Path, rows: Sequence[dict[str, Any]], heading: str, subheading: str, compiled: str) -> None:
+def draw(path: Path, rows: Sequence[dict[str, Any]], heading: str, subheading: str,
+         compiled: str) -> None:
     """Draw the rows of LENI blocks into a PNG: one panel for each dtype and layout.
 
     ``compiled`` says what the compiled contender is.
@@ -74,8 +75,8 @@ def _panel(axes: Any, rows: Sequence[dict[str, Any]], labels: dict[str, str]) ->
         side.set_visible(False)
 
 
-def draw_bars(path: Path, groups: Sequence[tuple[str, dict[str, float]]], labels: dict[str, str], heading: str,
-              subheading: str) -> None:
+def draw_bars(path: Path, groups: Sequence[tuple[str, dict[str, float]]], labels: dict[str, str],
+              heading: str, subheading: str) -> None:
     """Draw horizontal bars into a PNG: a panel for each group, in which a bar for each name in ``labels``.
 
     Raises:

@@ -43,4 +43,4 @@ def measure(case: Case, device: torch.device, seconds: float, images: Tensor) ->
     timed = {"stock": partial(stock, x)}
     timed |= {name: partial(contender, x) for name, contender in contenders.items() if verdicts[name].passed}
     samples = timing.alternate(timed, timing.timer(device), seconds)
-    return comparison.row(case, batch, backend, missing, verdicts, samples)
+    return comparison.row(case, batch, stock, backend, missing, verdicts, samples)

@@ -36,7 +36,7 @@ def measure(case: Case, device: torch.device, seconds: float, images: Tensor) ->
         steps["ours"] = _step(swapped)
     except sides.NotMeasured as reason:
         missing["ours"] = str(reason)
-    # Whole networks amplify rounding: the block is checked, on the features and gradients it meets in its own.
+    # Networks amplify rounding: what is checked is the block, on the features and gradients it meets there.
     block = swapped.get_submodule(place.path)
     candidates = {"composed": sides.composed(sides.step(block)), "ours": sides.step(block)}
     verdicts = sides.judge_steps(block, {name: candidates[name] for name in steps},
@@ -44,7 +44,7 @@ def measure(case: Case, device: torch.device, seconds: float, images: Tensor) ->
     timed = {"stock": partial(_step(stock), x, labels)}
     timed |= {name: partial(step, x, labels) for name, step in steps.items() if verdicts[name].passed}
     samples = timing.alternate(timed, timing.timer(device), seconds, ROUNDS, WARM_UP)
-    return comparison.row(case, batch, backend, missing, verdicts, samples)
+    return comparison.row(case, batch, stock, backend, missing, verdicts, samples)
 
 
 def trainable(network: nn.Module) -> nn.Module:

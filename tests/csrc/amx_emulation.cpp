@@ -39,8 +39,9 @@ bool same(int64_t n, int64_t c, int64_t h, int64_t w, int64_t k, bool channels_l
   std::vector<leni::BFloat16> x(n * c * h * w), y(x.size(), {0xffff}), expected(x.size(), {0xffff});
   for (auto& value : x) value = leni::to_bfloat16(static_cast<float>(integer(-2, 2)));
   const auto taps = integers(c * k * k, -1, 1), weight = integers(2 * c * c, -1, 1), bias = integers(c, -4, 4);
-  const leni::Activation activation{x.data(), n, c, h, w, c * h * w, channels_last ? 1 : h * w,
-                                    channels_last ? w * c : w, channels_last ? c : 1, channels_last};
+  const leni::Activation activation{
+      x.data(),     n, c, h, w, c * h * w, channels_last ? 1 : h * w, channels_last ? w * c : w, channels_last ? c : 1,
+      channels_last};
   leni::FoldedProblem problem{leni::Scalar::BFloat16, activation, y.data(), taps.data(), weight.data(), bias.data(), k};
   leni::folded_amx(problem, host);
   problem.y = expected.data();

@@ -223,3 +223,45 @@ def direct_calls():
 def test_the_operator_refuses(arguments):
     with pytest.raises((RuntimeError, ValueError, TypeError)):
         torch.ops.leni_kernels.leni_folded_cpp(**arguments)
+
+
+def direct_training_calls():
+    x, (taps, weight, _) = torch.randn(2, C, 5, 6), LENI_FOLDED.values()
+    good = {"grad": torch.randn_like(x), "x": x, "taps": taps, "weight": weight, "constant": torch.randn(2 * C),
+            "slope": torch.randn(2 * C), "channels_last": False}
+    needs = {"leni_statistics_cpp": ("x", "taps", "channels_last"),
+             "leni_weight_gradient_cpp": ("grad", "x", "taps", "channels_last"), "leni_input_gradient_cpp": good}
+    wrong = {
+        "rank 3": {"x": x[0], "grad": x[0]},
+        "half x": {"x": x.half(), "grad": x.half()},
+        "float64 x, float32 parameters": {"x": x.double(), "grad": x.double()},
+        "more channels than parameters": {"x": torch.randn(2, C + 1, 5, 6), "grad": torch.randn(2, C + 1, 5, 6)},
+        "even taps": {"taps": torch.randn(C, 4, 4)},
+        "taps of size 9": {"taps": torch.randn(C, 9, 9)},
+        "oblong taps": {"taps": torch.randn(C, 3, 5)},
+        "layout that x has not": {"channels_last": True},
+        "columns not at stride 1": {"x": torch.randn(2, C, 5, 12)[..., ::2]},
+        "float64 grad": {"grad": x.double()},
+        "bfloat16 grad": {"grad": x.bfloat16()},
+        "grad of fewer images": {"grad": x[:1]},
+        "grad of another plane": {"grad": x.transpose(2, 3)},
+        "grad of rank 3": {"grad": x[0]},
+        "weight of one branch": {"weight": weight[:, :C]},
+        "bfloat16 weight": {"weight": weight.bfloat16()},
+        "constant without slope": {"slope": None},
+        "slope without constant": {"constant": None},
+        "slope of one branch": {"slope": torch.randn(C)},
+        "float64 constant": {"constant": torch.randn(2 * C, dtype=torch.float64)},
+    }
+    for operator, names in needs.items():
+        for why, changes in wrong.items():
+            if changes.keys() & set(names):
+                inputs = {**good, **changes}
+                yield pytest.param(operator, {name: inputs[name] for name in names}, id=f"{operator}, {why}")
+
+
+@pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
+@pytest.mark.parametrize(("operator", "arguments"), direct_training_calls())
+def test_the_operators_of_training_refuse(operator, arguments):
+    with pytest.raises((RuntimeError, ValueError, TypeError)):
+        getattr(torch.ops.leni_kernels, operator)(**arguments)

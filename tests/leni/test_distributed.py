@@ -64,15 +64,24 @@ def network():
                          nn.Flatten(), nn.Linear(6, 2)).double()
 
 
-def train(model, images, targets):
-    """The parameters and buffers after three steps."""
+def train(model, batches, average=lambda gradient: None):
+    """Parameters, buffers and gradients after three steps on the mean loss over the batches."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), targets).backward()
+        for images, targets in batches:
+            (nn.functional.cross_entropy(model(images), targets) / len(batches)).backward()
+        for parameter in model.parameters():
+            average(parameter.grad)
         optimizer.step()
     gradients = {f"{name}.grad": parameter.grad for name, parameter in model.named_parameters()}
-    return {**model.state_dict(), **gradients}
+    state = {**model.state_dict(), **gradients}
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def mean_of_both(gradient):
+    distributed.all_reduce(gradient)
+    gradient.div_(2)
 
 
 def images_and_targets():
@@ -90,9 +99,10 @@ def work(rank, folder):
         leni = nn.SyncBatchNorm.convert_sync_batchnorm(block(case))
         decision, = lk.explain(leni, parts[0][0])
         results[case] = (decision.backend, *synchronised(leni, parts))
-    model = nn.parallel.DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(network()))
-    trained = train(model, *(tensor.chunk(2)[rank] for tensor in images_and_targets()))
-    results["network"] = {name.removeprefix("module."): tensor for name, tensor in trained.items()}
+    half = [tensor.chunk(2)[rank] for tensor in images_and_targets()]
+    # DistributedDataParallel takes SyncBatchNorm on GPUs only: here the one without the other, and reversed.
+    results["parallel"] = train(nn.parallel.DistributedDataParallel(network()), [half])
+    results["synchronised"] = train(nn.SyncBatchNorm.convert_sync_batchnorm(network()), [half], mean_of_both)
     torch.save(results, folder / f"results{rank}")
     distributed.destroy_process_group()
 
@@ -139,11 +149,22 @@ def test_two_processes_are_one(both, case):
 
 
 def test_distributed_data_parallel(both):
-    wanted = train(network(), *images_and_targets())
+    """Each process's norms see its half of the batch; the gradients are the mean of both halves'."""
+    halves = list(zip(*(tensor.chunk(2) for tensor in images_and_targets()), strict=True))
+    wanted = train(network(), halves)
     for results in both:
-        assert results["network"].keys() == wanted.keys()
+        assert results["parallel"].keys() == wanted.keys()
+        for name, _ in network().named_parameters():
+            assert_near(results["parallel"][name], wanted[name], name)
+            assert_near(results["parallel"][f"{name}.grad"], wanted[f"{name}.grad"], name)
+
+
+def test_a_network_with_synchronised_norms(both):
+    wanted = train(network(), [images_and_targets()])
+    for results in both:
+        assert results["synchronised"].keys() == wanted.keys()
         for name, tensor in wanted.items():
-            assert_near(results["network"][name], tensor, name)
+            assert_near(results["synchronised"][name], tensor, name)
 
 
 if __name__ == "__main__":

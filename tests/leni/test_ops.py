@@ -35,6 +35,58 @@ def test_opcheck(make_folded, dtype, shape, kernel_size, channels_last, requires
                           arguments(make_folded, dtype, shape, kernel_size, channels_last, requires_grad))
 
 
+# ---- training ----------------------------------------------------------------------------------------------
+
+
+def training_arguments(make_folded, dtype, shape, kernel_size, channels_last, requires_grad=False):
+    """x, taps and the parameters of the norms and the 1×1 convolution; the options behind them."""
+    channels = shape[1]
+    x, taps, weight, bias, _ = arguments(make_folded, dtype, shape, kernel_size, channels_last)
+    vectors = [torch.rand(size, dtype=taps.dtype) + 0.5 for size in (channels, channels, 2 * channels, 2 * channels)]
+    tensors = [tensor.requires_grad_(requires_grad) for tensor in (x, taps, *vectors, weight, bias)]
+    return tensors, (1e-3, 1e-2, channels_last, "")
+
+
+@pytest.mark.parametrize(("dtype", "shape", "kernel_size", "channels_last", "requires_grad"), SAMPLES[:4])
+def test_opcheck_of_training(make_folded, dtype, shape, kernel_size, channels_last, requires_grad):
+    tensors, options = training_arguments(make_folded, dtype, shape, kernel_size, channels_last, requires_grad)
+    torch.library.opcheck(torch.ops.leni_kernels.leni_training_cpp.default, (*tensors, *options))
+
+
+@pytest.mark.parametrize("needs_input", [False, True])
+@pytest.mark.parametrize(("dtype", "shape", "kernel_size", "channels_last", "_"), SAMPLES[:4])
+def test_opcheck_of_training_backward(make_folded, dtype, shape, kernel_size, channels_last, _, needs_input):
+    (x, taps, gamma, _, *rest), options = training_arguments(make_folded, dtype, shape, kernel_size, channels_last)
+    mean, variance = torch.rand(2, 2 * shape[1], dtype=taps.dtype)
+    torch.library.opcheck(
+        torch.ops.leni_kernels.leni_training_backward_cpp.default,
+        (torch.randn_like(x), x, taps, gamma, *rest, mean, variance, taps.new_tensor(42.0), *options, needs_input))
+
+
+@pytest.mark.parametrize("channels_last_grad", LAYOUTS)
+@pytest.mark.parametrize(("dtype", "shape", "kernel_size", "channels_last", "_"), SAMPLES)
+def test_opcheck_of_the_passes(make_folded, dtype, shape, kernel_size, channels_last, _, channels_last_grad):
+    x, taps, weight, *_ = arguments(make_folded, dtype, shape, kernel_size, channels_last)
+    grad = torch.randn_like(x).contiguous(memory_format=LAYOUTS[channels_last_grad])
+    constant, slope = torch.rand(2, 2 * shape[1], dtype=taps.dtype)
+    ops = torch.ops.leni_kernels
+    for operator, inputs in (
+            (ops.leni_statistics_cpp, (x, taps)), (ops.leni_weight_gradient_cpp, (grad, x, taps)),
+            (ops.leni_input_gradient_cpp, (grad, x, taps, weight, None, None)),
+            (ops.leni_input_gradient_cpp, (grad, x, taps, weight, constant, slope))):
+        torch.library.opcheck(operator.default, (*inputs, channels_last))
+
+
+def test_the_passes_have_no_gradients(make_folded):
+    x, taps, *_ = arguments(make_folded, torch.float32, (2, 4, 5, 6), 3, False, requires_grad=True)
+    mean, _ = torch.ops.leni_kernels.leni_statistics_cpp(x, taps, False)
+    with pytest.raises(NotImplementedError, match="double backward through LENI's training kernels"):
+        mean.sum().backward()
+
+
+# ---- results -----------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("channels_last", LAYOUTS)
 @pytest.mark.parametrize("shape", [
     (2, 5, 6, 7), (0, 5, 6, 7), (1, 5, 6, 7), (2, 1, 6, 7), (2, 5, 1, 7), (2, 5, 6, 1), (2, 5, 1, 1),
