@@ -23,9 +23,11 @@ from networks import first_activation
 from networks.training import trainable
 from torch import Tensor, nn
 
+from leni_kernels import extension
+
 RESULTS = Path(__file__).parent / "results"
 BATCH = 2
-LABELS = {"relu": "stock (ReLU)", "composed": "LENI, composed", "ours": "LENI, ours"}
+LABELS = {"relu": "stock", "composed": "LENI, composed", "ours": "LENI, ours"}
 MIB = 2**20
 
 
@@ -34,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     device = torch.device(options.device)
     torch.manual_seed(0)
-    results = {**machine.facts(device), "batch": BATCH, "dtype": "float32", "blocks": _blocks(device),
-               "networks": _networks(device)}
+    results = {**machine.facts(device), "kernels_isa": extension.cpu_isa(), "batch": BATCH, "dtype": "float32",
+               "blocks": _blocks(device), "networks": _networks(device)}
     path = options.output / f"memory-{device.type}.json"
     report.write_json(path, results)
     report.table(f"{heading(results)}; MiB an image", HEAD, cells(results))
@@ -77,7 +79,8 @@ def _networks(device: torch.device) -> list[dict[str, Any]]:
         stock, swapped = (trainable(network).to(device, memory_format=torch.channels_last)
                           for network in (stock, swapped))
         x = torch.randn(BATCH, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)
-        rows.append({"network": name, **_row(stock, swapped, x)})
+        replaced = type(stock.get_submodule(place.path)).__name__
+        rows.append({"network": name, "replaced": replaced, **_row(stock, swapped, x)})
     return rows
 
 
@@ -128,6 +131,7 @@ def peak_bytes(network: nn.Module, forward: Callable[[Tensor], Tensor], x: Tenso
 
 # ---- what it found -----------------------------------------------------------------------------------------
 
+
 HEAD = ("", *LABELS.values(), "composed / stock", "ours / stock", "parameters, MiB", "backend")
 
 
@@ -138,7 +142,9 @@ def heading(results: dict[str, Any]) -> str:
 
 def title(row: dict[str, Any]) -> str:
     """The name of a row."""
-    return row.get("network") or f"block alone, {row['channels']}×{row['size']}²"
+    if "network" in row:
+        return f"{row['network']} ({row['replaced']})"
+    return f"block alone, {row['channels']}×{row['size']}² (ReLU)"
 
 
 def cells(results: dict[str, Any]) -> list[list[str]]:

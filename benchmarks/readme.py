@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import memory
 import throughput
 from harness.report import geometric_mean, number
 
@@ -47,25 +48,41 @@ def replaced(readme: str, measured: str) -> str:
 
 def section(results: Path) -> str:
     """What the full runs in a folder of results amount to, as Markdown."""
-    paths = [results / f"throughput-{device}.json" for device in DEVICES]
-    runs = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths if path.exists()]
-    return "\n".join(line for path, run in runs for line in _run(path, run)) + "\n" if runs else NOTHING
+    lines = [line for write, name in ((_run, "throughput"), (_memory, "memory")) for device in DEVICES
+             if (path := results / f"{name}-{device}.json").exists()
+             for line in write(path, json.loads(path.read_text(encoding="utf-8")))]
+    return "\n".join(lines) + "\n" if lines else NOTHING
 
 
 def _run(path: Path, run: dict[str, Any]) -> Iterator[str]:
-    link = path.relative_to(path.parents[2])
-    yield f"![Time of every contender in multiples of the limit]({link.with_suffix('.png')})"
+    link = _link(path)
     yield f"\nMeasured on: {throughput.title(run)}. Raw numbers: [{path.name}]({link})."
     yield "\n**Against the numbers to reach** (C ≤ 256, both layouts)\n"
     yield from _table(throughput.BAR_HEAD, throughput.bar_cells(run))
-    for dtype in dict.fromkeys(row["dtype"] for row in run["leni_inference"]):
-        yield f"\n**LENI inference, {dtype}**\n"
-        rows = [row for row in run["leni_inference"] if row["dtype"] == dtype]
-        yield from _table(SHAPE_HEAD, _shape_cells(rows))
-    low, high = throughput.networks.PUBLISHED
-    yield ("\n**Whole networks, LENI in layer 1**: images/s, and their change against the stock network "
-           f"(the paper's Table 1: {low} % to {high} %)\n")
-    yield from _table(throughput.NETWORK_HEAD, throughput.network_cells(run["networks"]))
+    pictures = throughput.pictures(path)
+    for name, work in throughput.BLOCKS.items():
+        rows = run.get(name, [])
+        if rows:
+            yield f"\n![{work}: time of every contender in multiples of the limit]({_link(pictures[name])})"
+        for dtype in dict.fromkeys(row["dtype"] for row in rows):
+            yield f"\n**{work}, {dtype}**\n"
+            yield from _shapes([row for row in rows if row["dtype"] == dtype])
+    for name, work in throughput.NETWORKS.items():
+        if run.get(name):
+            yield f"\n**{work}, LENI in layer 1**: images/s, and their change against the stock network\n"
+            yield from _table(throughput.NETWORK_HEAD, throughput.network_cells(run[name]))
+
+
+def _memory(path: Path, run: dict[str, Any]) -> Iterator[str]:
+    link = _link(path)
+    yield f"\n**{memory.heading(run)}, float32, MiB an image** (parameters not included)\n"
+    yield f"Measured on: {throughput.title(run)}. Raw numbers: [{path.name}]({link}).\n"
+    yield f"![{memory.heading(run)}]({link.with_suffix('.png')})\n"
+    yield from _table(memory.HEAD, memory.cells(run))
+
+
+def _link(path: Path) -> Path:
+    return path.relative_to(path.parents[2])
 
 
 LAYOUTS = {"channels_first": "NCHW", "channels_last": "channels-last"}
@@ -75,19 +92,24 @@ COLUMNS = {
     "compiled/ours": "× compiled",
     "ours/relu": "time / ReLU",
 }
-SHAPE_HEAD = ("C, H×W", *(f"{layout}: {name}" for layout in LAYOUTS.values() for name in COLUMNS.values()))
 
 
-def _shape_cells(rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
-    """A row for every shape, both layouts side by side, and the geometric means up to C = 256."""
+def _shapes(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A table with a row for every shape, both layouts side by side, and the geometric means up to C = 256."""
+    columns = [ratio for ratio in COLUMNS if any(ratio in row["ratios"] for row in rows)]
+    head = ("C, H×W", *(f"{layout}: {COLUMNS[ratio]}" for layout in LAYOUTS.values() for ratio in columns))
+    yield from _table(head, _shape_cells(rows, columns))
+
+
+def _shape_cells(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Iterator[list[str]]:
     ratios = {(row["channels"], row["size"], row["layout"]): row["ratios"] for row in rows}
     for channels, size in dict.fromkeys((row["channels"], row["size"]) for row in rows):
         found = [ratios.get((channels, size, layout), {}) for layout in LAYOUTS]
-        cells = (number(case.get(ratio)) for case in found for ratio in COLUMNS)
+        cells = (number(case.get(ratio)) for case in found for ratio in columns)
         yield [f"{channels}, {size}×{size}", *cells]
     means = (geometric_mean(row["ratios"][ratio] for row in rows
                             if row["layout"] == layout and row["channels"] <= 256 and ratio in row["ratios"])
-             for layout in LAYOUTS for ratio in COLUMNS)
+             for layout in LAYOUTS for ratio in columns)
     yield ["geometric mean, C ≤ 256", *map(number, means)]
 
 

@@ -1,7 +1,7 @@
 """The main job: how fast LENI is, block by block and in whole networks.
 
-    python benchmarks/throughput.py [--quick] [--only leni|training|networks] [--device cpu|cuda] [--threads N]
-                                    [--images DIR] [--output DIR]
+    python benchmarks/throughput.py [--quick] [--only leni|training|networks] [--device cpu|cuda]
+                                    [--threads N] [--images DIR] [--output DIR]
 
 Takes the GPU if there is one, else the CPU. Leaves tables on the terminal, and a JSON file and a PNG plot in
 the output folder. Exits with 1 if an output differed from the float64 reference; such a case shows no time.
@@ -132,7 +132,7 @@ def _images(options: argparse.Namespace) -> torch.Tensor:
 
 
 def _cases(options: argparse.Namespace) -> list[tuple[str, Any, Any]]:
-    """Everything to measure: the list of the results it belongs to, the module that measures it, and the case."""
+    """Everything to measure: the list of the results it belongs to, what measures it, and the case."""
     parts = {options.only: PARTS[options.only]} if options.only else dict(PARTS)
     obstacle = first_activation.why_missing() if "networks" in parts else None
     if obstacle is not None:

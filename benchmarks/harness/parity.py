@@ -12,8 +12,8 @@ from torch import Tensor
 
 _EXACT = {torch.float32: 1e-5, torch.float64: 1e-12}
 OUR_STEP, PEERS_STEP = 2e-5, 1e-3
-"""What a float32 training step may be off by, output and gradients: ours, and PyTorch's own, whose sums over the
-feature map round more."""
+"""What a float32 training step may be off by, output and gradients: ours, and PyTorch's own, whose sums over
+the feature map round more."""
 
 
 @dataclass(frozen=True)

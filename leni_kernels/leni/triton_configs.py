@@ -23,6 +23,7 @@ TABLE: dict[tuple[bool, int, int, str, str], Config] = {
     (True, 256, 7, "fp16", "sm_80"): Config(4, 16, 32, 64, 4),
     (True, 64, 7, "tf32", "sm_100"): Config(2, 32, 32, 64, 8),
     (False, 256, 5, "fp16", "sm_100"): Config(2, 4, 32, 128, 4),
+    (False, 256, 5, "bf16", "sm_100"): Config(2, 4, 32, 128, 4),
 }
 """Where the rule's tiling spills registers, the one that does not."""
 
@@ -50,7 +51,7 @@ def _rule(channels: int, kernel_size: int, operand: str, architecture: str, chan
     most_whole = 0 if amd or (large and channels_last) else 128 if half and outputs >= 128 else 64
     block = channels if channels <= most_whole else min(channels, 64 if half else 32)
     if channels_last:
-        steps = half and block < channels and not large
+        steps = half and block < channels and not (large or amd)
         threads = 128 if half and outputs <= 64 and not (steps or large) else 256
         # The taps of k = 7 take so many registers that a thread loads half a vector.
         positions = threads * full_vector(operand) // block // (2 if large else 1)

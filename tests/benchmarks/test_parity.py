@@ -3,12 +3,13 @@
 import json
 import math
 
+import leni_cases
 import leni_inference
+import leni_training
 import pytest
 import torch
 from harness import parity, sides
-from networks import first_activation
-from networks import inference as networks
+from networks import comparison, first_activation, inference, training
 
 import leni_kernels as lk
 
@@ -57,9 +58,9 @@ class _Wrong(torch.nn.Module):
 def small(monkeypatch):
     """Cases that take no time: one small batch, no compiler."""
     monkeypatch.setitem(leni_inference.ELEMENTS, "cpu", 2 * 8 * 6**2)
-    monkeypatch.setattr(leni_inference, "_compiled", lambda block, x: leni_inference._eager(block))
+    monkeypatch.setattr(leni_inference, "_compiled", lambda block, x: sides.composed(block))
     monkeypatch.setattr(sides, "backend_of", lambda network, x: "test")
-    return leni_inference.Case(8, 6, "channels_last", "float32")
+    return leni_cases.Case(8, 6, "channels_last", "float32")
 
 
 def test_a_right_contender_is_timed(small):
@@ -94,7 +95,7 @@ def test_a_compiler_that_fails_leaves_its_column_empty_and_says_why(small, monke
 def test_a_fallback_to_the_reference_is_not_timed_as_ours(small, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setitem(leni_inference.ELEMENTS, "cpu", 2 * 8 * 6**2)
-    monkeypatch.setattr(leni_inference, "_compiled", lambda block, x: leni_inference._eager(block))
+    monkeypatch.setattr(leni_inference, "_compiled", lambda block, x: sides.composed(block))
     with lk.use_backend("reference"):
         row = leni_inference.measure(small, CPU, seconds=0)
     assert row["backend"] is None
@@ -125,8 +126,8 @@ def test_a_network_with_a_wrong_block_gets_no_time(monkeypatch, wrong):
             return network
 
         monkeypatch.setattr(sides, "folded", wrong_fold)
-    case = networks.Case("mobilenet_v3_small", "float32")
-    row = networks.measure(case, CPU, seconds=0, images=torch.randn(32, 3, 12, 12))
+    case = comparison.Case("mobilenet_v3_small", "float32")
+    row = inference.measure(case, CPU, seconds=0, images=torch.randn(32, 3, 12, 12))
     assert row["replaced"] == "ReLU"
     assert ("ours" in row["images_per_second"]) is not wrong
     assert ("ours" in row["change_percent"]) is not wrong
@@ -134,4 +135,67 @@ def test_a_network_with_a_wrong_block_gets_no_time(monkeypatch, wrong):
 
 
 def test_the_change_of_images_per_second_is_the_median_over_rounds():
-    assert networks.change([1.0, 1.0, 1.0], [2.0, 1.25, 0.1]) == pytest.approx(-20.0)
+    assert comparison.change([1.0, 1.0, 1.0], [2.0, 1.25, 0.1]) == pytest.approx(-20.0)
+
+
+# ---- training ----------------------------------------------------------------------------------------------
+
+
+def _block_and_pair():
+    x = torch.randn(2, 8, 6, 6, requires_grad=True)
+    return sides.random_leni(8).train(), (x, torch.randn(2, 8, 6, 6))
+
+
+@pytest.mark.parametrize("name", ["y", "x", "deconv.weight", "bn_negative.weight", "bn_negative.bias", "compress.bias"])
+def test_a_step_with_one_wrong_tensor_does_not_pass(name):
+    block, pair = _block_and_pair()
+    right = sides.composed(sides.step(block))
+
+    def wrong(pair):
+        tensors = right(pair)
+        scale = tensors[name.replace("negative", "fusion")].abs().max()
+        tensors[name] = tensors[name] + 5e-5 * scale
+        return tensors
+
+    verdicts = sides.judge_steps(block, {"eager": right, "ours": wrong}, pair)
+    assert verdicts["eager"].passed
+    assert verdicts["ours"].error == pytest.approx(5e-5, rel=0.2)
+    assert not verdicts["ours"].passed
+
+
+@pytest.fixture
+def small_step(monkeypatch):
+    monkeypatch.setitem(leni_training.ELEMENTS, "cpu", 2 * 8 * 6**2)
+    monkeypatch.setattr(sides, "backend_of", lambda network, x: "test")
+    return leni_cases.Case(8, 6, "channels_last", "float32")
+
+
+def test_a_right_step_is_timed_and_a_shape_not_compiled_says_so(small_step):
+    row = leni_training.measure(small_step, CPU, seconds=0)
+    assert set(row["seconds"]) == {"eager", "ours", "copy", "product"}
+    assert row["missing"] == {"compiled": leni_training.NOT_COMPILED}
+    assert "ours/relu" not in row["ratios"]
+    json.dumps(row, allow_nan=False)
+
+
+def test_a_step_on_the_reference_is_not_timed_as_ours(small_step, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setitem(leni_training.ELEMENTS, "cpu", 2 * 8 * 6**2)
+    with lk.use_backend("reference"):
+        row = leni_training.measure(small_step, CPU, seconds=0)
+    assert "ours" not in row["seconds"]
+    assert "leni would run on the reference" in row["missing"]["ours"]
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_network_trains_and_one_with_a_wrong_block_gets_no_time(monkeypatch, wrong):
+    monkeypatch.setattr(first_activation, "build", lambda name: _Tiny().eval())
+    monkeypatch.setattr(sides, "backend_of", lambda network, x: "test")
+    monkeypatch.setitem(comparison.BATCHES["cpu"], "mobilenet_v3_small", 8)
+    if wrong:
+        monkeypatch.setattr(parity, "OUR_STEP", 1e-12)
+    case = comparison.Case("mobilenet_v3_small", "float32")
+    row = training.measure(case, CPU, seconds=0, images=torch.randn(8, 3, 12, 12))
+    assert ("ours" in row["images_per_second"]) is not wrong
+    assert {"stock", "composed"} <= set(row["images_per_second"])
+    assert row["batch"] == 4

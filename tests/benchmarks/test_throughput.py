@@ -7,31 +7,43 @@ from pathlib import Path
 
 import bars
 import leni_inference
+import leni_training
 import pytest
 import readme
 import throughput
 import torch
 from harness import machine, report
+from leni_cases import ratios
 from networks import first_activation
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 
 
-def _row(channels, size, layout, dtype, ours, **fields):
-    seconds = {"copy": 1.0, "product": 2.0, "relu": 1.0, "eager": 8.0, "compiled": 4.0, "ours": ours}
+def _row(case, work, seconds):
     return {
-        **leni_inference.Case(channels, size, layout, dtype)._asdict(),
-        "batch": 1, "backend": "cpp", "missing": {}, "parity": {},
+        **case._asdict(), "batch": 1, "backend": "cpp", "missing": {}, "parity": {},
         "seconds": {name: {"median": value} for name, value in seconds.items()},
-        "ratios": leni_inference.ratios(seconds), **fields,
+        "ratios": ratios(seconds, work.limit(seconds)),
     }
+
+
+def _inference_row(case):
+    seconds = {"copy": 1.0, "product": 2.0, "relu": 1.0, "eager": 8.0, "compiled": 4.0, "ours": 2.5}
+    return _row(case, leni_inference, seconds)
+
+
+def _training_row(case):
+    seconds = {"copy": 2.0, "product": 2.0, "eager": 40.0, "ours": 12.0}
+    compiled = {"compiled": 30.0} if case[:3] in leni_training.COMPILED else {}
+    return _row(case, leni_training, {**seconds, **compiled})
 
 
 @pytest.fixture
 def results():
-    """A run in which ours takes 2.5 s, and L is 2 s."""
-    rows = [_row(*case, ours=2.5) for case in leni_inference.cases(quick=False)]
+    """A run in which ours takes 2.5 s, and L is 2 s; in training 12 s and 8 s."""
+    inference = [_inference_row(case) for case in leni_inference.cases(quick=False)]
+    training = [_training_row(case) for case in leni_training.cases(quick=False)]
     network = {
         "network": "resnet18", "dtype": "float32", "batch": 8, "backend": "cpp", "missing": {}, "parity": {},
         "images_per_second": {"stock": 10.0, "composed": 8.0, "ours": 9.9},
@@ -39,7 +51,8 @@ def results():
     }
     return {
         **machine.facts(torch.device("cpu")), "kernels_isa": "avx2", "arguments": {"quick": False},
-        "complete": True, "seconds": 1.0, "leni_inference": rows, "networks": [network],
+        "complete": True, "seconds": 1.0, "leni_inference": inference,
+        "leni_training": training, "networks": [network], "networks_training": [network],
     }
 
 
@@ -68,6 +81,19 @@ def test_cases_cover_every_shape_layout_and_dtype():
     cases = leni_inference.cases(quick=False)
     assert len(set(cases)) == len(cases) == 9 * 2 * 2
     assert set(leni_inference.cases(quick=True)) < set(cases)
+    assert leni_training.cases(quick=False) == [case for case in cases if case.dtype == "float32"]
+    assert set(leni_training.COMPILED) < {case[:3] for case in cases}
+
+
+def test_the_limit_of_a_step_is_four_copies_or_three_products():
+    assert leni_training.limit({"copy": 1.0, "product": 1.0}) == 4
+    assert leni_training.limit({"copy": 1.0, "product": 2.0}) == 6
+
+
+def test_ours_is_compared_with_the_best_of_the_others():
+    found = ratios({"eager": 8.0, "compiled": 9.0, "ours": 2.0}, limit=1.0)
+    assert found["best/ours"] == found["eager/ours"] == 4
+    assert "best/ours" not in ratios({"ours": 2.0}, limit=1.0)
 
 
 # ---- the networks ------------------------------------------------------------------------------------------
@@ -114,9 +140,10 @@ def test_a_folder_without_pictures_and_a_broken_picture_are_refused_by_name(tmp_
 
 def test_bars_say_what_was_reached(results):
     cells = {(cells[0].partition(":")[0], cells[1]): cells[2:] for cells in throughput.bar_cells(results)}
-    assert cells["slowest case, C ≥ 64", "float32"] == ["1.25", "≤ 1.5", "≤ 1.15", "first bar"]
-    assert cells["slowest case, every C", "bfloat16"] == ["1.25", "≤ 2.5", "≤ 1.3", "moonshot"]
-    faster = f"times faster than {bars.EAGER}, geometric mean"
+    assert cells["inference, slowest case, C ≥ 64", "float32"] == ["1.25", "≤ 1.5", "≤ 1.15", "first bar"]
+    assert cells["inference, slowest case, every C", "bfloat16"] == ["1.25", "≤ 2.5", "≤ 1.3", "moonshot"]
+    assert cells["training step, slowest case, C ≤ 128", "float32"] == ["1.50", "≤ 2.2", "≤ 1.4", "first bar"]
+    faster = f"inference, times faster than {bars.EAGER}, geometric mean"
     assert cells[faster, "bfloat16"] == ["3.20", "≥ 4.0", "—", "no"]
 
 
@@ -125,8 +152,8 @@ def test_a_bar_is_not_judged_without_all_its_cases(results):
     del case["ratios"]["ours/L"]
     assert (case["channels"], case["dtype"]) == (16, "float32")
     cells = {(cells[0].partition(":")[0], cells[1]): cells[2] for cells in throughput.bar_cells(results)}
-    assert cells["slowest case, C < 64", "float32"] == "—"
-    assert cells["slowest case, C ≥ 64", "float32"] == "1.25"
+    assert cells["inference, slowest case, C < 64", "float32"] == "—"
+    assert cells["inference, slowest case, C ≥ 64", "float32"] == "1.25"
 
 
 @pytest.mark.parametrize("with_rich", [True, False])
@@ -182,7 +209,8 @@ def test_a_stopped_run_leaves_the_last_whole_one_as_it_was(tmp_path, results, mo
 
 def test_the_plot_is_drawn(tmp_path, results):
     throughput._draw(tmp_path / "plot.png", results)
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("plot.png", "plot-steps.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_facts_name_the_machine():
@@ -207,7 +235,9 @@ def test_the_readme_is_generated_from_the_results(tmp_path, results):
     text = readme.section(folder)
     assert "](benchmarks/results/throughput-cpu.png)" in text
     assert "| 16, 112×112 | 1.25 | 3.20 | 1.60 | 2.50 | 1.25 | 3.20 | 1.60 | 2.50 |" in text
-    assert "| 8 | 10.0 | 8.0 | 9.9 | -20.0 % | -1.0 % | cpp |" in text
+    assert "| 16, 112×112 | 1.50 | 3.33 | — | 1.50 | 3.33 | — |" in text
+    assert "| 64, 56×56 | 1.50 | 3.33 | 2.50 | 1.50 | 3.33 | 2.50 |" in text
+    assert text.count("| 8 | 10.0 | 8.0 | 9.9 | -20.0 % | -1.0 % | cpp |") == 2
     assert readme.section(tmp_path) == readme.NOTHING
 
 

@@ -261,7 +261,7 @@ def direct_training_calls():
 
 
 @pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
-@pytest.mark.parametrize(("operator", "arguments"), direct_training_calls())
+@pytest.mark.parametrize(("operator", "arguments"), list(direct_training_calls()))
 def test_the_operators_of_training_refuse(operator, arguments):
     with pytest.raises((RuntimeError, ValueError, TypeError)):
         getattr(torch.ops.leni_kernels, operator)(**arguments)

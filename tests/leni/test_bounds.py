@@ -53,6 +53,21 @@ def run_guarded():
         for at_end in (True, False):
             placed = [guarded(tensor, at_end) for tensor in tensors]
             assert torch.equal(kernel(*placed, channels_last), expected)
+        run_guarded_training(*tensors[:3], channels_last)
+
+
+def run_guarded_training(x, taps, weight, channels_last):
+    """The passes of training, with a gradient in either layout."""
+    ops = torch.ops.leni_kernels
+    for layout in (torch.contiguous_format, torch.channels_last):
+        grad = torch.randn_like(x).contiguous(memory_format=layout)
+        constant, slope = torch.randn(2, 2 * x.shape[1], dtype=taps.dtype)
+        for kernel, tensors in ((ops.leni_statistics_cpp, (x, taps)), (ops.leni_weight_gradient_cpp, (grad, x, taps)),
+                                (ops.leni_input_gradient_cpp, (grad, x, taps, weight, constant, slope))):
+            expected = kernel(*tensors, channels_last)
+            for at_end in (True, False):
+                placed = [guarded(tensor, at_end) for tensor in tensors]
+                assert all(map(torch.equal, kernel(*placed, channels_last), expected))
 
 
 @pytest.mark.parametrize("isa", ["generic", "avx2", "best"])

@@ -23,10 +23,12 @@ def parity_errors() -> None:
     torch.manual_seed(0)
     shapes = [(2, 20, 7, 19), (1, 33, 15, 16), (3, 5, 1, 3), (1, 64, 9, 225), (1, 130, 6, 5)]
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        for shape in shapes:
+        for index, shape in enumerate(shapes):
             for kernel_size in (3, 5, 7):
                 for channels_last in (False, True):
                     _check_case(dtype, shape, kernel_size, channels_last)
+            for channels_last in (False, True):
+                _check_training(dtype, shape, 3 + 2 * (index % 3), channels_last)
 
 
 def _check_case(dtype, shape, kernel_size, channels_last):
@@ -45,6 +47,30 @@ def _check_case(dtype, shape, kernel_size, channels_last):
     else:
         limit = 1e-12 if dtype == torch.float64 else 1e-5
     assert error <= limit, f"{dtype} {shape} k={kernel_size} channels_last={channels_last}: {error:.1e} > {limit:.1e}"
+
+
+def _check_training(dtype, shape, kernel_size, channels_last):
+    """The passes of training against autograd in float64; sums over pixels are float32 for bfloat16 x too."""
+    channels = shape[1]
+    wide = reference.folding_dtype(dtype)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x, grad = (torch.randn(shape).to(dtype).contiguous(memory_format=memory_format) for _ in range(2))
+    taps = torch.randn(channels, kernel_size, kernel_size, dtype=wide) / kernel_size
+    weight, bias = torch.randn(channels, 2 * channels, dtype=wide) / channels**0.5, torch.zeros(channels, dtype=wide)
+    inputs = [tensor.double().requires_grad_() for tensor in (x, taps, weight, bias)]
+    exact = torch.autograd.grad(reference.leni_folded(*inputs), inputs, grad.double())
+    ops = torch.ops.leni_kernels
+    got = {
+        "statistics": (ops.leni_statistics_cpp(x, taps, channels_last),
+                       reference.leni_statistics(x.double(), taps.double())),
+        "input gradient": (ops.leni_input_gradient_cpp(grad, x, taps, weight, None, None, channels_last), exact[:2]),
+        "weight gradient": (ops.leni_weight_gradient_cpp(grad, x, taps, channels_last), exact[2:]),
+    }
+    limit = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2}[dtype]
+    for name, (results, wanted) in got.items():
+        for result, true in zip(results, wanted, strict=True):
+            error = (result.double() - true).abs().max() / true.abs().max()
+            assert error <= limit, f"{name} {dtype} {shape} channels_last={channels_last}: {error:.1e} > {limit:.1e}"
 
 
 @pytest.mark.parametrize("isa", ISAS)
