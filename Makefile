@@ -30,6 +30,7 @@ test: install
 
 throughput: install
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/readme.py
 
 readme: install
