@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What `make gpu-check` runs: with this machine's own Python and packages, and no network, install in place, run the
 # tests that need a GPU, and the benchmarks. A failing step does not stop the next; the status tells of any.
-# Ends within 9 minutes. Everything it finds is in $OUT.
+# Ends within 8 minutes. Everything it finds is in $OUT.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-gpu-check}
@@ -39,7 +39,7 @@ step machine 30 bash -c machine
 step install 110 bash -c install
 step tests 120 "$python" -m pytest -m gpu --junitxml="$out/tests.xml"
 step memory 40 "$python" benchmarks/memory.py --device cuda --output "$out"
-step throughput 200 "$python" benchmarks/throughput.py --device cuda --output "$out"
+step throughput 180 "$python" benchmarks/throughput.py --device cuda --output "$out"
 
 if ((${#failed[@]})); then
   echo "failed: ${failed[*]}; see $out" | tee "$out/summary.log"
