@@ -130,7 +130,7 @@ std::tuple<Tensor, Tensor> leni_statistics(const Tensor& x, const Tensor& taps, 
 }
 
 std::tuple<Tensor, Tensor> leni_weight_gradient(const Tensor& grad, const Tensor& x, const Tensor& taps,
-                                                bool channels_last) {
+                                                bool channels_last, std::optional<Tensor> mean) {
   constexpr const char* op = "leni_weight_gradient_cpp";
   check_input(op, x, taps, channels_last);
   check_gradient(op, grad, x);
@@ -141,6 +141,12 @@ std::tuple<Tensor, Tensor> leni_weight_gradient(const Tensor& grad, const Tensor
   const Tensor t = gathered(taps);
   leni::GradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
                                 t.const_data_ptr()};
+  Tensor m;
+  if (mean.has_value()) {
+    check_vector(op, *mean, "mean", x, 2 * channels);
+    m = gathered(*mean);
+    problem.mean = m.const_data_ptr();
+  }
   problem.dweight = weight.mutable_data_ptr();
   problem.dbias = bias.mutable_data_ptr();
   problem.kernel_size = taps.size(1);
@@ -182,7 +188,9 @@ std::tuple<Tensor, Tensor> leni_input_gradient(const Tensor& grad, const Tensor&
 STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
   m.def("leni_folded_cpp(Tensor x, Tensor taps, Tensor weight, Tensor bias, bool channels_last) -> Tensor");
   m.def("leni_statistics_cpp(Tensor x, Tensor taps, bool channels_last) -> (Tensor, Tensor)");
-  m.def("leni_weight_gradient_cpp(Tensor grad, Tensor x, Tensor taps, bool channels_last) -> (Tensor, Tensor)");
+  m.def(
+      "leni_weight_gradient_cpp(Tensor grad, Tensor x, Tensor taps, bool channels_last, Tensor? mean=None) "
+      "-> (Tensor, Tensor)");
   m.def(
       "leni_input_gradient_cpp(Tensor grad, Tensor x, Tensor taps, Tensor weight, Tensor? constant, Tensor? slope, "
       "bool channels_last) -> (Tensor, Tensor)");

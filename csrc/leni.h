@@ -49,6 +49,7 @@ struct GradientProblem {
   const void* weight;
   const void* constant;
   const void* slope;
+  const void* mean;  // [2C] or null: dweight is taken of a − mean
   void* dx;
   void* dtaps;
   void* dweight;

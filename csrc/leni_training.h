@@ -215,7 +215,9 @@ void statistics(const StatisticsProblem& problem, const Host& host) {
 }
 
 // ---- the gradient of weight and bias -----------------------------------------------------------------------
-// dweight[o][f] = Σ dy[o]·a[f] and dbias[o] = Σ dy[o] over all pixels, where a = [max(x, 0); taps ⋆ᵀ min(x, 0)].
+// dweight[o][f] = Σ dy[o]·(a[f] − mean[f]) and dbias[o] = Σ dy[o] over all pixels, for a = [max(x, 0); taps ⋆ᵀ min(x, 0)]
+// and a mean of 0 where none is given. Batch norm's gradients are of a less its mean, which the sums, once taken, could
+// give only as a difference that cancels.
 
 template <int K, class T, class Scale>
 struct WeightGradientJob {
@@ -236,6 +238,7 @@ struct WeightGradientJob {
     for (int64_t index = begin; index < end; ++index) {
       const Tile tile = tiling.tile(index, x);
       expanded.expand(tile, pixels, values);
+      if (problem.mean != nullptr) center(tile, pixels, values);
       gather_tile<T>(problem.grad, tile, true, padded, grad);
       const Runs runs(x, tile);
       for (int64_t run = 0; run < runs.count; ++run) {
@@ -247,6 +250,20 @@ struct WeightGradientJob {
         block.a_step = x.channels_last ? features : 1;
         multiply_all<Product, Channels::kSummed>(block, features);
         add_pixels(grad + first * padded, runs.length, padded, weight + features * padded);
+      }
+    }
+  }
+
+  void center(const Tile& tile, int64_t pixels, Scale* values) const {
+    const auto* mean = static_cast<const Scale*>(problem.mean);
+    const int64_t features = 2 * problem.x.channels, count = tile.rows * tile.pitch;
+    if (problem.x.channels_last) {
+      for (int64_t pixel = 0; pixel < count; ++pixel) {
+        for (int64_t f = 0; f < features; ++f) values[pixel * features + f] -= mean[f];
+      }
+    } else {
+      for (int64_t f = 0; f < features; ++f) {
+        for (int64_t pixel = 0; pixel < count; ++pixel) values[f * pixels + pixel] -= mean[f];
       }
     }
   }

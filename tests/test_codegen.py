@@ -81,7 +81,7 @@ def _matrix_instructions(report) -> set[str]:
 
 def test_spills_are_seen():
     """The gate itself: the sums of a tile do not fit in the registers of one warp."""
-    (case,) = codegen.cases("sm_90", "leni NCHW C=16 k=3 bf16")
+    (case,) = codegen.cases("sm_90", "leni NCHW C=32 k=3 bf16")
     report = codegen.compile_case("sm_90", case._replace(warps=1))
     assert report.stack > 0
     assert report.spills > 0

@@ -2,7 +2,7 @@
 
 BN1's output has a known mean and variance, so the statistics of a = [p; z], p = max(x, 0) and z = D ⋆ᵀ min(x, 0),
 determine both norms: y = weight · a + bias, and no pass over BN1's output is needed. Backward, every reduction
-that the norms ask for follows from G = Σ dy·aᵀ and S = Σ dy over all pixels, the gradients of weight and bias.
+that the norms ask for follows from G = Σ dy·(a − mean)ᵀ and S = Σ dy over all pixels.
 Everything here is of size C or C²; the passes over the activations are the kernels'.
 """
 
@@ -93,14 +93,14 @@ class BatchNormGradients(NamedTuple):
     variance: Tensor
 
 
-def fold_backward(norms: BatchNorms, mean: Tensor, variance: Tensor, grad_weight: Tensor,
-                  grad_bias: Tensor) -> BatchNormGradients:
-    """The gradients that follow from those of weight, G ``[C, 2C]``, and of bias, S ``[C]``."""
+def fold_backward(
+    norms: BatchNorms, variance: Tensor, grad_weight: Tensor, grad_bias: Tensor
+) -> BatchNormGradients:
+    """The gradients that follow from G ``[C, 2C]``, of weight for a less its mean, and S ``[C]``, of bias."""
     inverse, first, scale = norms.scales(variance)
-    shift = norms.fusion_bias - scale * mean
-    grad_compress = grad_weight * scale + grad_bias[:, None] * shift
+    grad_compress = grad_weight * scale + grad_bias[:, None] * norms.fusion_bias
     grad_shift = (norms.compress_weight * grad_bias[:, None]).sum(0)
-    grad_scale = (norms.compress_weight * grad_weight).sum(0) - grad_shift * mean
+    grad_scale = (norms.compress_weight * grad_weight).sum(0)
     grad_fusion_variance = -0.5 * grad_scale * norms.fusion_weight * first * inverse**3
     # BN2 all but undoes BN1's scale γ1·r1: with t = γ1²·r1²·v_z + ε2 the variance that BN2 divides by, what is left is
     # of the order of the eps. The differences t − γ1²·r1²·v_z = ε2 and r1² − r1⁴·v_z = ε1·r1⁴ are written as what

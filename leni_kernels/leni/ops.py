@@ -37,7 +37,7 @@ class Kernels(NamedTuple):
     statistics: Any
     """(x, taps, channels_last) -> mean, variance"""
     weight_gradient: Any
-    """(grad, x, taps, channels_last) -> weight's gradient, bias's gradient"""
+    """(grad, x, taps, channels_last, mean=None) -> weight's gradient, for features less their mean, and bias's"""
     input_gradient: Any
     """(grad, x, taps, weight, constant, slope, channels_last) -> x's gradient, taps' gradient"""
 
@@ -55,7 +55,9 @@ def _fake_statistics(x: Tensor, taps: Tensor, channels_last: bool) -> tuple[Tens
     return taps.new_empty(features), taps.new_empty(features)
 
 
-def _fake_weight_gradient(grad: Tensor, x: Tensor, taps: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
+def _fake_weight_gradient(
+    grad: Tensor, x: Tensor, taps: Tensor, channels_last: bool, mean: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     channels = x.shape[1]
     return taps.new_empty(channels, 2 * channels), taps.new_empty(channels)
 
@@ -132,7 +134,7 @@ def _define_training(backend: str, kernels: Kernels) -> Any:
                  ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         norms = BatchNorms(negative_weight, fusion_weight, fusion_bias, compress_weight, compress_bias, negative_eps,
                            fusion_eps)
-        g = fold_backward(norms, mean, variance, *kernels.weight_gradient(grad, x, taps, channels_last))
+        g = fold_backward(norms, variance, *kernels.weight_gradient(grad, x, taps, channels_last, mean))
         grad_x, grad_taps = x.new_empty(0), taps.new_empty(0)
         if needs_input:
             grad_mean, grad_variance = summed_over(group, g.mean, g.variance) if group else (g.mean, g.variance)

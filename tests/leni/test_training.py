@@ -328,3 +328,19 @@ def test_compiled_training(train):
         results.append([ours.grad, *(parameter.grad for parameter in twin.parameters()), *twin.buffers()])
     for eager, traced in zip(*results, strict=True):
         torch.testing.assert_close(traced, eager, rtol=1e-11, atol=1e-11)
+
+
+@layouts
+def test_gradients_where_the_mean_is_many_deviations_away(kernel_backend, layout):
+    """The norms' gradients are of a less its mean: taken as a difference of sums they would be off by 1e-3 here."""
+    block = lk.LENI2d(8)
+    x = laid_out(layout, 4, 8, 12, 12) + 1000
+    grad = torch.randn(4, 8, 12, 12) + 1
+    twin = copy.deepcopy(block).double()
+    with lk.use_backend("reference"):
+        twin(x.double()).backward(grad.double())
+    with lk.use_backend(kernel_backend):
+        block(x).backward(grad)
+    for name in ("compress.weight", "compress.bias", "bn_fusion.weight", "bn_fusion.bias"):
+        got, wanted = block.get_parameter(name).grad, twin.get_parameter(name).grad
+        assert (got - wanted).abs().max() <= 1e-4 * wanted.abs().max(), name
