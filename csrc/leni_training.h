@@ -137,57 +137,69 @@ struct StatisticsJob {
     const int64_t features = 2 * problem.x.channels, pixels = room<Scale>(tiling.rows * tiling.pitch);
     auto* values =
         static_cast<Scale*>(host.scratch(kExpanded, (features * pixels + Vec<Scale>::width) * sizeof(Scale)));
-    auto* sums = static_cast<Scale*>(host.scratch(kGradient, 2 * features * sizeof(Scale)));
+    auto* sums = static_cast<Scale*>(host.scratch(kGradient, 3 * features * sizeof(Scale)));
     for (int64_t index = begin; index < end; ++index) {
       const Tile tile = tiling.tile(index, problem.x);
       expanded.expand(tile, pixels, values);
-      Scale* means = sums + features;
+      Scale *means = sums + features, *squares = means + features;
       const double count = static_cast<double>(tile.rows * tile.columns);
-      total<false>(tile, values, pixels, nullptr, sums);
+      std::fill(means, means + features, Scale(0));
+      total<false>(tile, values, pixels, means, sums, nullptr);
       for (int64_t f = 0; f < features; ++f) means[f] = sums[f] / static_cast<Scale>(count);
-      total<true>(tile, values, pixels, means, sums);
-      for (int64_t f = 0; f < features; ++f) moments[chunk * features + f].merge(count, means[f], sums[f]);
+      // The mean of the distances from a rounded mean, which is what is missing from it.
+      total<true>(tile, values, pixels, means, sums, squares);
+      for (int64_t f = 0; f < features; ++f) {
+        const double missing = sums[f] / count;
+        moments[chunk * features + f].merge(count, means[f] + missing, squares[f] - missing * missing * count);
+      }
     }
   }
 
-  // The sum of each feature's values, or of their squared distances from the means.
+  // The sums of each feature's distances from ``means`` and, with kSquares, of their squares.
   template <bool kSquares>
-  void total(const Tile& tile, const Scale* values, int64_t pixels, const Scale* means, Scale* sums) const {
+  void total(const Tile& tile, const Scale* values, int64_t pixels, const Scale* means, Scale* sums,
+             Scale* squares) const {
     const int64_t features = 2 * problem.x.channels;
     std::fill(sums, sums + features, Scale(0));
+    if (kSquares) std::fill(squares, squares + features, Scale(0));
     const Runs runs(problem.x, tile);
     for (int64_t run = 0; run < runs.count; ++run) {
       if (problem.x.channels_last) {
         for (int64_t pixel = 0; pixel < runs.length; ++pixel) {
           const Scale* row = values + (run * tile.pitch + pixel) * features;
-          for (int64_t f = 0; f < features; ++f) sums[f] += term<kSquares>(row[f], kSquares ? means[f] : Scale(0));
+          for (int64_t f = 0; f < features; ++f) {
+            const Scale distance = row[f] - means[f];
+            sums[f] += distance;
+            if (kSquares) squares[f] += distance * distance;
+          }
         }
       } else {
         for (int64_t f = 0; f < features; ++f) {
           const Scale* row = values + f * pixels + run * tile.pitch;
-          sums[f] += row_total<kSquares>(row, runs.length, kSquares ? means[f] : Scale(0));
+          row_total<kSquares>(row, runs.length, means[f], sums[f], kSquares ? &squares[f] : nullptr);
         }
       }
     }
   }
 
   template <bool kSquares>
-  static Scale term(Scale value, Scale mean) {
-    return kSquares ? (value - mean) * (value - mean) : value;
-  }
-
-  template <bool kSquares>
-  static Scale row_total(const Scale* row, int64_t length, Scale mean) {
+  static void row_total(const Scale* row, int64_t length, Scale mean, Scale& total, Scale* squares) {
     using V = Vec<Scale>;
-    V acc = V::zero();
+    const V shift = V::broadcast(-mean);
+    V acc = V::zero(), acc_squares = V::zero();
     int64_t i = 0;
     for (; i + V::width <= length; i += V::width) {
-      const V value = V::add(V::load(row + i), V::broadcast(-mean));
-      acc = kSquares ? V::fma(value, value, acc) : V::add(acc, value);
+      const V distance = V::add(V::load(row + i), shift);
+      acc = V::add(acc, distance);
+      if (kSquares) acc_squares = V::fma(distance, distance, acc_squares);
     }
-    Scale result = sum(acc);
-    for (; i < length; ++i) result += term<kSquares>(row[i], mean);
-    return result;
+    total += sum(acc);
+    if (kSquares) *squares += sum(acc_squares);
+    for (; i < length; ++i) {
+      const Scale distance = row[i] - mean;
+      total += distance;
+      if (kSquares) *squares += distance * distance;
+    }
   }
 };
 
@@ -215,9 +227,9 @@ void statistics(const StatisticsProblem& problem, const Host& host) {
 }
 
 // ---- the gradient of weight and bias -----------------------------------------------------------------------
-// dweight[o][f] = Σ dy[o]·(a[f] − mean[f]) and dbias[o] = Σ dy[o] over all pixels, for a = [max(x, 0); taps ⋆ᵀ min(x, 0)]
-// and a mean of 0 where none is given. Batch norm's gradients are of a less its mean, which the sums, once taken, could
-// give only as a difference that cancels.
+// dweight[o][f] = Σ dy[o]·(a[f] − mean[f]) and dbias[o] = Σ dy[o] over all pixels, for a = [max(x, 0); taps ⋆ᵀ min(x,
+// 0)] and a mean of 0 where none is given. Batch norm's gradients are of a less its mean, which the sums, once taken,
+// could give only as a difference that cancels.
 
 template <int K, class T, class Scale>
 struct WeightGradientJob {

@@ -73,7 +73,7 @@ def test_with_a_compiler_it_builds_one_stable_extension(setup_py, monkeypatch):
     extension, = arguments["ext_modules"]
     assert extension.name == "leni_kernels._C"
     assert extension.py_limited_api
-    assert {name for name, _ in extension.define_macros} >= {"TORCH_TARGET_VERSION", "Py_LIMITED_API"}
+    assert {name for name, _ in extension.define_macros} >= {"TORCH_TARGET_VERSION"}
     assert {Path(source).parent.name for source in extension.sources} == {"csrc"}
 
 
