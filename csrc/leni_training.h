@@ -10,7 +10,16 @@
 
 constexpr int64_t kGradientTileBytes = 512 * 1024;  // of everything a tile of input_gradient() keeps
 
-enum Slot { kShared, kExpanded, kGradient, kNegativeRaw, kPositiveRaw, kPadded, kPartial };  // of scratch memory
+enum Slot {
+  kShared,
+  kExpanded,
+  kGradient,
+  kNegativeRaw,
+  kPositiveRaw,
+  kPadded,
+  kPartial,
+  kPartialBias
+};  // of scratch memory
 
 // [count of chunks] × body(chunk, begin, end): tiles split evenly, each chunk's partial sums its own.
 template <class Job>
@@ -238,7 +247,8 @@ struct WeightGradientJob {
   const Host& host;
   Expanded<K, T, Scale> expanded;
   Tiling tiling;
-  Scale* partial;  // [chunk][2C + 1][channels padded]: dweight transposed, then dbias
+  Scale* partial;  // [chunk][2C][channels padded]: dweight transposed
+  double* bias;    // [chunk][channels padded]: dbias
 
   void run(int64_t chunk, int64_t begin, int64_t end) const {
     const Activation& x = problem.x;
@@ -246,7 +256,7 @@ struct WeightGradientJob {
     const int64_t pixels = room<Scale>(tiling.rows * tiling.pitch);
     auto* values = static_cast<Scale*>(host.scratch(kExpanded, (features * pixels + padded) * sizeof(Scale)));
     auto* grad = static_cast<Scale*>(host.scratch(kGradient, pixels * padded * sizeof(Scale)));
-    Scale* weight = partial + chunk * (features + 1) * padded;
+    Scale* weight = partial + chunk * features * padded;
     for (int64_t index = begin; index < end; ++index) {
       const Tile tile = tiling.tile(index, x);
       expanded.expand(tile, pixels, values);
@@ -261,7 +271,7 @@ struct WeightGradientJob {
         block.a_row = x.channels_last ? 1 : pixels;
         block.a_step = x.channels_last ? features : 1;
         multiply_all<Product, Channels::kSummed>(block, features);
-        add_pixels(grad + first * padded, runs.length, padded, weight + features * padded);
+        add_pixels(grad + first * padded, runs.length, padded, bias + chunk * padded);
       }
     }
   }
@@ -280,12 +290,20 @@ struct WeightGradientJob {
     }
   }
 
-  static void add_pixels(const Scale* grad, int64_t count, int64_t padded, Scale* bias) {
+  // In double past a few pixels: gradients of opposite signs all but cancel in this sum.
+  static void add_pixels(const Scale* grad, int64_t count, int64_t padded, double* bias) {
     using V = Vec<Scale>;
+    constexpr int64_t few = 32;
     for (int64_t c = 0; c < padded; c += V::width) {
-      V acc = V::zero();
-      for (int64_t pixel = 0; pixel < count; ++pixel) acc = V::add(acc, V::load(grad + pixel * padded + c));
-      V::add(V::load(bias + c), acc).store(bias + c);
+      for (int64_t first = 0; first < count; first += few) {
+        V acc = V::zero();
+        for (int64_t pixel = first; pixel < std::min(first + few, count); ++pixel) {
+          acc = V::add(acc, V::load(grad + pixel * padded + c));
+        }
+        Scale lanes[V::width];
+        acc.store(lanes);
+        for (int i = 0; i < V::width; ++i) bias[c + i] += lanes[i];
+      }
     }
   }
 };
@@ -294,21 +312,26 @@ template <int K, class T, class Scale>
 void weight_gradient(const GradientProblem& problem, const Host& host) {
   constexpr int64_t width = Vec<Scale>::width;
   const Activation& x = problem.x;
-  const int64_t features = 2 * x.channels, padded = round_up(x.channels, width), rows = features + 1;
+  const int64_t features = 2 * x.channels, padded = round_up(x.channels, width);
   const Tiling tiling = choose_tiling(x, (features + padded) * sizeof(Scale), width, host.threads, kTileBytes);
   const int64_t tiles = tiling.tiles(x), chunks = std::min(tiles, host.threads);
   auto* taps = static_cast<Scale*>(host.scratch(kShared, padded * K * K * sizeof(Scale)));
-  auto* partial = static_cast<Scale*>(host.scratch(kPartial, chunks * rows * padded * sizeof(Scale)));
-  std::fill(partial, partial + chunks * rows * padded, Scale(0));
-  const WeightGradientJob<K, T, Scale> job{problem, host, {x, problem.taps, taps}, tiling, partial};
+  auto* partial = static_cast<Scale*>(host.scratch(kPartial, chunks * features * padded * sizeof(Scale)));
+  std::fill(partial, partial + chunks * features * padded, Scale(0));
+  auto* bias = static_cast<double*>(host.scratch(kPartialBias, chunks * padded * sizeof(double)));
+  std::fill(bias, bias + chunks * padded, 0.0);
+  const WeightGradientJob<K, T, Scale> job{problem, host, {x, problem.taps, taps}, tiling, partial, bias};
   run_chunks(job, tiles, chunks, host);
   for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-    for (int64_t i = 0; i < rows * padded; ++i) partial[i] += partial[chunk * rows * padded + i];
+    for (int64_t i = 0; i < features * padded; ++i) partial[i] += partial[chunk * features * padded + i];
   }
   for (int64_t o = 0; o < x.channels; ++o) {
-    for (int64_t f = 0; f < features; ++f)
+    for (int64_t f = 0; f < features; ++f) {
       static_cast<Scale*>(problem.dweight)[o * features + f] = partial[f * padded + o];
-    static_cast<Scale*>(problem.dbias)[o] = partial[features * padded + o];
+    }
+    double total = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) total += bias[chunk * padded + o];
+    static_cast<Scale*>(problem.dbias)[o] = static_cast<Scale>(total);
   }
 }
 
@@ -489,7 +512,7 @@ struct InputGradientJob {
       V sums[K * K], weights[K * K];
 #pragma GCC unroll 49
       for (int tap = 0; tap < K * K; ++tap) {
-        sums[tap] = V::load(dtaps + tap * padded_channels + c);
+        sums[tap] = V::zero();
         weights[tap] = V::load(taps + tap * padded_channels + c);
       }
       const V offset = problem.slope ? V::load(constant(0) + c, lanes) : V::zero();
@@ -516,7 +539,10 @@ struct InputGradientJob {
         }
       }
 #pragma GCC unroll 49
-      for (int tap = 0; tap < K * K; ++tap) sums[tap].store(dtaps + tap * padded_channels + c);
+      for (int tap = 0; tap < K * K; ++tap) {
+        Scale* total = dtaps + tap * padded_channels + c;
+        V::add(V::load(total), sums[tap]).store(total);
+      }
     }
   }
 };
