@@ -74,6 +74,13 @@ class BatchNorms(NamedTuple):
         first = torch.cat([torch.ones_like(self.negative_weight), self.scale_of_negative(variance)])
         return inverse, first, self.fusion_weight * inverse * first
 
+    def batch_statistics(self, negative_bias: Tensor, of_a: Statistics) -> tuple[Statistics, Statistics]:
+        """What BN1 and BN2 see of a batch: z, and [p; BN1(z)], whose second half has β1 for its mean."""
+        positive_mean, negative_mean = of_a.mean.chunk(2)
+        fusion_mean = torch.cat([positive_mean, negative_bias])
+        return (Statistics(negative_mean, of_a.variance.chunk(2)[1], of_a.count),
+                Statistics(fusion_mean, self.fusion_variance(of_a.variance), of_a.count))
+
     def fold(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """weight ``[C, 2C]`` and bias ``[C]`` of y = weight · a + bias, for a's mean and biased variance ``[2C]``."""
         scale = self.scales(variance)[2]
@@ -116,3 +123,9 @@ def fold_backward(
     return BatchNormGradients(
         grad_gamma, grad_scale * inverse * first, grad_shift, grad_compress, grad_bias.clone(),
         -grad_shift * scale, torch.cat([grad_positive_variance, grad_negative_variance]))
+
+
+def through_statistics(mean: Tensor, count: Tensor, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor, Tensor]:
+    """What the gradients of a's mean and variance add to that of each value of a: ``constant + slope · a``."""
+    slope = 2 * grad_variance / count
+    return grad_mean / count - slope * mean, slope

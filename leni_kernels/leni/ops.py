@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import checks, extension, triton_support
 from ..backends import Backend, Operation
 from . import reference, triton_kernels
-from .batch_norms import BatchNorms, Statistics, fold_backward, merged_over, summed_over
+from .batch_norms import BatchNorms, Statistics, fold_backward, merged_over, summed_over, through_statistics
 from .reference import Folded, Layer, Norm
 
 KERNEL_SIZES = (3, 5, 7)
@@ -138,7 +138,7 @@ def _define_training(backend: str, kernels: Kernels) -> Any:
         grad_x, grad_taps = x.new_empty(0), taps.new_empty(0)
         if needs_input:
             grad_mean, grad_variance = summed_over(group, g.mean, g.variance) if group else (g.mean, g.variance)
-            constant, slope = (grad_mean - 2 * mean * grad_variance) / count, 2 * grad_variance / count
+            constant, slope = through_statistics(mean, count, grad_mean, grad_variance)
             weight = norms.fold(mean, variance)[0]
             grad_x, grad_taps = kernels.input_gradient(grad, x, taps, weight, constant, slope, channels_last)
         return grad_x, grad_taps, *g[:5]
@@ -368,28 +368,19 @@ def _run_training(call: LeniCall, operator: Any) -> Tensor:
     def vector(tensor: Tensor | None, size: int, default: float) -> Tensor:
         return x.new_full((size,), default, dtype=dtype) if tensor is None else tensor.to(dtype)
 
-    taps, compress = deconv_weight.to(dtype).squeeze(1), compress_weight.to(dtype).flatten(1)
-    y, mean, variance, count = operator(
-        x, taps, vector(negative.weight, channels, 1), vector(negative.bias, channels, 0),
-        vector(fusion.weight, 2 * channels, 1), vector(fusion.bias, 2 * channels, 0), compress,
-        vector(compress_bias, channels, 0), negative.eps, fusion.eps, _channels_last(x), call.group)
+    norms = BatchNorms(
+        vector(negative.weight, channels, 1), vector(fusion.weight, 2 * channels, 1),
+        vector(fusion.bias, 2 * channels, 0), compress_weight.to(dtype).flatten(1),
+        vector(compress_bias, channels, 0), negative.eps, fusion.eps)
+    gamma, *others = norms
+    beta = vector(negative.bias, channels, 0)
+    taps = deconv_weight.to(dtype).squeeze(1)
+    y, *statistics = operator(x, taps, gamma, beta, *others, _channels_last(x), call.group)
     with torch.no_grad():
-        _update_running_statistics(negative, fusion, mean, variance, count)
+        of_negative, of_fusion = norms.batch_statistics(beta, Statistics(*statistics))
+        negative.update(*of_negative)
+        fusion.update(*of_fusion)
     return y
-
-
-def _update_running_statistics(negative: Norm, fusion: Norm, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-    positive_mean, negative_mean = mean.chunk(2)
-    positive_variance, negative_variance = variance.chunk(2)
-    # What BN1 puts out has BN1's bias for its mean, and for its variance what its own eps leaves of weight².
-    output_variance = negative_variance / (negative_variance + negative.eps)
-    output_mean = torch.zeros_like(negative_mean)
-    if negative.weight is not None:
-        output_variance = output_variance * negative.weight.to(variance.dtype).square()
-    if negative.bias is not None:
-        output_mean = negative.bias.to(mean.dtype)
-    negative.update(negative_mean, negative_variance, count)
-    fusion.update(torch.cat([positive_mean, output_mean]), torch.cat([positive_variance, output_variance]), count)
 
 
 _LENI = Operation(
