@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from harness import parity, sides, timing
+from harness import blocks, parity, sides, timing
 from torch import Tensor
 
 SHAPES = ((16, 112), (32, 112), (64, 224), (64, 112), (64, 56), (32, 32), (128, 28), (256, 14), (512, 7))
@@ -47,6 +47,17 @@ def cases(quick: bool, dtypes: Iterable[str]) -> list[Case]:
     """All cases of a run in these dtypes."""
     shapes, layouts = (QUICK_SHAPES, QUICK_LAYOUTS) if quick else (SHAPES, LAYOUTS)
     return [Case(*shape, layout, dtype) for dtype in dtypes for layout in layouts for shape in shapes]
+
+
+def _label(row: blocks.Row) -> str:
+    return f"{row['channels']}, {row['size']}×{row['size']}"
+
+
+TABLE = blocks.Table(
+    times=("copy", "product", "relu", *CONTENDERS),
+    ratios={"ours/L": "time / L", "eager/ours": "× composed", "compiled/ours": "× compiled", "best/ours": None,
+            "ours/relu": "time / ReLU"},
+    label=_label, head="C, H×W", average="geometric mean, C ≤ 256", averaged=lambda row: row["channels"] <= 256)
 
 
 class Contenders(NamedTuple):

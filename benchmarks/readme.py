@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import memory
 import throughput
-from harness.report import geometric_mean, number
+from harness.blocks import Table
+from harness.report import number
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -57,19 +58,19 @@ def section(results: Path) -> str:
 def _run(path: Path, run: dict[str, Any]) -> Iterator[str]:
     link = _link(path)
     yield f"\nMeasured on: {throughput.title(run)}. Raw numbers: [{path.name}]({link})."
-    yield "\n**Against the numbers to reach** (C ≤ 256, both layouts)\n"
+    yield "\n**Against the numbers to reach**\n"
     yield from _table(throughput.BAR_HEAD, throughput.bar_cells(run))
-    pictures = throughput.pictures(path)
-    for name, work in throughput.BLOCKS.items():
+    for name, module in throughput.BLOCKS.items():
         rows = run.get(name, [])
-        if rows:
-            yield f"\n![{work}: time of every contender in multiples of the limit]({_link(pictures[name])})"
+        if rows and module.PICTURE:
+            picture = _link(throughput.picture(path, module))
+            yield f"\n![{module.TITLE}: time of every contender in multiples of the limit]({picture})"
         for dtype in dict.fromkeys(row["dtype"] for row in rows):
-            yield f"\n**{work}, {dtype}**\n"
-            yield from _shapes([row for row in rows if row["dtype"] == dtype])
-    for name, work in throughput.NETWORKS.items():
+            yield f"\n**{module.TITLE}, {dtype}**\n"
+            yield from _shapes(module.TABLE, [row for row in rows if row["dtype"] == dtype])
+    for name, module in throughput.NETWORKS.items():
         if run.get(name):
-            yield f"\n**{work}, LENI in layer 1**: images/s, and their change against the stock network\n"
+            yield f"\n**{module.TITLE}, LENI in layer 1**: images/s, and their change against the stock network\n"
             yield from _table(throughput.NETWORK_HEAD, throughput.network_cells(run[name]))
 
 
@@ -86,31 +87,26 @@ def _link(path: Path) -> Path:
 
 
 LAYOUTS = {"channels_first": "NCHW", "channels_last": "channels-last"}
-COLUMNS = {
-    "ours/L": "time / L",
-    "eager/ours": "× composed",
-    "compiled/ours": "× compiled",
-    "ours/relu": "time / ReLU",
-}
 
 
-def _shapes(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """A table with a row for every shape, both layouts side by side, and the geometric means up to C = 256."""
-    columns = [ratio for ratio in COLUMNS if any(ratio in row["ratios"] for row in rows)]
-    head = ("C, H×W", *(f"{layout}: {COLUMNS[ratio]}" for layout in LAYOUTS.values() for ratio in columns))
-    yield from _table(head, _shape_cells(rows, columns))
+def _shapes(table: Table, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A table with a row for every shape, its layouts side by side, and the geometric means."""
+    columns = {ratio: heading for ratio, heading in table.ratios.items()
+               if heading and any(ratio in row["ratios"] for row in rows)}
+    layouts = {layout: name for layout, name in LAYOUTS.items() if any(row["layout"] == layout for row in rows)}
+    head = (table.head, *(f"{name}: {heading}" for name in layouts.values() for heading in columns.values()))
+    yield from _table(head, _shape_cells(table, rows, columns, layouts))
 
 
-def _shape_cells(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Iterator[list[str]]:
-    ratios = {(row["channels"], row["size"], row["layout"]): row["ratios"] for row in rows}
-    for channels, size in dict.fromkeys((row["channels"], row["size"]) for row in rows):
-        found = [ratios.get((channels, size, layout), {}) for layout in LAYOUTS]
-        cells = (number(case.get(ratio)) for case in found for ratio in columns)
-        yield [f"{channels}, {size}×{size}", *cells]
-    means = (geometric_mean(row["ratios"][ratio] for row in rows
-                            if row["layout"] == layout and row["channels"] <= 256 and ratio in row["ratios"])
-             for layout in LAYOUTS for ratio in columns)
-    yield ["geometric mean, C ≤ 256", *map(number, means)]
+def _shape_cells(table: Table, rows: Sequence[dict[str, Any]], columns: Iterable[str],
+                 layouts: Iterable[str]) -> Iterator[list[str]]:
+    ratios = {(table.label(row), row["layout"]): row["ratios"] for row in rows}
+    for label in dict.fromkeys(map(table.label, rows)):
+        found = [ratios.get((label, layout), {}) for layout in layouts]
+        yield [label, *(number(case.get(ratio)) for case in found for ratio in columns)]
+    means = (mean for layout in layouts
+             for mean in throughput.means(table, (row for row in rows if row["layout"] == layout), columns))
+    yield [table.average, *map(number, means)]
 
 
 def _table(head: Sequence[str], rows: Iterator[list[str]]) -> Iterator[str]:

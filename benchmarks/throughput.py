@@ -1,6 +1,6 @@
-"""The main job: how fast LENI is, block by block and in whole networks.
+"""The main job: how fast the mechanisms are, block by block and in whole networks.
 
-    python benchmarks/throughput.py [--quick] [--only leni|training|networks] [--device cpu|cuda]
+    python benchmarks/throughput.py [--quick] [--only PART] [--device cpu|cuda]
                                     [--threads N] [--images DIR] [--output DIR]
 
 Takes the GPU if there is one, else the CPU. Leaves tables on the terminal, and a JSON file and a PNG plot in
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import leni_inference
 import leni_training
 import torch
 from harness import machine, report, timing
+from harness.blocks import Table
 from harness.report import number
 from networks import comparison, first_activation
 from networks import inference as networks_inference
@@ -34,14 +35,15 @@ PARTS = {
     "training": {"leni_training": leni_training},
     "networks": {"networks": networks_inference, "networks_training": networks_training},
 }
-"""What ``--only`` can name, and the modules that measure it by the name of their list in the results."""
+"""What ``--only`` can name, and the modules that measure it by the name of their list in the results.
 
-LISTS = [name for part in PARTS.values() for name in part]
-SECONDS = {
-    "cpu": {"leni_inference": 1.2, "leni_training": 0.6, "networks": 3.0, "networks_training": 3.0},
-    "cuda": {"leni_inference": 0.4, "leni_training": 0.4, "networks": 2.0, "networks_training": 2.0},
-}
-QUICK_SECONDS = {"leni_inference": 0.4, "leni_training": 0.4, "networks": 1.5, "networks_training": 1.5}
+Each module has ``TITLE``, ``SECONDS`` to sample a case ("cpu", "cuda", "quick"), ``cases(quick)`` and ``measure``.
+One that measures blocks also says how its rows are shown: ``TABLE``, and ``PICTURE`` or None.
+"""
+
+NETWORKS = PARTS["networks"]
+BLOCKS = {name: module for part in PARTS.values() if part is not NETWORKS for name, module in part.items()}
+LISTS = [*BLOCKS, *NETWORKS]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = options.output / f"throughput-{device.type}{_suffix(options)}.json"
     _prepare(options)
     cases = _cases(options)
-    images = _images(options) if any(module in PARTS["networks"].values() for _, module, _ in cases) else None
+    images = _images(options) if any(name in NETWORKS for name, _, _ in cases) else None
     results = {**machine.facts(device), "kernels_isa": extension.cpu_isa(), "arguments": _plain(options),
                **{name: [] for name in LISTS}}
     began = time.perf_counter()
@@ -60,9 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with report.progress(len(cases)) as step:
             for name, module, case in cases:
-                step(f"{case}{' training' * ('training' in name)}")
-                seconds = (QUICK_SECONDS if options.quick else SECONDS[device.type])[name]
-                inputs = (images,) if name in PARTS["networks"] else ()
+                step(f"{module.TITLE}: {case}")
+                seconds = module.SECONDS["quick" if options.quick else device.type]
+                inputs = (images,) if name in NETWORKS else ()
                 results[name].append(module.measure(case, device, seconds, *inputs))
                 report.write_json(partial, results)
         results["complete"] = True
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Times LENI: single blocks and networks.")
+    parser = argparse.ArgumentParser(description="Times single blocks and whole networks.")
     parser.add_argument("--quick", action="store_true", help="a few cases, within a minute")
     parser.add_argument("--only", choices=tuple(PARTS), help="one of the parts")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one",
@@ -147,27 +149,17 @@ def _cases(options: argparse.Namespace) -> list[tuple[str, Any, Any]]:
 
 def _show(results: dict[str, Any]) -> None:
     report.say(title(results))
-    for name, work in BLOCKS.items():
+    for name, module in BLOCKS.items():
         for dtype, layout in dict.fromkeys((row["dtype"], row["layout"]) for row in results[name]):
             rows = [row for row in results[name] if (row["dtype"], row["layout"]) == (dtype, layout)]
-            head, ratios = _block_head(rows)
-            heading = f"{work}, {dtype}, {layout.replace('_', '-')}: milliseconds and ratios"
-            report.table(heading, (*head, *ratios, "backend"),
-                         [*(_block_cells(row, head, ratios) for row in rows), _mean_cells(rows, head, ratios)])
+            heading = f"{module.TITLE}, {dtype}, {layout.replace('_', '-')}: milliseconds and ratios"
+            report.table(heading, *_block_table(module.TABLE, rows))
     if any(results[name] for name in BLOCKS) and results["complete"] and not results["arguments"]["quick"]:
-        report.table("Against the numbers to reach (C ≤ 256, both layouts)", BAR_HEAD, bar_cells(results))
-    for name, work in NETWORKS.items():
+        report.table("Against the numbers to reach", BAR_HEAD, bar_cells(results))
+    for name, module in NETWORKS.items():
         if results[name]:
-            report.table(f"{work}: images/s, and the change against stock", NETWORK_HEAD,
+            report.table(f"{module.TITLE}: images/s, and the change against stock", NETWORK_HEAD,
                          network_cells(results[name]))
-
-
-LOW, HIGH = networks_inference.PUBLISHED
-BLOCKS = {"leni_inference": "LENI inference", "leni_training": "LENI training step"}
-NETWORKS = {
-    "networks": f"Whole networks, inference (published: {LOW} % to {HIGH} %)",
-    "networks_training": "Whole networks, training step",
-}
 
 
 def title(results: dict[str, Any]) -> str:
@@ -180,24 +172,25 @@ def title(results: dict[str, Any]) -> str:
     return f"{where}, torch {versions['torch']}, commit {commit}, {results['date'][:10]}"
 
 
-def _block_head(rows: list[dict[str, Any]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The columns of times and of ratios."""
-    relu = any("relu" in row["seconds"] for row in rows)
-    return (("C×H²", "copy", "product", *(("relu",) if relu else ()), "eager", "compiled", "ours"),
-            ("ours/L", "eager/ours", "compiled/ours", "ours/relu" if relu else "best/ours"))
+def _block_table(table: Table, rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of a table."""
+    times, ratios = _measured(table.times, rows, "seconds"), _measured(table.ratios, rows, "ratios")
+    cells = [[table.label(row), *(number(1e3 * row["seconds"][name]["median"] if name in row["seconds"] else None)
+                                  for name in times),
+              *(number(row["ratios"].get(ratio)) for ratio in ratios), row["backend"] or "—"] for row in rows]
+    cells.append([table.average, *[""] * len(times), *map(number, means(table, rows, ratios)), ""])
+    return [table.head, *times, *ratios, "backend"], cells
 
 
-def _block_cells(row: dict[str, Any], head: tuple[str, ...], ratios: tuple[str, ...]) -> list[str]:
-    times = (row["seconds"].get(name) for name in head[1:])
-    return [f"{row['channels']}×{row['size']}²",
-            *(number(None if time is None else 1e3 * time["median"]) for time in times),
-            *(number(row["ratios"].get(ratio)) for ratio in ratios), row["backend"] or "—"]
+def _measured(names: Iterable[str], rows: list[dict[str, Any]], kind: str) -> list[str]:
+    """Those of the columns that some row has."""
+    return [name for name in names if any(name in row[kind] for row in rows)]
 
 
-def _mean_cells(rows: list[dict[str, Any]], head: tuple[str, ...], ratios: tuple[str, ...]) -> list[str]:
-    means = (report.geometric_mean(row["ratios"][ratio] for row in rows
-                                   if row["channels"] <= 256 and ratio in row["ratios"]) for ratio in ratios)
-    return ["mean, C ≤ 256", *[""] * (len(head) - 1), *map(number, means), ""]
+def means(table: Table, rows: Iterable[dict[str, Any]], ratios: Iterable[str]) -> list[float | None]:
+    """The geometric mean of each ratio over the rows that have it and that ``table`` averages."""
+    rows = [row for row in rows if table.averaged(row)]
+    return [report.geometric_mean(row["ratios"][ratio] for row in rows if ratio in row["ratios"]) for ratio in ratios]
 
 
 BAR_HEAD = ("", "dtype", "measured", "first bar", "moonshot", "reached")
@@ -233,27 +226,19 @@ def network_cells(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
                *("—" if change is None else f"{change:+.1f} %" for change in changes), row["backend"] or "—"]
 
 
-def pictures(path: Path) -> dict[str, Path]:
-    """Where the pictures of the blocks belong, beside the results in ``path``."""
-    steps = path.with_name(f"{path.stem}-steps.png")
-    return {"leni_inference": path.with_suffix(".png"), "leni_training": steps}
-
-
-LIMITS = {
-    "leni_inference": "L = the slower of a copy of x and the bare product [pixels × 2C]·[2C × C]",
-    "leni_training": "L = the slower of 4 copies of x and 3 bare products [pixels × 2C]·[2C × C]",
-}
-PEERS = {"leni_inference": "folded by hand, torch.compile", "leni_training": "composed, torch.compile"}
+def picture(path: Path, module: Any) -> Path:
+    """Where a module's picture belongs, beside the results in ``path``."""
+    return path.with_name(f"{path.stem}{module.PICTURE.suffix}.png")
 
 
 def _draw(path: Path, results: dict[str, Any]) -> None:
     try:
         from harness import plot
 
-        for name, picture in pictures(path).items():
-            if results[name]:
-                plot.draw(picture, results[name], f"{BLOCKS[name]} in multiples of the limit L",
-                          f"{LIMITS[name]}.  {title(results)}", PEERS[name])
+        for name, module in BLOCKS.items():
+            if results[name] and module.PICTURE:
+                plot.draw(picture(path, module), results[name], f"{module.TITLE} in multiples of the limit L",
+                          f"{module.PICTURE.limit}.  {title(results)}", module.PICTURE.compiled)
     except ImportError as error:
         report.say(f"No plot: {error}.")
 
@@ -264,7 +249,7 @@ def _conclude(results: dict[str, Any], path: Path) -> int:
     reasons = (f"{name}: {reason}" for _, row in rows for name, reason in row["missing"].items())
     for reason in dict.fromkeys(reasons):
         report.say(f"No time for {reason}")
-    refused = [f"{work} {_name(row)} {name}: error {verdict['error']}, allowed {verdict['allowed']}"
+    refused = [f"{_name(work, row)} {name}: error {verdict['error']}, allowed {verdict['allowed']}"
                for work, row in rows for name, verdict in row["parity"].items() if not verdict["passed"]]
     for line in refused:
         report.say(f"REFUSED, differs from the reference: {line}")
@@ -272,9 +257,9 @@ def _conclude(results: dict[str, Any], path: Path) -> int:
     return 0 if results["complete"] and not refused else 1
 
 
-def _name(row: dict[str, Any]) -> str:
-    where = row.get("network") or f"LENI {row['channels']}×{row['size']}² {row['layout']}"
-    return f"{where} {row['dtype']}"
+def _name(work: str, row: dict[str, Any]) -> str:
+    where = row["network"] if work in NETWORKS else f"{BLOCKS[work].TABLE.label(row)} {row['layout']}"
+    return f"{work}: {where} {row['dtype']}"
 
 
 if __name__ == "__main__":

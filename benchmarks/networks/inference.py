@@ -16,6 +16,9 @@ from .comparison import Case
 PUBLISHED = (-2.6, -0.1)
 """Change of images/s in per cent, lowest and highest, in Table 1 of the LENI paper."""
 
+TITLE = f"Whole networks, inference (published: {PUBLISHED[0]} % to {PUBLISHED[1]} %)"
+SECONDS = {"cpu": 3.0, "cuda": 2.0, "quick": 1.5}
+
 
 def cases(quick: bool) -> list[Case]:
     """All cases of a run."""
