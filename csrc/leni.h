@@ -1,11 +1,9 @@
 // LENI on the CPU: what the operator asks of the kernels, and the kernels there are.
 #pragma once
 
-#include <cstdint>
+#include "kernel.h"
 
 namespace leni {
-
-enum class Scalar { Float32, Float64, BFloat16 };
 
 // An activation [N, C, H, W], read in place: stride 1 along channels (channels_last) or along columns. Strides are in
 // elements.
@@ -55,16 +53,6 @@ struct GradientProblem {
   void* dweight;
   void* dbias;
   int64_t kernel_size;
-};
-
-// What a kernel needs of its host. The objects that are compiled for one instruction set include no PyTorch
-// header: an inline function of one, compiled for AVX-512, could be the copy that the linker keeps for all.
-struct Host {
-  // Runs body(context, begin, end) over [0, count), split among PyTorch's threads.
-  void (*parallel_for)(int64_t count, const void* context, void (*body)(const void*, int64_t, int64_t));
-  // A 64-byte aligned buffer of the calling thread's, valid until it asks for the same slot again.
-  void* (*scratch)(int slot, int64_t bytes);
-  int64_t threads;
 };
 
 // The kernels of one instruction set, for kernel sizes 3, 5 and 7.

@@ -1,0 +1,31 @@
+// ConvReLU for avx2.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "bfloat16.h"
+#include "conv_relu.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#pragma GCC target("avx2,fma")
+#define LENI_ISA_AVX2
+
+namespace leni::avx2 {
+#include "simd.h"
+#include "product.h"
+namespace conv_relu {
+#include "conv_relu_forward.h"
+#include "conv_relu_backward.h"
+}  // namespace conv_relu
+}  // namespace leni::avx2
+
+namespace leni {
+const ConvReluKernels avx2_conv_relu_kernels{&avx2::conv_relu::forward,
+                                             &avx2::conv_relu::input_gradient,
+                                             &avx2::conv_relu::weight_gradient};
+}  // namespace leni
+
+#endif

@@ -1,0 +1,20 @@
+// What the kernels of every mechanism are given.
+#pragma once
+
+#include <cstdint>
+
+namespace leni {
+
+enum class Scalar { Float32, Float64, BFloat16 };
+
+// What a kernel needs of its host. The objects that are compiled for one instruction set include no PyTorch
+// header: an inline function of one, compiled for AVX-512, could be the copy that the linker keeps for all.
+struct Host {
+  // Runs body(context, begin, end) over [0, count), split among PyTorch's threads.
+  void (*parallel_for)(int64_t count, const void* context, void (*body)(const void*, int64_t, int64_t));
+  // A 64-byte aligned buffer of the calling thread's, valid until it asks for the same slot again.
+  void* (*scratch)(int slot, int64_t bytes);
+  int64_t threads;
+};
+
+}  // namespace leni
