@@ -1,0 +1,260 @@
+// The operators leni_kernels::conv_relu_*_cpp: check what the kernels rely on, allocate, and choose the instruction set.
+#include "conv_relu.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "host.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The options of a convolution, one entry per spatial dimension, and two of ``pads``: before and after.
+struct Options {
+  std::vector<int64_t> stride, pads, dilation;
+  int64_t groups;
+  bool channels_last;
+};
+
+leni::Scalar scalar_of(const char* op, const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return leni::Scalar::Float32;
+    case ScalarType::Double: return leni::Scalar::Float64;
+    case ScalarType::BFloat16: return leni::Scalar::BFloat16;
+    default: STD_TORCH_CHECK(false, op, ": x must be float32, float64 or bfloat16");
+  }
+}
+
+void check_parameter(const char* op, const Tensor& tensor, const char* name, const Tensor& x) {
+  const auto wanted = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
+  STD_TORCH_CHECK(tensor.scalar_type() == wanted, op, ": ", name, " must be float64 for a float64 x, else float32");
+}
+
+void check_bias(const char* op, const std::optional<Tensor>& bias, const Tensor& x, int64_t channels) {
+  if (!bias.has_value()) return;
+  check_parameter(op, *bias, "bias", x);
+  STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == channels, op, ": bias must be [", channels, "]");
+}
+
+void check_input(const char* op, const Tensor& x, bool channels_last) {
+  STD_TORCH_CHECK(x.is_cpu(), op, ": x must be on the CPU");
+  STD_TORCH_CHECK(x.dim() >= 3 && x.dim() <= 5, op, ": x must be [N, C, W], [N, C, H, W] or [N, C, D, H, W]");
+  const int64_t dimension = channels_last ? 1 : x.dim() - 1;
+  STD_TORCH_CHECK(x.size(dimension) <= 1 || x.stride(dimension) == 1, op, ": x must have stride 1 along ",
+                  channels_last ? "channels" : "columns", ", got ", x.stride(dimension));
+}
+
+void check_parameters(const char* op, const Tensor& x, const Tensor& weight, const Tensor& threshold,
+                      const Options& options) {
+  const size_t dimensions = x.dim() - 2;
+  check_parameter(op, weight, "weight", x);
+  check_parameter(op, threshold, "threshold", x);
+  STD_TORCH_CHECK(options.stride.size() == dimensions && options.dilation.size() == dimensions &&
+                      options.pads.size() == 2 * dimensions,
+                  op, ": stride and dilation must have ", dimensions, " entries, pads twice as many");
+  STD_TORCH_CHECK(options.groups > 0 && weight.dim() == x.dim() && weight.size(0) % options.groups == 0 &&
+                      weight.size(1) * options.groups == x.size(1),
+                  op, ": weight must be [O, C // groups, *kernel], groups dividing O");
+  bool fits = threshold.dim() == x.dim() - 1 && threshold.size(0) == x.size(1);
+  for (int64_t i = 1; fits && i < threshold.dim(); ++i) fits = threshold.size(i) == weight.size(i + 1);
+  STD_TORCH_CHECK(fits, op, ": threshold must be [C, *kernel]");
+}
+
+leni::Volume volume(const Tensor& tensor, bool channels_last) {
+  leni::Volume result{tensor.const_data_ptr(), tensor.size(0),   tensor.size(1),  {1, 1, 1},
+                      tensor.stride(0),        tensor.stride(1), {0, 0, 0},       channels_last};
+  const int64_t missing = 5 - tensor.dim();
+  for (int64_t i = 2; i < tensor.dim(); ++i) {
+    result.size[i - 2 + missing] = tensor.size(i);
+    result.stride[i - 2 + missing] = tensor.stride(i);
+  }
+  return result;
+}
+
+// A convolution and what its pointers point to.
+struct Convolution {
+  leni::ConvRelu problem;
+  std::vector<leni::Tap> taps;
+  Tensor weight, threshold;
+  std::vector<int64_t> out_shape;
+
+  Convolution(const char* op, const Tensor& x, const Tensor& w, const Tensor& t, const Options& options) {
+    check_input(op, x, options.channels_last);
+    check_parameters(op, x, w, t, options);
+    const int64_t missing = 5 - x.dim();
+    int64_t kernel[3] = {1, 1, 1}, dilation[3] = {1, 1, 1}, before[3] = {0, 0, 0};
+    problem = {scalar_of(op, x), volume(x, options.channels_last), nullptr, 0, {1, 1, 1}, options.groups, w.size(0),
+               {1, 1, 1}};
+    out_shape = {x.size(0), w.size(0)};
+    for (int64_t d = missing; d < 3; ++d) {
+      const int64_t i = d - missing;
+      kernel[d] = w.size(i + 2);
+      dilation[d] = options.dilation[i];
+      before[d] = options.pads[2 * i];
+      problem.stride[d] = options.stride[i];
+      const int64_t padded = problem.x.size[d] + before[d] + options.pads[2 * i + 1];
+      const int64_t extent = dilation[d] * (kernel[d] - 1) + 1;
+      STD_TORCH_CHECK(kernel[d] > 0 && dilation[d] > 0 && problem.stride[d] > 0 && padded >= extent, op,
+                      ": the dilated kernel must fit into the padded x");
+      problem.out_size[d] = (padded - extent) / problem.stride[d] + 1;
+      out_shape.push_back(problem.out_size[d]);
+    }
+    for (int64_t i = 0; i < kernel[0]; ++i) {
+      for (int64_t j = 0; j < kernel[1]; ++j) {
+        for (int64_t k = 0; k < kernel[2]; ++k) {
+          taps.push_back({{i * dilation[0] - before[0], j * dilation[1] - before[1], k * dilation[2] - before[2]}});
+        }
+      }
+    }
+    set_parameters(w, t);
+  }
+
+  // weight as [O, C/groups, T] and threshold as [C, T].
+  void set_parameters(const Tensor& w, const Tensor& t) {
+    const int64_t count = static_cast<int64_t>(taps.size());
+    // Channels-last weights are read in place, others are gathered unless they are contiguous.
+    weight = torch::stable::reshape(w, {w.size(0), w.size(1), count});
+    threshold = torch::stable::contiguous(t);
+    problem.taps = taps.data();
+    problem.tap_count = count;
+    problem.weight = weight.const_data_ptr();
+    for (int i = 0; i < 3; ++i) problem.weight_stride[i] = weight.stride(i);
+    problem.threshold = threshold.const_data_ptr();
+  }
+};
+
+Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, bool channels_last) {
+  using torch::headeronly::MemoryFormat;
+  const auto format = !channels_last      ? MemoryFormat::Contiguous
+                      : shape.size() == 4 ? MemoryFormat::ChannelsLast
+                                          : MemoryFormat::ChannelsLast3d;
+  if (shape.size() != 3 || !channels_last) {
+    return torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
+  }
+  // There is no memory format of that name in one dimension.
+  const Tensor flat = torch::stable::new_empty(like, {shape[0], shape[2], shape[1]});
+  return torch::stable::transpose(flat, 1, 2);
+}
+
+const leni::ConvReluKernels& kernels() {
+  switch (leni::current_isa()) {
+#if defined(__x86_64__)
+    case leni::Isa::Amx:
+    case leni::Isa::Avx512Bf16:
+    case leni::Isa::Avx512: return leni::avx512_conv_relu_kernels;
+    case leni::Isa::Avx2: return leni::avx2_conv_relu_kernels;
+#endif
+    default: return leni::generic_conv_relu_kernels;
+  }
+}
+
+void run(const leni::ConvReluProblem& problem) {
+  const leni::Host host = leni::current_host();
+#if defined(__x86_64__)
+  if (problem.scalar == leni::Scalar::BFloat16) {
+    if (leni::current_isa() == leni::Isa::Amx) return leni::conv_relu_amx(problem, host);
+    if (leni::current_isa() == leni::Isa::Avx512Bf16) return leni::conv_relu_avx512_bf16(problem, host);
+  }
+#endif
+  kernels().forward(problem, host);
+}
+
+Tensor forward(const Convolution& convolution, const Tensor& x, const std::optional<Tensor>& bias) {
+  Tensor y = empty(x, convolution.out_shape, convolution.problem.x.channels_last);
+  if (y.numel() == 0) return y;
+  const Tensor b = bias.has_value() ? torch::stable::contiguous(*bias) : Tensor();
+  run({convolution.problem, bias.has_value() ? b.const_data_ptr() : nullptr, y.mutable_data_ptr()});
+  return y;
+}
+
+Tensor conv_relu(const Tensor& x, const Tensor& weight, const Tensor& threshold, std::optional<Tensor> bias,
+                 std::vector<int64_t> stride, std::vector<int64_t> pads, std::vector<int64_t> dilation, int64_t groups,
+                 bool channels_last) {
+  constexpr const char* op = "conv_relu_cpp";
+  const Convolution convolution(op, x, weight, threshold, {stride, pads, dilation, groups, channels_last});
+  check_bias(op, bias, x, weight.size(0));
+  return forward(convolution, x, bias);
+}
+
+leni::ConvReluGradientProblem gradient_problem(const char* op, const Convolution& convolution, const Tensor& grad,
+                                               const Tensor& x) {
+  STD_TORCH_CHECK(grad.is_cpu() && grad.scalar_type() == x.scalar_type(), op,
+                  ": grad must be on the CPU, of x's dtype");
+  bool same = grad.dim() == x.dim();
+  for (int64_t i = 0; same && i < grad.dim(); ++i) same = grad.size(i) == convolution.out_shape[i];
+  STD_TORCH_CHECK(same, op, ": grad must have y's shape");
+  return {convolution.problem, volume(grad, convolution.problem.x.channels_last)};
+}
+
+// The gradients of x and of threshold; one that is not needed is empty.
+std::tuple<Tensor, Tensor> conv_relu_input_gradient(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                                    const Tensor& threshold, std::vector<int64_t> stride,
+                                                    std::vector<int64_t> pads, std::vector<int64_t> dilation,
+                                                    int64_t groups, bool channels_last, bool needs_x,
+                                                    bool needs_threshold) {
+  constexpr const char* op = "conv_relu_input_gradient_cpp";
+  const Convolution convolution(op, x, weight, threshold, {stride, pads, dilation, groups, channels_last});
+  leni::ConvReluGradientProblem problem = gradient_problem(op, convolution, grad, x);
+  const std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+  Tensor dx = needs_x ? empty(x, shape, channels_last) : torch::stable::new_empty(x, {0});
+  Tensor dthreshold = torch::stable::new_empty(threshold, {0});
+  if (needs_threshold) dthreshold = torch::stable::new_empty(threshold, threshold.sizes());
+  if (grad.numel() == 0 || x.numel() == 0) {
+    return {torch::stable::zero_(dx), torch::stable::zero_(dthreshold)};
+  }
+  if (needs_x) problem.dx = dx.mutable_data_ptr();
+  if (needs_threshold) problem.dthreshold = dthreshold.mutable_data_ptr();
+  if (needs_x || needs_threshold) kernels().input_gradient(problem, leni::current_host());
+  return {dx, dthreshold};
+}
+
+// The gradients of weight and of bias; one that is not needed is empty.
+std::tuple<Tensor, Tensor> conv_relu_weight_gradient(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                                     const Tensor& threshold, std::vector<int64_t> stride,
+                                                     std::vector<int64_t> pads, std::vector<int64_t> dilation,
+                                                     int64_t groups, bool channels_last, bool needs_weight,
+                                                     bool needs_bias) {
+  constexpr const char* op = "conv_relu_weight_gradient_cpp";
+  const Convolution convolution(op, x, weight, threshold, {stride, pads, dilation, groups, channels_last});
+  leni::ConvReluGradientProblem problem = gradient_problem(op, convolution, grad, x);
+  Tensor dweight = torch::stable::new_empty(threshold, {0}), dbias = torch::stable::new_empty(threshold, {0});
+  if (needs_weight) dweight = torch::stable::new_empty(threshold, weight.sizes());
+  if (needs_bias) dbias = torch::stable::new_empty(threshold, {weight.size(0)});
+  if (grad.numel() == 0 || x.numel() == 0) {
+    return {torch::stable::zero_(dweight), torch::stable::zero_(dbias)};
+  }
+  if (needs_weight) problem.dweight = dweight.mutable_data_ptr();
+  if (needs_bias) problem.dbias = dbias.mutable_data_ptr();
+  if (needs_weight || needs_bias) kernels().weight_gradient(problem, leni::current_host());
+  return {dweight, dbias};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
+  m.def(
+      "conv_relu_cpp(Tensor x, Tensor weight, Tensor threshold, Tensor? bias, int[] stride, int[] pads, "
+      "int[] dilation, int groups, bool channels_last) -> Tensor");
+  m.def(
+      "conv_relu_input_gradient_cpp(Tensor grad, Tensor x, Tensor weight, Tensor threshold, int[] stride, "
+      "int[] pads, int[] dilation, int groups, bool channels_last, bool needs_x, bool needs_threshold) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "conv_relu_weight_gradient_cpp(Tensor grad, Tensor x, Tensor weight, Tensor threshold, int[] stride, "
+      "int[] pads, int[] dilation, int groups, bool channels_last, bool needs_weight, bool needs_bias) "
+      "-> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(leni_kernels, CPU, m) {
+  m.impl("conv_relu_cpp", TORCH_BOX(&conv_relu));
+  m.impl("conv_relu_input_gradient_cpp", TORCH_BOX(&conv_relu_input_gradient));
+  m.impl("conv_relu_weight_gradient_cpp", TORCH_BOX(&conv_relu_weight_gradient));
+}
