@@ -112,9 +112,12 @@ inline void multiply_tiles(const Block<TileProduct, T, float>& block, int64_t ro
   if (kTwoRows && kTwoColumns) TILE_STORE(3, &acc[16][16], stride);
   for (int64_t m = 0; m < rows; ++m) {
     for (int64_t n = 0; n < block.columns; n += 16) {
-      const __m512 bias = packed_rows ? _mm512_set1_ps(block.bias[m]) : _mm512_loadu_ps(block.bias + n);
-      const Vec<float> sum{_mm512_add_ps(_mm512_load_ps(&acc[m][n]), bias)};
-      sum.store(block.out + m * block.out_row + n, Lanes::range(0, std::min<int64_t>(block.columns - n, 16)));
+      T* out = block.out + m * block.out_row + n;
+      const Lanes lanes = Lanes::range(0, std::min<int64_t>(block.columns - n, 16));
+      const Vec<float> before = block.bias == nullptr ? Vec<float>::load(out, lanes)
+                                : packed_rows         ? Vec<float>::broadcast(block.bias[m])
+                                                      : Vec<float>::load(block.bias + n);
+      Vec<float>::add(Vec<float>::load(&acc[m][n]), before).store(out, lanes);
     }
   }
 }
@@ -129,7 +132,7 @@ inline void multiply_tile_rows(Block<TileProduct, T, float> block, int64_t rows)
     }
     block.a += 32 * block.a_row;
     block.out += 32 * block.out_row;
-    if (kChannels == Channels::kRows) block.bias += 32;
+    if (kChannels == Channels::kRows && block.bias != nullptr) block.bias += 32;
   }
 }
 
@@ -145,8 +148,8 @@ inline void multiply_all(Block<Product, T, Scale> block, int64_t rows) {
     } else {
       multiply_tile_rows<kChannels, false>(block, rows);
     }
-    block.b += packed_rows ? 32 : 32 * block.steps;
-    block.bias += packed_rows ? 0 : 32;
+    block.b += packed_rows ? 32 : 32 * block.b_step;
+    if (!packed_rows && block.bias != nullptr) block.bias += 32;
     block.out += 32;
   }
 }

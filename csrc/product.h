@@ -75,13 +75,14 @@ enum class Channels { kRows, kVectors, kSummed };
 //   kVectors: a has a_row elements a pixel; b is a packed panel of weights, N vectors a step; bias by lane.
 //   kSummed:  a step is a pixel, a_step elements of a and b_step of b further; the product is added to out, in which
 //             whole vectors exist.
+// Without a bias the sum goes on from what is in out.
 template <class Product, class T, class Scale>
 struct Block {
   int64_t steps;
   const typename Product::Element* a;
   int64_t a_row;  // from one row of a to the next; for packed panels from one channel's share to the next
   const typename Product::Element* b;
-  int64_t b_step;
+  int64_t b_step;  // from one step of b to the next; for packed panels from one channel's share to the next
   const Scale* bias;
   T* out;  // out(m, n) at out[m·out_row + n]
   int64_t out_row;
@@ -97,15 +98,19 @@ inline void multiply(const Block<Product, T, Scale>& block) {
   const int64_t a_row = packed_rows ? 1 : block.a_row;
   const int64_t a_step = packed_rows ? M : summed ? block.a_step : 1;
   const int64_t b_step = packed_rows || summed ? block.b_step : N * width;
+  const int64_t last = block.columns - (N - 1) * width;
   Acc acc[M][N];
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
-      if constexpr (packed_rows) {
-        acc[m][n] = Acc::broadcast(block.bias[m]);
-      } else if constexpr (summed) {
+      if constexpr (summed) {
         acc[m][n] = Acc::zero();
+      } else if (block.bias == nullptr) {
+        const T* out = block.out + m * block.out_row + n * width;
+        acc[m][n] = n + 1 < N || last == width ? Acc::load(out) : Acc::load(out, Lanes::range(0, last));
+      } else if constexpr (packed_rows) {
+        acc[m][n] = Acc::broadcast(block.bias[m]);
       } else {
         acc[m][n] = Acc::load(block.bias + n * width);
       }
@@ -133,7 +138,6 @@ inline void multiply(const Block<Product, T, Scale>& block) {
       }
     }
   }
-  const int64_t last = block.columns - (N - 1) * width;
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
     T* out = block.out + m * block.out_row;
@@ -154,7 +158,7 @@ inline void multiply_rows(Block<Product, T, Scale> block, int64_t rows) {
     multiply<Product, kChannels, M, N>(block);
     block.a += M * block.a_row;
     block.out += M * block.out_row;
-    if (kChannels == Channels::kRows) block.bias += M;
+    if (kChannels == Channels::kRows && block.bias != nullptr) block.bias += M;
   }
   if constexpr (M > 1) {
     if (rows > 0) multiply_rows<Product, kChannels, M / 2, N>(block, rows);
@@ -180,8 +184,8 @@ inline void multiply_all(Block<Product, T, Scale> block, int64_t rows) {
   for (int64_t left = block.columns; left > 0; left -= most) {
     block.columns = std::min(left, most);
     multiply_vectors<Product, kChannels, M, N>(block, rows, ceil_div(block.columns, width));
-    block.b += kChannels == Channels::kVectors ? most * block.steps : most;
-    if (kChannels == Channels::kVectors) block.bias += most;
+    block.b += kChannels == Channels::kVectors ? most * block.b_step : most;
+    if (kChannels == Channels::kVectors && block.bias != nullptr) block.bias += most;
     block.out += most;
   }
 }

@@ -7,8 +7,9 @@
 template <class T>
 struct Vec;
 
-// max(x, 0) and min(x, 0) are named positive() and negative(): x is the operand that a NaN is taken from. by_sign() is
-// ``positive`` where x > 0, ``negative`` where x < 0, and 0 where x is 0 or NaN.
+// max(x, 0) and min(x, 0) are named positive() and negative(), max(x, bound) and min(x, bound) at_least() and at_most():
+// x is the operand that a NaN is taken from. by_sign() is ``positive`` where x > 0, ``negative`` where x < 0, and 0 where
+// x is 0 or NaN.
 
 #if defined(LENI_ISA_AVX512)
 
@@ -39,6 +40,8 @@ struct Vec<float> {
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   Vec positive() const { return {_mm512_max_ps(_mm512_setzero_ps(), v)}; }
   Vec negative() const { return {_mm512_min_ps(_mm512_setzero_ps(), v)}; }
+  Vec at_least(Vec bound) const { return {_mm512_max_ps(bound.v, v)}; }
+  Vec at_most(Vec bound) const { return {_mm512_min_ps(bound.v, v)}; }
   static Vec by_sign(Vec x, Vec positive, Vec negative) {
     const __mmask16 above = _mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_GT_OQ),
                     below = _mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_LT_OQ);
@@ -77,6 +80,8 @@ struct Vec<double> {
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
   Vec positive() const { return {_mm512_max_pd(_mm512_setzero_pd(), v)}; }
   Vec negative() const { return {_mm512_min_pd(_mm512_setzero_pd(), v)}; }
+  Vec at_least(Vec bound) const { return {_mm512_max_pd(bound.v, v)}; }
+  Vec at_most(Vec bound) const { return {_mm512_min_pd(bound.v, v)}; }
   static Vec by_sign(Vec x, Vec positive, Vec negative) {
     const __mmask8 above = _mm512_cmp_pd_mask(x.v, _mm512_setzero_pd(), _CMP_GT_OQ),
                    below = _mm512_cmp_pd_mask(x.v, _mm512_setzero_pd(), _CMP_LT_OQ);
@@ -140,6 +145,8 @@ struct Vec<float> {
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   Vec positive() const { return {_mm256_max_ps(_mm256_setzero_ps(), v)}; }
   Vec negative() const { return {_mm256_min_ps(_mm256_setzero_ps(), v)}; }
+  Vec at_least(Vec bound) const { return {_mm256_max_ps(bound.v, v)}; }
+  Vec at_most(Vec bound) const { return {_mm256_min_ps(bound.v, v)}; }
   static Vec by_sign(Vec x, Vec positive, Vec negative) {
     return {_mm256_or_ps(_mm256_and_ps(_mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_GT_OQ), positive.v),
                          _mm256_and_ps(_mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_LT_OQ), negative.v))};
@@ -161,6 +168,8 @@ struct Vec<double> {
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
   Vec positive() const { return {_mm256_max_pd(_mm256_setzero_pd(), v)}; }
   Vec negative() const { return {_mm256_min_pd(_mm256_setzero_pd(), v)}; }
+  Vec at_least(Vec bound) const { return {_mm256_max_pd(bound.v, v)}; }
+  Vec at_most(Vec bound) const { return {_mm256_min_pd(bound.v, v)}; }
   static Vec by_sign(Vec x, Vec positive, Vec negative) {
     return {_mm256_or_pd(_mm256_and_pd(_mm256_cmp_pd(x.v, _mm256_setzero_pd(), _CMP_GT_OQ), positive.v),
                          _mm256_and_pd(_mm256_cmp_pd(x.v, _mm256_setzero_pd(), _CMP_LT_OQ), negative.v))};
@@ -198,6 +207,8 @@ struct Vec {
   static Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
   Vec positive() const { return {v < Native{} ? Native{} : v}; }
   Vec negative() const { return {v > Native{} ? Native{} : v}; }
+  Vec at_least(Vec bound) const { return {v < bound.v ? bound.v : v}; }
+  Vec at_most(Vec bound) const { return {v > bound.v ? bound.v : v}; }
   static Vec by_sign(Vec x, Vec positive, Vec negative) {
     return {x.v > Native{} ? positive.v : x.v < Native{} ? negative.v : Native{}};
   }
