@@ -16,6 +16,7 @@
 namespace leni::avx512 {
 #include "simd.h"
 #include "product.h"
+#include "gather.h"
 namespace conv_relu {
 #include "conv_relu_forward.h"
 #include "conv_relu_backward.h"

@@ -10,6 +10,7 @@
 namespace leni::generic {
 #include "simd.h"
 #include "product.h"
+#include "gather.h"
 namespace conv_relu {
 #include "conv_relu_forward.h"
 #include "conv_relu_backward.h"

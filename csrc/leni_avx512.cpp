@@ -18,6 +18,7 @@ namespace leni::avx512 {
 #include "product.h"
 #include "leni_expand.h"
 #include "leni_folded.h"
+#include "gather.h"
 #include "leni_training.h"
 }  // namespace leni::avx512
 

@@ -12,6 +12,7 @@ namespace leni::generic {
 #include "product.h"
 #include "leni_expand.h"
 #include "leni_folded.h"
+#include "gather.h"
 #include "leni_training.h"
 }  // namespace leni::generic
 

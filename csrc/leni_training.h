@@ -5,7 +5,7 @@
 // Less would need a kept activation or a second look at what has left the cache: the norms' statistics depend on
 // all of x, and their gradients on all of dy. Both branches are recomputed from x, tile by tile; only x is kept.
 //
-// Included once per ISA object, after leni_expand.h. Everything is computed in Scale: float, or double for double.
+// Included once per ISA object, after leni_expand.h and gather.h. Everything is computed in Scale: float, or double for double.
 // Sums over pixels are kept per thread and added in the order of the threads, so equal thread counts give equal bits.
 
 constexpr int64_t kGradientTileBytes = 512 * 1024;  // of everything a tile of input_gradient() keeps
@@ -20,57 +20,6 @@ enum Slot {
   kPartial,
   kPartialBias
 };  // of scratch memory
-
-// [count of chunks] × body(chunk, begin, end): tiles split evenly, each chunk's partial sums its own.
-template <class Job>
-void run_chunks(const Job& job, int64_t tiles, int64_t chunks, const Host& host) {
-  struct Context {
-    const Job& job;
-    int64_t tiles, chunks;
-  };
-  const Context context{job, tiles, chunks};
-  host.parallel_for(chunks, &context, [](const void* pointer, int64_t first, int64_t last) {
-    const Context& c = *static_cast<const Context*>(pointer);
-    for (int64_t chunk = first; chunk < last; ++chunk) {
-      c.job.run(chunk, c.tiles * chunk / c.chunks, c.tiles * (chunk + 1) / c.chunks);
-    }
-  });
-}
-
-// to[o·to_outer + i] = from[o·outer_stride + i·inner_stride]. Whole vectors are written along i.
-template <class T, class Scale>
-void gather(const T* from, int64_t outer, int64_t outer_stride, int64_t inner, int64_t inner_stride, Scale* to,
-            int64_t to_outer) {
-  using V = Vec<Scale>;
-  constexpr int64_t width = V::width;
-  if (inner_stride == 1) {
-    for (int64_t o = 0; o < outer; ++o) {
-      const T* row = from + o * outer_stride;
-      int64_t i = 0;
-      for (; i + width <= inner; i += width) V::load(row + i).store(to + o * to_outer + i);
-      if (i < inner) V::load(row + i, Lanes::range(0, inner - i)).store(to + o * to_outer + i);
-    }
-    return;
-  }
-  const int64_t squares = outer_stride == 1 ? outer / width * width : 0;
-  const int64_t wide = outer_stride == 1 ? inner / width * width : 0;
-  for (int64_t o = 0; o < squares; o += width) {
-    for (int64_t i = 0; i < wide; i += width) {
-      transpose(from + o + i * inner_stride, inner_stride, to + o * to_outer + i, to_outer);
-    }
-  }
-  for (int64_t o = 0; o < outer; ++o) {
-    for (int64_t i = o < squares ? wide : 0; i < inner; ++i) {
-      const T value = from[o * outer_stride + i * inner_stride];
-      if constexpr (std::is_same_v<T, BFloat16>) {
-        to[o * to_outer + i] = to_float(value);
-      } else {
-        to[o * to_outer + i] = value;
-      }
-    }
-    for (int64_t i = inner; i < round_up(inner, width); ++i) to[o * to_outer + i] = Scale(0);
-  }
-}
 
 // A tile of an activation as [pixel][channels padded] (channels-last) or [channel][pixels] (NCHW), rows ``pitch``
 // apart.

@@ -9,7 +9,7 @@ struct Vec;
 
 // max(x, 0) and min(x, 0) are named positive() and negative(), max(x, bound) and min(x, bound) at_least() and at_most():
 // x is the operand that a NaN is taken from. by_sign() is ``positive`` where x > 0, ``negative`` where x < 0, and 0 where
-// x is 0 or NaN.
+// x is 0 or NaN. add_by_bound() adds a value to ``within`` where x ≤ bound, and else, as where x is NaN, to ``above``.
 
 #if defined(LENI_ISA_AVX512)
 
@@ -42,6 +42,11 @@ struct Vec<float> {
   Vec negative() const { return {_mm512_min_ps(_mm512_setzero_ps(), v)}; }
   Vec at_least(Vec bound) const { return {_mm512_max_ps(bound.v, v)}; }
   Vec at_most(Vec bound) const { return {_mm512_min_ps(bound.v, v)}; }
+  static void add_by_bound(Vec x, Vec bound, Vec value, Vec& above, Vec& within) {
+    const __mmask16 to_within = _mm512_cmp_ps_mask(x.v, bound.v, _CMP_LE_OQ), to_above = _knot_mask16(to_within);
+    above.v = _mm512_mask_add_ps(above.v, to_above, above.v, value.v);
+    within.v = _mm512_mask_add_ps(within.v, to_within, within.v, value.v);
+  }
   static Vec by_sign(Vec x, Vec positive, Vec negative) {
     const __mmask16 above = _mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_GT_OQ),
                     below = _mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_LT_OQ);
@@ -82,6 +87,11 @@ struct Vec<double> {
   Vec negative() const { return {_mm512_min_pd(_mm512_setzero_pd(), v)}; }
   Vec at_least(Vec bound) const { return {_mm512_max_pd(bound.v, v)}; }
   Vec at_most(Vec bound) const { return {_mm512_min_pd(bound.v, v)}; }
+  static void add_by_bound(Vec x, Vec bound, Vec value, Vec& above, Vec& within) {
+    const __mmask8 to_within = _mm512_cmp_pd_mask(x.v, bound.v, _CMP_LE_OQ), to_above = _knot_mask8(to_within);
+    above.v = _mm512_mask_add_pd(above.v, to_above, above.v, value.v);
+    within.v = _mm512_mask_add_pd(within.v, to_within, within.v, value.v);
+  }
   static Vec by_sign(Vec x, Vec positive, Vec negative) {
     const __mmask8 above = _mm512_cmp_pd_mask(x.v, _mm512_setzero_pd(), _CMP_GT_OQ),
                    below = _mm512_cmp_pd_mask(x.v, _mm512_setzero_pd(), _CMP_LT_OQ);
@@ -147,6 +157,11 @@ struct Vec<float> {
   Vec negative() const { return {_mm256_min_ps(_mm256_setzero_ps(), v)}; }
   Vec at_least(Vec bound) const { return {_mm256_max_ps(bound.v, v)}; }
   Vec at_most(Vec bound) const { return {_mm256_min_ps(bound.v, v)}; }
+  static void add_by_bound(Vec x, Vec bound, Vec value, Vec& above, Vec& within) {
+    const auto to_within = _mm256_cmp_ps(x.v, bound.v, _CMP_LE_OQ);
+    above.v = _mm256_add_ps(above.v, _mm256_andnot_ps(to_within, value.v));
+    within.v = _mm256_add_ps(within.v, _mm256_and_ps(to_within, value.v));
+  }
   static Vec by_sign(Vec x, Vec positive, Vec negative) {
     return {_mm256_or_ps(_mm256_and_ps(_mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_GT_OQ), positive.v),
                          _mm256_and_ps(_mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_LT_OQ), negative.v))};
@@ -170,6 +185,11 @@ struct Vec<double> {
   Vec negative() const { return {_mm256_min_pd(_mm256_setzero_pd(), v)}; }
   Vec at_least(Vec bound) const { return {_mm256_max_pd(bound.v, v)}; }
   Vec at_most(Vec bound) const { return {_mm256_min_pd(bound.v, v)}; }
+  static void add_by_bound(Vec x, Vec bound, Vec value, Vec& above, Vec& within) {
+    const auto to_within = _mm256_cmp_pd(x.v, bound.v, _CMP_LE_OQ);
+    above.v = _mm256_add_pd(above.v, _mm256_andnot_pd(to_within, value.v));
+    within.v = _mm256_add_pd(within.v, _mm256_and_pd(to_within, value.v));
+  }
   static Vec by_sign(Vec x, Vec positive, Vec negative) {
     return {_mm256_or_pd(_mm256_and_pd(_mm256_cmp_pd(x.v, _mm256_setzero_pd(), _CMP_GT_OQ), positive.v),
                          _mm256_and_pd(_mm256_cmp_pd(x.v, _mm256_setzero_pd(), _CMP_LT_OQ), negative.v))};
@@ -209,6 +229,10 @@ struct Vec {
   Vec negative() const { return {v > Native{} ? Native{} : v}; }
   Vec at_least(Vec bound) const { return {v < bound.v ? bound.v : v}; }
   Vec at_most(Vec bound) const { return {v > bound.v ? bound.v : v}; }
+  static void add_by_bound(Vec x, Vec bound, Vec value, Vec& above, Vec& within) {
+    above.v += x.v <= bound.v ? Native{} : value.v;
+    within.v += x.v <= bound.v ? value.v : Native{};
+  }
   static Vec by_sign(Vec x, Vec positive, Vec negative) {
     return {x.v > Native{} ? positive.v : x.v < Native{} ? negative.v : Native{}};
   }
