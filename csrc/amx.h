@@ -148,7 +148,7 @@ inline void multiply_all(Block<Product, T, Scale> block, int64_t rows) {
     } else {
       multiply_tile_rows<kChannels, false>(block, rows);
     }
-    block.b += packed_rows ? 32 : 32 * block.b_step;
+    block.b += packed_rows ? 32 : 32 * block.steps;
     if (!packed_rows && block.bias != nullptr) block.bias += 32;
     block.out += 32;
   }

@@ -20,6 +20,7 @@ namespace leni::amx {
 #include "product.h"
 #include "amx.h"
 namespace conv_relu {
+#include "conv_relu_expand.h"
 #include "conv_relu_forward.h"
 }  // namespace conv_relu
 }  // namespace leni::amx

@@ -19,6 +19,7 @@ namespace leni::avx2 {
 #include "product.h"
 #include "gather.h"
 namespace conv_relu {
+#include "conv_relu_expand.h"
 #include "conv_relu_forward.h"
 #include "conv_relu_backward.h"
 }  // namespace conv_relu

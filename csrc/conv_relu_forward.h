@@ -1,6 +1,276 @@
-// ConvReLU forward.
+// ConvReLU in one pass: y[n, o, q] = bias[o] + Σ weight[o, c, t] · max(x[n, c, q·stride + offset_t], threshold[c, t]).
 //
-// Included once per ISA object, after product.h.
+// Reads x once and writes y once; each tap's look at x again comes from cache. No pass can do with less. A tile of sites
+// is expanded to [depth × sites], a block of the depth (channels × taps) at a time, so that it stays in the L2 cache, and
+// multiplied there by the packed weights; nothing of the size of taps · x is ever in memory. Saves nothing.
+//
+// Included once per ISA object, inside namespace conv_relu and after conv_relu_expand.h.
 
-inline void forward(const ConvReluProblem&, const Host&) {}
+enum Slot { kWeight, kExpanded, kWindows, kSums };  // of scratch memory
+
+constexpr int64_t kTileBytes = 192 * 1024;  // of the expanded tile: a part of the smallest L2 in wide use
+constexpr int64_t kDepthBytes = 4608;       // of a site's share of it, so that a tile has sites enough
+
 inline int64_t even_share(int64_t total, int64_t most) { return ceil_div(total, ceil_div(total, most)); }
+
+// How the product is cut. A share is what one thread does at least: the outputs of one chunk for one tile.
+template <class Product>
+struct Plan {
+  Channels side;
+  int64_t groups, channels, outputs, depth;  // the last three of a group
+  int64_t steps, block_steps;        // of the depth
+  int64_t plane, span;               // sites of an image; sites over which tiles follow each other
+  int64_t tile_sites, tiles_per_span, tiles;
+  int64_t chunk, chunks;  // output channels of one packed panel or some, and how many of these a group has
+
+  Plan(const ConvRelu& problem, int64_t threads) {
+    constexpr int64_t width = Product::Acc::width, element = sizeof(typename Product::Element);
+    side = problem.x.channels_last ? Channels::kVectors : Channels::kRows;
+    groups = problem.groups;
+    channels = problem.x.channels / groups;
+    outputs = problem.out_channels / groups;
+    depth = channels * problem.tap_count;
+    const bool vectors = side == Channels::kVectors;
+    chunk = vectors ? kChannelVectors * width : std::max<int64_t>(Product::tile_rows, kChannelRows);
+    chunks = ceil_div(outputs, chunk);
+
+    constexpr int64_t whole = std::max(Product::tile_rows, 1);
+    steps = round_up(ceil_div(depth, Product::group), whole);
+    block_steps = round_up(even_share(steps, kDepthBytes / element), whole);
+
+    plane = problem.out_size[0] * problem.out_size[1] * problem.out_size[2];
+    const int64_t sites = problem.x.batch * plane;
+    // A plane that wastes many lanes of its last vector shares tiles with the next image's.
+    const bool own_tiles = !vectors && round_up(plane, width) - plane <= plane / 8;
+    span = own_tiles ? plane : sites;
+    const int64_t unit = vectors ? kPixelRows : kPixelVectors * width;
+    const int64_t most = std::max(kTileBytes / (block_steps * element) / unit, int64_t{1}) * unit;
+    const int64_t enough = ceil_div(threads, ceil_div(sites, span) * groups * chunks);
+    tile_sites = std::min(span, round_up(ceil_div(span, std::max(ceil_div(span, most), enough)), unit));
+    tiles_per_span = ceil_div(span, tile_sites);
+    tiles = sites / span * tiles_per_span;
+  }
+
+  Tile tile(int64_t index) const {
+    const int64_t first = index % tiles_per_span * tile_sites;
+    return {index / tiles_per_span * span + first, std::min(tile_sites, span - first)};
+  }
+
+  int64_t padded_outputs() const { return round_up(outputs, chunk); }
+  // Where the packed weights of steps step … step + count − 1 are, for the group's outputs from ``first`` on.
+  int64_t packed(int64_t step, int64_t count, int64_t group, int64_t first) const {
+    return step * groups * padded_outputs() + (group * padded_outputs() + first) * count;
+  }
+};
+
+// ---- packing -----------------------------------------------------------------------------------------------
+
+template <class Product, class Scale>
+struct PackJob {
+  const ConvRelu& problem;
+  const Plan<Product>& plan;
+  typename Product::Element* packed;
+
+  // Chunks begin … end − 1 of all groups' output channels.
+  static void chunks(const void* context, int64_t begin, int64_t end) {
+    const PackJob& job = *static_cast<const PackJob*>(context);
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t group = index / job.plan.chunks, first = index % job.plan.chunks * job.plan.chunk;
+      const int64_t last = std::min(first + job.plan.chunk, job.plan.outputs);
+      for (int64_t o = first; o < last;) {
+        const int64_t count = panel_channels<Product>(job.plan.side, o, job.plan.outputs);
+        job.panel(group, o, count);
+        o += count;
+      }
+    }
+  }
+
+  // Blocks of the depth follow each other, in each of them groups, panels, steps.
+  void panel(int64_t group, int64_t first, int64_t count) const {
+    const bool by_row = plan.side == Channels::kRows && Product::tile_rows > 0;
+    for (int64_t step = 0; step < plan.steps; step += plan.block_steps) {
+      const int64_t steps = std::min(plan.block_steps, plan.steps - step);
+      auto* to = packed + plan.packed(step, steps, group, first);
+      for (int64_t s = 0; s < steps; ++s) {
+        for (int64_t o = 0; o < count; ++o) {
+          to[by_row ? o * steps + s : s * count + o] = element(group, first + o, (step + s) * Product::group);
+        }
+      }
+    }
+  }
+
+  typename Product::Element element(int64_t group, int64_t o, int64_t k) const {
+    Scale values[Product::group] = {};
+    for (int g = 0; g < Product::group; ++g) {
+      if (o < plan.outputs && k + g < plan.depth) values[g] = *weight(group * plan.outputs + o, k + g);
+    }
+    return Product::pack(values);
+  }
+
+  const Scale* weight(int64_t o, int64_t k) const {
+    const bool planar = plan.side == Channels::kRows;
+    const int64_t inner = planar ? problem.tap_count : plan.channels;
+    const int64_t c = planar ? k / inner : k % inner, t = planar ? k % inner : k / inner;
+    const int64_t* stride = problem.weight_stride;
+    return static_cast<const Scale*>(problem.weight) + o * stride[0] + c * stride[1] + t * stride[2];
+  }
+};
+
+// ---- tiles -------------------------------------------------------------------------------------------------
+
+template <class Product>
+constexpr int64_t kBeyond = Product::tile_rows > 0 ? 2 * Product::tile_rows : Product::Acc::width;
+
+template <class Scale, class T>
+inline void copy_row(const Scale* from, int64_t count, T* to) {
+  constexpr int64_t width = Vec<Scale>::width;
+  int64_t i = 0;
+  for (; i + width <= count; i += width) Vec<Scale>::load(from + i).store(to + i);
+  if (i < count) {
+    const Lanes lanes = Lanes::range(0, count - i);
+    Vec<Scale>::load(from + i, lanes).store(to + i, lanes);
+  }
+}
+
+template <class Product, class T, class Scale>
+struct ForwardJob {
+  using Element = typename Product::Element;
+
+  const ConvReluProblem& problem;
+  const Host& host;
+  const Plan<Product>& plan;
+  const Element* weight;
+  const Scale* bias;       // [groups][padded outputs]
+  const Scale* threshold;  // packed, for channels-last
+
+  // What a thread works in.
+  struct Room {
+    Windows windows;
+    Element* expanded;
+    int64_t pitch;  // of a step (NCHW)
+    Scale* sums;
+  };
+
+  // Shares begin … end − 1, numbered [tile][group][chunk]; neighbouring chunks share an expanded tile.
+  static void shares(const void* context, int64_t begin, int64_t end) {
+    const ForwardJob& job = *static_cast<const ForwardJob*>(context);
+    [[maybe_unused]] const typename Product::Session session;
+    const Plan<Product>& plan = job.plan;
+    const int64_t pitch = round_up(plan.tile_sites, Product::Acc::width) + kBeyond<Product>;
+    const int64_t sums = (plan.padded_outputs() + kBeyond<Product>) * pitch;
+    Room room{{job.problem, plan.tile_sites, job.host.scratch(kWindows, Windows::bytes(job.problem, plan.tile_sites))},
+              static_cast<Element*>(job.host.scratch(kExpanded, plan.block_steps * pitch * sizeof(Element))),
+              pitch,
+              static_cast<Scale*>(job.host.scratch(kSums, sums * sizeof(Scale)))};
+    for (int64_t share = begin, found = -1; share < end;) {
+      const int64_t chunk = share % plan.chunks, count = std::min(plan.chunks - chunk, end - share);
+      const int64_t group = share / plan.chunks % job.problem.groups;
+      const int64_t index = share / plan.chunks / job.problem.groups;
+      const Tile tile = plan.tile(index);
+      if (index != found) room.windows.find(job.problem, tile);
+      found = index;
+      job.multiply_tile(room, tile, group, chunk * plan.chunk, std::min((chunk + count) * plan.chunk, plan.outputs));
+      share += count;
+    }
+  }
+
+  // The group's outputs first … last − 1.
+  void multiply_tile(const Room& room, const Tile& tile, int64_t group, int64_t first, int64_t last) const {
+    const bool vectors = plan.side == Channels::kVectors;
+    const int64_t image = tile.begin / plan.plane, channel = group * plan.outputs + first;
+    const bool one_image = vectors || (tile.begin + tile.count - 1) / plan.plane == image;
+    const bool exact = std::is_same_v<T, Scale> || plan.block_steps == plan.steps;  // sums in y lose nothing
+    if (one_image && exact) {
+      T* out = static_cast<T*>(problem.y);
+      out += vectors ? tile.begin * problem.out_channels + channel
+                     : (image * problem.out_channels + channel) * plan.plane + tile.begin % plan.plane;
+      multiply_blocks(room, tile, group, first, last, out, vectors ? problem.out_channels : plan.plane);
+    } else {
+      const int64_t row = vectors ? last - first : room.pitch;
+      multiply_blocks(room, tile, group, first, last, room.sums, row);
+      put_sums(room.sums, row, tile, channel, last - first);
+    }
+  }
+
+  template <class Out>
+  void multiply_blocks(const Room& room, const Tile& tile, int64_t group, int64_t first, int64_t last, Out* out,
+                       int64_t out_row) const {
+    for (int64_t step = 0; step < plan.steps; step += plan.block_steps) {
+      const int64_t steps = std::min(plan.block_steps, plan.steps - step);
+      const Depth depth{step * Product::group, std::min((step + steps) * Product::group, plan.depth)};
+      const Scale* start = step == 0 ? bias + group * plan.padded_outputs() + first : nullptr;
+      const Element* panels = weight + plan.packed(step, steps, group, first);
+      if (plan.side == Channels::kVectors) {
+        using Expander = InterleavedExpander<Product, T, Scale>;
+        Expander{problem, room.windows, threshold}.run(group * plan.channels, depth, steps * Product::group,
+                                                       reinterpret_cast<typename Expander::Value*>(room.expanded));
+        multiply_all<Product, Channels::kVectors, Out, Scale>(
+            {steps, room.expanded, steps, panels, 0, start, out, out_row, last - first}, tile.count);
+      } else {
+        PlanarExpander<Product, T, Scale>{problem, room.windows}.run(group * plan.channels, depth, steps, room.pitch,
+                                                                     room.expanded);
+        multiply_all<Product, Channels::kRows, Out, Scale>(
+            {steps, panels, steps, room.expanded, room.pitch, start, out, out_row, tile.count}, last - first);
+      }
+    }
+  }
+
+  void put_sums(const Scale* sums, int64_t row, const Tile& tile, int64_t channel, int64_t outputs) const {
+    T* y = static_cast<T*>(problem.y);
+    if (plan.side == Channels::kVectors) {
+      for (int64_t i = 0; i < tile.count; ++i) {
+        copy_row(sums + i * row, outputs, y + (tile.begin + i) * problem.out_channels + channel);
+      }
+      return;
+    }
+    for (int64_t at = 0; at < tile.count;) {
+      const int64_t image = (tile.begin + at) / plan.plane, site = (tile.begin + at) % plan.plane;
+      const int64_t count = std::min(plan.plane - site, tile.count - at);
+      for (int64_t o = 0; o < outputs; ++o) {
+        copy_row(sums + o * row + at, count, y + (image * problem.out_channels + channel + o) * plan.plane + site);
+      }
+      at += count;
+    }
+  }
+};
+
+// ---- the whole problem -------------------------------------------------------------------------------------
+
+template <class Product, class T, class Scale>
+void run(const ConvReluProblem& problem, const Host& host) {
+  using Element = typename Product::Element;
+  const Plan<Product> plan(problem, host.threads);
+  const int64_t weights = round_up(plan.groups * plan.padded_outputs() * plan.steps * sizeof(Element), 64);
+  const int64_t biases = plan.groups * plan.padded_outputs() + Product::Acc::width;
+  const int64_t thresholds = problem.x.channels_last ? problem.x.channels * problem.tap_count + Vec<Scale>::width : 0;
+  char* memory = static_cast<char*>(host.scratch(kWeight, weights + (biases + thresholds) * sizeof(Scale)));
+  auto* weight = reinterpret_cast<Element*>(memory);
+  auto* bias = reinterpret_cast<Scale*>(memory + weights);
+  Scale* threshold = bias + biases;
+
+  const PackJob<Product, Scale> pack{problem, plan, weight};
+  host.parallel_for(plan.groups * plan.chunks, &pack, &PackJob<Product, Scale>::chunks);
+  std::fill(bias, bias + biases, Scale(0));
+  for (int64_t g = 0; g < plan.groups && problem.bias != nullptr; ++g) {
+    std::memcpy(bias + g * plan.padded_outputs(), static_cast<const Scale*>(problem.bias) + g * plan.outputs,
+                plan.outputs * sizeof(Scale));
+  }
+  if (problem.x.channels_last) pack_threshold(problem, threshold);
+
+  const ForwardJob<Product, T, Scale> job{problem, host, plan, weight, bias, threshold};
+  host.parallel_for(plan.tiles * plan.groups * plan.chunks, &job, &ForwardJob<Product, T, Scale>::shares);
+}
+
+inline void forward(const ConvReluProblem& problem, const Host& host) {
+#if defined(LENI_ISA_AMX)
+  run<TileProduct, BFloat16, float>(problem, host);
+#elif defined(LENI_ISA_AVX512_BF16)
+  run<PairProduct, BFloat16, float>(problem, host);
+#else
+  switch (problem.scalar) {
+    case Scalar::Float32: return run<ScalarProduct<float>, float, float>(problem, host);
+    case Scalar::Float64: return run<ScalarProduct<double>, double, double>(problem, host);
+    case Scalar::BFloat16: return run<ScalarProduct<float>, BFloat16, float>(problem, host);
+  }
+#endif
+}

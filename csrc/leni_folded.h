@@ -65,7 +65,7 @@ void interleaved_tile(const FoldedProblem& problem, const Packed<Product, Scale>
     T* out = static_cast<T*>(problem.y) +
              ((tile.image * problem.x.height + tile.row + run) * problem.x.width + tile.column) * channels;
     multiply_all<Product, Channels::kVectors, T, Scale>(
-        {steps, expanded + run * tile.pitch * steps, steps, packed.weight, steps, packed.bias, out, channels, channels},
+        {steps, expanded + run * tile.pitch * steps, steps, packed.weight, 0, packed.bias, out, channels, channels},
         runs.length);
   }
 }

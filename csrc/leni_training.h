@@ -360,7 +360,7 @@ struct InputGradientJob {
     const int64_t first = row * t.halo.pitch, count = rows * t.halo.pitch;
     if (problem.x.channels_last) {
       multiply_all<Product, Channels::kVectors, Scale, Scale>(
-          {channels, t.grad + first * padded, padded, weight, channels, zeros, out + first * padded, padded, channels}, count);
+          {channels, t.grad + first * padded, padded, weight, 0, zeros, out + first * padded, padded, channels}, count);
     } else {
       multiply_all<Product, Channels::kRows, Scale, Scale>(
           {channels, weight, channels, t.grad + first, t.pixels, zeros, out + first, t.pixels, count}, channels);

@@ -82,7 +82,7 @@ struct Block {
   const typename Product::Element* a;
   int64_t a_row;  // from one row of a to the next; for packed panels from one channel's share to the next
   const typename Product::Element* b;
-  int64_t b_step;  // from one step of b to the next; for packed panels from one channel's share to the next
+  int64_t b_step;
   const Scale* bias;
   T* out;  // out(m, n) at out[m·out_row + n]
   int64_t out_row;
@@ -184,7 +184,7 @@ inline void multiply_all(Block<Product, T, Scale> block, int64_t rows) {
   for (int64_t left = block.columns; left > 0; left -= most) {
     block.columns = std::min(left, most);
     multiply_vectors<Product, kChannels, M, N>(block, rows, ceil_div(block.columns, width));
-    block.b += kChannels == Channels::kVectors ? most * block.b_step : most;
+    block.b += kChannels == Channels::kVectors ? most * block.steps : most;
     if (kChannels == Channels::kVectors && block.bias != nullptr) block.bias += most;
     block.out += most;
   }

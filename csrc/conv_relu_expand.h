@@ -1,0 +1,254 @@
+// Tiles of what a convolution's product reads: each tap's window of x, thresholded.
+//
+// Included once per ISA object, inside namespace conv_relu and after product.h. The depth of the product runs over the
+// channels of a group and the taps: c·T + t for NCHW, where a vector is a row of sites, and t·(C/groups) + c for
+// channels-last, where a vector is a row of channels.
+
+// Sites of y, numbered [image][d][h][w].
+struct Tile {
+  int64_t begin, count;
+};
+
+// The sites of a tile that are neighbours in one row of y.
+struct Run {
+  int64_t at, length;  // in the tile
+  int64_t image, site[3];
+};
+
+// What one tap reads for one run: site i at offset + i·stride, where first ≤ i < last is inside x.
+struct Window {
+  int64_t offset, first, last;
+};
+
+inline Window window(const ConvRelu& problem, const Run& run, const Tap& tap) {
+  const Volume& x = problem.x;
+  int64_t read[3];
+  for (int d = 0; d < 3; ++d) read[d] = run.site[d] * problem.stride[d] + tap.offset[d];
+  const bool inside = read[0] >= 0 && read[0] < x.size[0] && read[1] >= 0 && read[1] < x.size[1];
+  if (!inside) return {0, 0, 0};
+  const int64_t first = std::clamp<int64_t>(ceil_div(-read[2], problem.stride[2]), 0, run.length);
+  const int64_t last = std::clamp<int64_t>(ceil_div(x.size[2] - read[2], problem.stride[2]), first, run.length);
+  const int64_t row = run.image * x.stride_batch + read[0] * x.stride[0] + read[1] * x.stride[1];
+  return {row + read[2] * x.stride[2], first, last};
+}
+
+// The runs of a tile, and the windows [tap][run].
+struct Windows {
+  int64_t count = 0;
+  Run* runs;
+  Window* windows;
+
+  static int64_t most(const ConvRelu& problem, int64_t sites) { return sites / problem.out_size[2] + 2; }
+  static int64_t bytes(const ConvRelu& problem, int64_t sites) {
+    return most(problem, sites) * (sizeof(Run) + problem.tap_count * sizeof(Window));
+  }
+
+  Windows(const ConvRelu& problem, int64_t sites, void* memory)
+      : runs(static_cast<Run*>(memory)), windows(reinterpret_cast<Window*>(runs + most(problem, sites))) {}
+
+  void find(const ConvRelu& problem, const Tile& tile) {
+    count = 0;
+    for (int64_t at = 0; at < tile.count;) {
+      Run run{at, 0, tile.begin + at, {}};
+      for (int d = 2; d >= 0; --d) {
+        run.site[d] = run.image % problem.out_size[d];
+        run.image /= problem.out_size[d];
+      }
+      run.length = std::min(problem.out_size[2] - run.site[2], tile.count - at);
+      at += run.length;
+      runs[count++] = run;
+    }
+    for (int64_t t = 0; t < problem.tap_count; ++t) {
+      for (int64_t r = 0; r < count; ++r) windows[t * count + r] = window(problem, runs[r], problem.taps[t]);
+    }
+  }
+};
+
+// A range of the product's depth.
+struct Depth {
+  int64_t begin, end;
+};
+
+template <bool kBelow, class V>
+inline V bounded(V value, V threshold) {
+  return kBelow ? value.at_most(threshold) : value.at_least(threshold);
+}
+
+// ---- NCHW: vectors along columns ---------------------------------------------------------------------------
+// The expanded tile is [step][site].
+
+template <class Product, class T, class Scale>
+struct PlanarExpander {
+  static constexpr int64_t width = Vec<Scale>::width;
+  static constexpr int group = Product::group;
+  using V = Vec<Scale>;
+  using Element = typename Product::Element;
+
+  const ConvRelu& problem;
+  const Windows& windows;
+
+  // ``channel`` is the group's first; a step has ``pitch`` elements, into which whole vectors are written.
+  void run(int64_t channel, Depth depth, int64_t steps, int64_t pitch, Element* to) const {
+    for (int64_t step = 0; step < steps; ++step, to += pitch) {
+      const int64_t k = depth.begin + step * group;
+      if (k + group <= depth.end) {
+        row<group>(channel, k, to);
+      } else if (k < depth.end) {
+        row<1>(channel, k, to);
+      } else {
+        std::memset(to, 0, pitch * sizeof(Element));
+      }
+    }
+  }
+
+  // Depths k … k + kCount − 1, which share a step.
+  template <int kCount>
+  void row(int64_t channel, int64_t k, Element* to) const {
+    const T* planes[kCount];
+    const Window* inside[kCount];
+    V threshold[kCount];
+    bool below[kCount];
+    for (int g = 0; g < kCount; ++g) {
+      const int64_t c = channel + (k + g) / problem.tap_count, t = (k + g) % problem.tap_count;
+      planes[g] = static_cast<const T*>(problem.x.data) + c * problem.x.stride_channel;
+      inside[g] = windows.windows + t * windows.count;
+      threshold[g] = V::broadcast(static_cast<const Scale*>(problem.threshold)[c * problem.tap_count + t]);
+      below[g] = problem.taps[t].below;
+    }
+    for (int64_t r = 0; r < windows.count; ++r) {
+      const Run& run = windows.runs[r];
+      for (int64_t i = 0; i < run.length; i += width) {
+        V values[group];
+#pragma GCC unroll 2
+        for (int g = 0; g < group; ++g) {
+          if (g < kCount) {
+            const V loaded = load(planes[g], inside[g][r], i);
+            values[g] = below[g] ? loaded.at_most(threshold[g]) : loaded.at_least(threshold[g]);
+          } else {
+            values[g] = V::zero();
+          }
+        }
+        if constexpr (group == 1) {
+          values[0].store(to + run.at + i);
+        } else {
+          store_pairs(values[0], values[1], to + run.at + i);
+        }
+      }
+    }
+  }
+
+  V load(const T* plane, const Window& window, int64_t i) const {
+    const int64_t step = problem.stride[2] * problem.x.stride[2];
+    const T* from = plane + window.offset + i * step;
+    const bool whole = i >= window.first && i + width <= window.last;
+    if (step == 1 && whole) return V::load(from);
+    const int64_t first = std::clamp<int64_t>(window.first - i, 0, width);
+    const int64_t last = std::clamp<int64_t>(window.last - i, first, width);
+    if (step == 1) return V::load(from, Lanes::range(first, last));
+    Scale lanes[width] = {};
+    for (int64_t lane = first; lane < last; ++lane) {
+      if constexpr (std::is_same_v<T, BFloat16>) {
+        lanes[lane] = to_float(from[lane * step]);
+      } else {
+        lanes[lane] = from[lane * step];
+      }
+    }
+    return V::load(lanes);
+  }
+};
+
+// ---- channels-last: vectors along channels -----------------------------------------------------------------
+// The expanded tile is [site][depth], padded with zeros to whole steps.
+
+template <class Product, class T, class Scale>
+struct InterleavedExpander {
+  static constexpr int64_t width = Vec<Scale>::width;
+  using V = Vec<Scale>;
+  using Value = std::conditional_t<Product::group == 1, Scale, BFloat16>;
+
+  const ConvRelu& problem;
+  const Windows& windows;
+  const Scale* threshold;  // [T][C], and a vector more
+
+  // ``channel`` is the group's first; a site has ``pitch`` values.
+  void run(int64_t channel, Depth depth, int64_t pitch, Value* to) const {
+    const int64_t channels = problem.x.channels / problem.groups;
+    for (int64_t k = depth.begin; k < depth.end;) {
+      const int64_t t = k / channels, c = k % channels, count = std::min(channels - c, depth.end - k);
+      if (problem.taps[t].below) {
+        tap<true>(t, channel + c, count, pitch, to + k - depth.begin);
+      } else {
+        tap<false>(t, channel + c, count, pitch, to + k - depth.begin);
+      }
+      k += count;
+    }
+    const int64_t depths = depth.end - depth.begin;
+    if (depths == pitch) return;
+    for (int64_t r = 0; r < windows.count; ++r) {
+      for (int64_t i = 0; i < windows.runs[r].length; ++i) {
+        Value* site = to + (windows.runs[r].at + i) * pitch;
+        std::fill(site + depths, site + pitch, Value{});
+      }
+    }
+  }
+
+  template <bool kBelow>
+  void tap(int64_t t, int64_t channel, int64_t count, int64_t pitch, Value* to) const {
+    int64_t c = 0;
+    for (; c + 4 * width <= count; c += 4 * width) vectors<kBelow, 4, false>(t, channel + c, 0, pitch, to + c);
+    for (; c + width <= count; c += width) vectors<kBelow, 1, false>(t, channel + c, 0, pitch, to + c);
+    if (c < count) vectors<kBelow, 1, true>(t, channel + c, count - c, pitch, to + c);
+  }
+
+  // ``kVectors`` vectors of channels for all the tile's sites; kTail: only ``lanes`` of the vector exist.
+  template <bool kBelow, int kVectors, bool kTail>
+  void vectors(int64_t t, int64_t channel, int64_t lanes, int64_t pitch, Value* to) const {
+    const int64_t step = problem.stride[2] * problem.x.stride[2];
+    const Lanes kept = Lanes::range(0, kTail ? lanes : width);
+    V bounds[kVectors], outside[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      bounds[v] = V::load(threshold + t * problem.x.channels + channel + v * width);
+      outside[v] = bounded<kBelow>(V::zero(), bounds[v]);
+    }
+    for (int64_t r = 0; r < windows.count; ++r) {
+      const Run& run = windows.runs[r];
+      const Window& inside = windows.windows[t * windows.count + r];
+      Value* site = to + run.at * pitch;
+      const T* from = static_cast<const T*>(problem.x.data) + inside.offset + channel;
+      for (int64_t i = 0; i < inside.first; ++i) put<kVectors, kTail>(outside, site + i * pitch, kept);
+      for (int64_t i = inside.first; i < inside.last; ++i) {
+        V values[kVectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          const T* p = from + i * step + v * width;
+          values[v] = bounded<kBelow>(kTail ? V::load(p, kept) : V::load(p), bounds[v]);
+        }
+        put<kVectors, kTail>(values, site + i * pitch, kept);
+      }
+      for (int64_t i = inside.last; i < run.length; ++i) put<kVectors, kTail>(outside, site + i * pitch, kept);
+    }
+  }
+
+  template <int kVectors, bool kTail>
+  static void put(const V (&values)[kVectors], Value* to, Lanes kept) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      if (kTail) {
+        values[v].store(to + v * width, kept);
+      } else {
+        values[v].store(to + v * width);
+      }
+    }
+  }
+};
+
+// threshold [C, T] as the interleaved expander reads it: [T][C] and a vector more.
+template <class Scale>
+void pack_threshold(const ConvRelu& problem, Scale* packed) {
+  const auto* raw = static_cast<const Scale*>(problem.threshold);
+  for (int64_t t = 0; t < problem.tap_count; ++t) {
+    for (int64_t c = 0; c < problem.x.channels; ++c) *packed++ = raw[c * problem.tap_count + t];
+  }
+  std::fill(packed, packed + Vec<Scale>::width, Scale(0));
+}
