@@ -32,10 +32,25 @@ leni::Scalar scalar_of(const char* op, const Tensor& x) {
   }
 }
 
+// The type in which kernels take parameters and sum.
+ScalarType wide(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
 void check_parameter(const char* op, const Tensor& tensor, const char* name, const Tensor& x) {
-  const auto wanted = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
-  STD_TORCH_CHECK(tensor.scalar_type() == wanted, op, ": ", name, " must be float64 for a float64 x, else float32");
+  STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type() || tensor.scalar_type() == wide(x), op, ": ", name,
+                  " must be of x's dtype, or of float32 for a bfloat16 x");
+}
+
+Tensor as_type(const Tensor& tensor, ScalarType type) {
+  return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+}
+
+// A parameter's gradient, to be computed in x's wide type; empty if it is not needed.
+Tensor empty_gradient(const Tensor& parameter, const Tensor& x, bool needed) {
+  if (!needed) return torch::stable::new_empty(parameter, {0}, wide(x));
+  return torch::stable::new_empty(parameter, parameter.sizes(), wide(x));
 }
 
 void check_bias(const char* op, const std::optional<Tensor>& bias, const Tensor& x, int64_t channels) {
@@ -47,6 +62,9 @@ void check_bias(const char* op, const std::optional<Tensor>& bias, const Tensor&
 void check_input(const char* op, const Tensor& x, bool channels_last) {
   STD_TORCH_CHECK(x.is_cpu(), op, ": x must be on the CPU");
   STD_TORCH_CHECK(x.dim() >= 3 && x.dim() <= 5, op, ": x must be [N, C, W], [N, C, H, W] or [N, C, D, H, W]");
+  for (int64_t i = 1; i < x.dim(); ++i) {
+    STD_TORCH_CHECK(x.size(i) > 0, op, ": x must have at least one channel and one site in each dimension");
+  }
   const int64_t dimension = channels_last ? 1 : x.dim() - 1;
   STD_TORCH_CHECK(x.size(dimension) <= 1 || x.stride(dimension) == 1, op, ": x must have stride 1 along ",
                   channels_last ? "channels" : "columns", ", got ", x.stride(dimension));
@@ -114,7 +132,25 @@ struct Convolution {
         }
       }
     }
-    set_parameters(w, t);
+    set_parameters(as_type(w, wide(x)), as_type(t, wide(x)));
+  }
+
+  // A list of taps at stride 1 on [N, C, H, W], with an output for each site of x.
+  Convolution(const char* op, const Tensor& x, const Tensor& w, const Tensor& t, const std::vector<int64_t>& offsets,
+              const std::vector<int64_t>& below, bool channels_last) {
+    check_input(op, x, channels_last);
+    check_parameter(op, w, "weight", x);
+    check_parameter(op, t, "threshold", x);
+    const int64_t count = static_cast<int64_t>(below.size());
+    STD_TORCH_CHECK(x.dim() == 4 && w.dim() == 3 && w.size(1) == x.size(1) && w.size(2) == count, op,
+                    ": x must be [N, C, H, W] and weight [O, C, T]");
+    STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == x.size(1) && t.size(1) == count, op, ": threshold must be [C, T]");
+    STD_TORCH_CHECK(static_cast<int64_t>(offsets.size()) == 2 * count, op, ": a tap must have two offsets");
+    problem = {scalar_of(op, x), volume(x, channels_last), nullptr, 0, {1, 1, 1}, 1, w.size(0),
+               {1, x.size(2), x.size(3)}};
+    out_shape = {x.size(0), w.size(0), x.size(2), x.size(3)};
+    for (int64_t i = 0; i < count; ++i) taps.push_back({{0, offsets[2 * i], offsets[2 * i + 1]}, below[i] != 0});
+    set_parameters(as_type(w, wide(x)), as_type(t, wide(x)));
   }
 
   // weight as [O, C/groups, T] and threshold as [C, T].
@@ -170,7 +206,7 @@ void run(const leni::ConvReluProblem& problem) {
 Tensor forward(const Convolution& convolution, const Tensor& x, const std::optional<Tensor>& bias) {
   Tensor y = empty(x, convolution.out_shape, convolution.problem.x.channels_last);
   if (y.numel() == 0) return y;
-  const Tensor b = bias.has_value() ? torch::stable::contiguous(*bias) : Tensor();
+  const Tensor b = bias.has_value() ? torch::stable::contiguous(as_type(*bias, wide(x))) : Tensor();
   run({convolution.problem, bias.has_value() ? b.const_data_ptr() : nullptr, y.mutable_data_ptr()});
   return y;
 }
@@ -180,6 +216,14 @@ Tensor conv_relu(const Tensor& x, const Tensor& weight, const Tensor& threshold,
                  bool channels_last) {
   constexpr const char* op = "conv_relu_cpp";
   const Convolution convolution(op, x, weight, threshold, {stride, pads, dilation, groups, channels_last});
+  check_bias(op, bias, x, weight.size(0));
+  return forward(convolution, x, bias);
+}
+
+Tensor conv_relu_taps(const Tensor& x, const Tensor& weight, const Tensor& threshold, std::optional<Tensor> bias,
+                      std::vector<int64_t> offsets, std::vector<int64_t> below, bool channels_last) {
+  constexpr const char* op = "conv_relu_taps_cpp";
+  const Convolution convolution(op, x, weight, threshold, offsets, below, channels_last);
   check_bias(op, bias, x, weight.size(0));
   return forward(convolution, x, bias);
 }
@@ -205,18 +249,19 @@ std::tuple<Tensor, Tensor> conv_relu_input_gradient(const Tensor& grad, const Te
   leni::ConvReluGradientProblem problem = gradient_problem(op, convolution, grad, x);
   const std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
   Tensor dx = needs_x ? empty(x, shape, channels_last) : torch::stable::new_empty(x, {0});
-  Tensor dthreshold = torch::stable::new_empty(threshold, {0});
-  if (needs_threshold) dthreshold = torch::stable::new_empty(threshold, threshold.sizes());
-  if (grad.numel() == 0 || x.numel() == 0) {
-    return {torch::stable::zero_(dx), torch::stable::zero_(dthreshold)};
+  Tensor dthreshold = empty_gradient(threshold, x, needs_threshold);
+  if (grad.numel() == 0) {
+    torch::stable::zero_(dx);
+    torch::stable::zero_(dthreshold);
+  } else if (needs_x || needs_threshold) {
+    if (needs_x) problem.dx = dx.mutable_data_ptr();
+    if (needs_threshold) problem.dthreshold = dthreshold.mutable_data_ptr();
+    kernels().input_gradient(problem, leni::current_host());
   }
-  if (needs_x) problem.dx = dx.mutable_data_ptr();
-  if (needs_threshold) problem.dthreshold = dthreshold.mutable_data_ptr();
-  if (needs_x || needs_threshold) kernels().input_gradient(problem, leni::current_host());
-  return {dx, dthreshold};
+  return {dx, as_type(dthreshold, threshold.scalar_type())};
 }
 
-// The gradients of weight and of bias; one that is not needed is empty.
+// The gradients of weight and of bias, which has weight's dtype; one that is not needed is empty.
 std::tuple<Tensor, Tensor> conv_relu_weight_gradient(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                                      const Tensor& threshold, std::vector<int64_t> stride,
                                                      std::vector<int64_t> pads, std::vector<int64_t> dilation,
@@ -225,16 +270,17 @@ std::tuple<Tensor, Tensor> conv_relu_weight_gradient(const Tensor& grad, const T
   constexpr const char* op = "conv_relu_weight_gradient_cpp";
   const Convolution convolution(op, x, weight, threshold, {stride, pads, dilation, groups, channels_last});
   leni::ConvReluGradientProblem problem = gradient_problem(op, convolution, grad, x);
-  Tensor dweight = torch::stable::new_empty(threshold, {0}), dbias = torch::stable::new_empty(threshold, {0});
-  if (needs_weight) dweight = torch::stable::new_empty(threshold, weight.sizes());
-  if (needs_bias) dbias = torch::stable::new_empty(threshold, {weight.size(0)});
-  if (grad.numel() == 0 || x.numel() == 0) {
-    return {torch::stable::zero_(dweight), torch::stable::zero_(dbias)};
+  Tensor dweight = empty_gradient(weight, x, needs_weight);
+  Tensor dbias = torch::stable::new_empty(weight, {needs_bias ? weight.size(0) : 0}, wide(x));
+  if (grad.numel() == 0) {
+    torch::stable::zero_(dweight);
+    torch::stable::zero_(dbias);
+  } else if (needs_weight || needs_bias) {
+    if (needs_weight) problem.dweight = dweight.mutable_data_ptr();
+    if (needs_bias) problem.dbias = dbias.mutable_data_ptr();
+    kernels().weight_gradient(problem, leni::current_host());
   }
-  if (needs_weight) problem.dweight = dweight.mutable_data_ptr();
-  if (needs_bias) problem.dbias = dbias.mutable_data_ptr();
-  if (needs_weight || needs_bias) kernels().weight_gradient(problem, leni::current_host());
-  return {dweight, dbias};
+  return {as_type(dweight, weight.scalar_type()), as_type(dbias, weight.scalar_type())};
 }
 
 }  // namespace
@@ -243,6 +289,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
   m.def(
       "conv_relu_cpp(Tensor x, Tensor weight, Tensor threshold, Tensor? bias, int[] stride, int[] pads, "
       "int[] dilation, int groups, bool channels_last) -> Tensor");
+  m.def(
+      "conv_relu_taps_cpp(Tensor x, Tensor weight, Tensor threshold, Tensor? bias, int[] offsets, int[] below, "
+      "bool channels_last) -> Tensor");
   m.def(
       "conv_relu_input_gradient_cpp(Tensor grad, Tensor x, Tensor weight, Tensor threshold, int[] stride, "
       "int[] pads, int[] dilation, int groups, bool channels_last, bool needs_x, bool needs_threshold) "
@@ -255,6 +304,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(leni_kernels, CPU, m) {
   m.impl("conv_relu_cpp", TORCH_BOX(&conv_relu));
+  m.impl("conv_relu_taps_cpp", TORCH_BOX(&conv_relu_taps));
   m.impl("conv_relu_input_gradient_cpp", TORCH_BOX(&conv_relu_input_gradient));
   m.impl("conv_relu_weight_gradient_cpp", TORCH_BOX(&conv_relu_weight_gradient));
 }

@@ -1,16 +1,103 @@
-"""ConvReLU as operations: checks, padding, and the choice of backend; no arithmetic."""
+"""ConvReLU as PyTorch operators: schemas, fakes, autograd, autocast and the choice of backend; no arithmetic."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from .. import checks
+from .. import checks, extension
 from ..backends import Backend, Operation
 from . import reference
 from .reference import Pads
+
+# ---- the operators -----------------------------------------------------------------------------------------
+# Of each backend: conv_relu with autograd, and the two halves of its backward, without. Options are a convolution's,
+# one number per spatial dimension, and two of ``pads``: before and after. ``channels_last`` says which stride of x is 1
+# and how y and dx are laid out. What is kept for backward is x and the parameters.
+
+
+class Kernels(NamedTuple):
+    """The operators of one backend."""
+
+    forward: Any
+    """(x, weight, threshold, bias, stride, pads, dilation, groups, channels_last) -> y"""
+    input_gradient: Any
+    """(grad, x, weight, threshold, *options, needs_x, needs_threshold) -> their gradients, empty if not needed"""
+    weight_gradient: Any
+    """(grad, x, weight, threshold, *options, needs_weight, needs_bias) -> their gradients, empty if not needed"""
+
+
+def _empty(x: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
+    """An activation in x's dtype."""
+    if not channels_last:
+        return x.new_empty(shape)
+    return x.new_empty((shape[0], *shape[2:], shape[1])).movedim(-1, 1)
+
+
+def _fake_forward(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | None, stride: Sequence[int],
+                  pads: Sequence[int], dilation: Sequence[int], groups: int, channels_last: bool) -> Tensor:
+    padded = [size + before + after for size, before, after in zip(x.shape[2:], pads[::2], pads[1::2], strict=True)]
+    extents = [reference.extent(k, d) for k, d in zip(weight.shape[2:], dilation, strict=True)]
+    sites = [(size - extent) // step + 1 for size, extent, step in zip(padded, extents, stride, strict=True)]
+    return _empty(x, (x.shape[0], weight.shape[0], *sites), channels_last)
+
+
+def _fake_input_gradient(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor, stride: Sequence[int],
+                         pads: Sequence[int], dilation: Sequence[int], groups: int, channels_last: bool,
+                         needs_x: bool, needs_threshold: bool) -> tuple[Tensor, Tensor]:
+    return (_empty(x, x.shape, channels_last) if needs_x else x.new_empty(0),
+            threshold.new_empty(threshold.shape if needs_threshold else 0))
+
+
+def _fake_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor, stride: Sequence[int],
+                          pads: Sequence[int], dilation: Sequence[int], groups: int, channels_last: bool,
+                          needs_weight: bool, needs_bias: bool) -> tuple[Tensor, Tensor]:
+    return (weight.new_empty(weight.shape if needs_weight else 0),
+            weight.new_empty(weight.shape[0] if needs_bias else 0))
+
+
+def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError("leni_kernels: double backward through ConvReLU's kernels is not supported; "
+                              "use_backend('reference') supports it")
+
+
+def _operators(backend: str) -> Kernels:
+    """The operators leni_kernels::conv_relu_*_<backend>, with their fakes and autograd registered."""
+    parts = ("", "_input_gradient", "_weight_gradient")
+    names = Kernels(*(f"leni_kernels::conv_relu{part}_{backend}" for part in parts))
+    for name, fake in zip(names, (_fake_forward, _fake_input_gradient, _fake_weight_gradient), strict=True):
+        torch.library.register_fake(name, fake)
+    kernels = Kernels(*(getattr(torch.ops.leni_kernels, name.split("::")[1]).default for name in names))
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.options = inputs[4:]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = (grad, *ctx.saved_tensors, *ctx.options)
+        needs_x, needs_weight, needs_threshold, needs_bias = ctx.needs_input_grad[:4]
+        dx = dweight = dthreshold = dbias = None
+        if needs_x or needs_threshold:
+            dx, dthreshold = kernels.input_gradient(*inputs, needs_x, needs_threshold)
+        if needs_weight or needs_bias:
+            dweight, dbias = kernels.weight_gradient(*inputs, needs_weight, needs_bias)
+        return (dx if needs_x else None, dweight if needs_weight else None, dthreshold if needs_threshold else None,
+                dbias if needs_bias else None, None, None, None, None, None)
+
+    torch.library.register_autograd(names.forward, backward, setup_context=save)
+    for name in names[1:]:
+        torch.library.register_autograd(name, _no_double_backward, setup_context=lambda *_, **__: None)
+    return kernels
+
+
+if extension.why_missing is None:
+    _CPP = _operators("cpp")
+
+
+# ---- which backend, and why --------------------------------------------------------------------------------
 
 
 class ConvReluCall(NamedTuple):
@@ -26,12 +113,50 @@ class ConvReluCall(NamedTuple):
     groups: int
 
 
+def _channels_last(x: Tensor) -> bool | None:
+    """Whether the kernels read x with channels (True) or columns (False) at stride 1; None if neither is."""
+    if x.stride(-1) == 1 or x.stride(1) == 1:
+        return x.stride(-1) != 1
+    # The stride of a dimension of size 1 says nothing.
+    return False if x.shape[-1] == 1 else True if x.shape[1] == 1 else None
+
+
+def _why_no_kernel(x: Tensor) -> str | None:
+    if 0 in x.shape[1:]:
+        return "x has no channels or no sites"
+    if _channels_last(x) is None:
+        return "x has stride 1 neither along channels nor along columns, and the kernels do not copy"
+    return None
+
+
+def _why_not_cpp(call: ConvReluCall) -> str | None:
+    if extension.why_missing is not None:
+        return extension.why_missing
+    if call.x.device.type != "cpu":
+        return f"x is on {call.x.device.type}"
+    dtype = checks.autocast_dtype(call.x)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float64):
+        return f"the CPU kernels take float32, bfloat16 and float64, not {dtype}"
+    return _why_no_kernel(call.x)
+
+
+def _run(kernels: Kernels, call: ConvReluCall) -> Tensor:
+    x, weight, threshold, bias, stride, pads, dilation, groups = call
+    x = x.to(checks.autocast_dtype(x))
+    flat_pads = [count for pair in pads for count in pair]
+    return kernels.forward(x, weight, threshold, bias, stride, flat_pads, dilation, groups, _channels_last(x))
+
+
 def _operation(dimensions: int) -> Operation:
     return Operation(f"conv_relu{dimensions}d",
+                     Backend("cpp", _why_not_cpp, lambda call: _run(_CPP, call)),
                      Backend("reference", lambda call: None, lambda call: reference.conv_relu(*call)))
 
 
 _OPERATIONS = {dimensions: _operation(dimensions) for dimensions in (1, 2, 3)}
+
+
+# ---- ConvReLU ----------------------------------------------------------------------------------------------
 
 
 def conv_relu1d(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | None = None,
