@@ -74,20 +74,32 @@ inline V bounded(V value, V threshold) {
   return kBelow ? value.at_most(threshold) : value.at_least(threshold);
 }
 
+// A threshold as vectors of ``Value`` take it: rounding it first rounds the maximum alike. A NaN bounds nothing.
+template <class Value, class Scale>
+inline Value bound(Scale threshold, bool below) {
+  if constexpr (std::is_same_v<Value, BFloat16>) {
+    if (threshold != threshold) return {static_cast<uint16_t>(below ? 0x7f80 : 0xff80)};
+    return to_bfloat16(threshold);
+  } else {
+    return threshold;
+  }
+}
+
 // ---- NCHW: vectors along columns ---------------------------------------------------------------------------
 // The expanded tile is [step][site].
 
 template <class Product, class T, class Scale>
 struct PlanarExpander {
-  static constexpr int64_t width = Vec<Scale>::width;
-  static constexpr int group = Product::group;
-  using V = Vec<Scale>;
+  using Value = typename Product::Value;
+  using V = Vec<Value>;
   using Element = typename Product::Element;
+  static constexpr int64_t width = V::width;
+  static constexpr int group = Product::group;
 
   const ConvRelu& problem;
   const Windows& windows;
 
-  // ``channel`` is the group's first; a step has ``pitch`` elements, into which whole vectors are written.
+  // ``channel`` is the group's first; a step has ``pitch`` elements. A vector may be written past the last.
   void run(int64_t channel, Depth depth, int64_t steps, int64_t pitch, Element* to) const {
     for (int64_t step = 0; step < steps; ++step, to += pitch) {
       const int64_t k = depth.begin + step * group;
@@ -104,6 +116,7 @@ struct PlanarExpander {
   // Depths k … k + kCount − 1, which share a step.
   template <int kCount>
   void row(int64_t channel, int64_t k, Element* to) const {
+    const int64_t step = problem.stride[2] * problem.x.stride[2];
     const T* planes[kCount];
     const Window* inside[kCount];
     V threshold[kCount];
@@ -112,8 +125,9 @@ struct PlanarExpander {
       const int64_t c = channel + (k + g) / problem.tap_count, t = (k + g) % problem.tap_count;
       planes[g] = static_cast<const T*>(problem.x.data) + c * problem.x.stride_channel;
       inside[g] = windows.windows + t * windows.count;
-      threshold[g] = V::broadcast(static_cast<const Scale*>(problem.threshold)[c * problem.tap_count + t]);
       below[g] = problem.taps[t].below;
+      threshold[g] = V::broadcast(
+          bound<Value>(static_cast<const Scale*>(problem.threshold)[c * problem.tap_count + t], below[g]));
     }
     for (int64_t r = 0; r < windows.count; ++r) {
       const Run& run = windows.runs[r];
@@ -122,7 +136,7 @@ struct PlanarExpander {
 #pragma GCC unroll 2
         for (int g = 0; g < group; ++g) {
           if (g < kCount) {
-            const V loaded = load(planes[g], inside[g][r], i);
+            const V loaded = load(planes[g], inside[g][r], i, step);
             values[g] = below[g] ? loaded.at_most(threshold[g]) : loaded.at_least(threshold[g]);
           } else {
             values[g] = V::zero();
@@ -137,23 +151,11 @@ struct PlanarExpander {
     }
   }
 
-  V load(const T* plane, const Window& window, int64_t i) const {
-    const int64_t step = problem.stride[2] * problem.x.stride[2];
+  static V load(const T* plane, const Window& window, int64_t i, int64_t step) {
     const T* from = plane + window.offset + i * step;
-    const bool whole = i >= window.first && i + width <= window.last;
-    if (step == 1 && whole) return V::load(from);
     const int64_t first = std::clamp<int64_t>(window.first - i, 0, width);
     const int64_t last = std::clamp<int64_t>(window.last - i, first, width);
-    if (step == 1) return V::load(from, Lanes::range(first, last));
-    Scale lanes[width] = {};
-    for (int64_t lane = first; lane < last; ++lane) {
-      if constexpr (std::is_same_v<T, BFloat16>) {
-        lanes[lane] = to_float(from[lane * step]);
-      } else {
-        lanes[lane] = from[lane * step];
-      }
-    }
-    return V::load(lanes);
+    return load_strided<V>(from, step, first, last);
   }
 };
 
@@ -162,13 +164,13 @@ struct PlanarExpander {
 
 template <class Product, class T, class Scale>
 struct InterleavedExpander {
-  static constexpr int64_t width = Vec<Scale>::width;
-  using V = Vec<Scale>;
-  using Value = std::conditional_t<Product::group == 1, Scale, BFloat16>;
+  using Value = typename Product::Value;
+  using V = Vec<Value>;
+  static constexpr int64_t width = V::width;
 
   const ConvRelu& problem;
   const Windows& windows;
-  const Scale* threshold;  // [T][C], and a vector more
+  const Value* threshold;  // [T][C], and a vector more
 
   // ``channel`` is the group's first; a site has ``pitch`` values.
   void run(int64_t channel, Depth depth, int64_t pitch, Value* to) const {
@@ -196,6 +198,7 @@ struct InterleavedExpander {
   void tap(int64_t t, int64_t channel, int64_t count, int64_t pitch, Value* to) const {
     int64_t c = 0;
     for (; c + 4 * width <= count; c += 4 * width) vectors<kBelow, 4, false>(t, channel + c, 0, pitch, to + c);
+    for (; c + 2 * width <= count; c += 2 * width) vectors<kBelow, 2, false>(t, channel + c, 0, pitch, to + c);
     for (; c + width <= count; c += width) vectors<kBelow, 1, false>(t, channel + c, 0, pitch, to + c);
     if (c < count) vectors<kBelow, 1, true>(t, channel + c, count - c, pitch, to + c);
   }
@@ -244,11 +247,13 @@ struct InterleavedExpander {
 };
 
 // threshold [C, T] as the interleaved expander reads it: [T][C] and a vector more.
-template <class Scale>
-void pack_threshold(const ConvRelu& problem, Scale* packed) {
+template <class Value, class Scale>
+void pack_threshold(const ConvRelu& problem, Value* packed) {
   const auto* raw = static_cast<const Scale*>(problem.threshold);
   for (int64_t t = 0; t < problem.tap_count; ++t) {
-    for (int64_t c = 0; c < problem.x.channels; ++c) *packed++ = raw[c * problem.tap_count + t];
+    for (int64_t c = 0; c < problem.x.channels; ++c) {
+      *packed++ = bound<Value>(raw[c * problem.tap_count + t], problem.taps[t].below);
+    }
   }
-  std::fill(packed, packed + Vec<Scale>::width, Scale(0));
+  std::fill(packed, packed + Vec<Value>::width, Value{});
 }

@@ -65,62 +65,6 @@ struct Plan {
 
 // ---- packing -----------------------------------------------------------------------------------------------
 
-template <class Product, class Scale>
-struct PackJob {
-  const ConvRelu& problem;
-  const Plan<Product>& plan;
-  typename Product::Element* packed;
-
-  // Chunks begin … end − 1 of all groups' output channels.
-  static void chunks(const void* context, int64_t begin, int64_t end) {
-    const PackJob& job = *static_cast<const PackJob*>(context);
-    for (int64_t index = begin; index < end; ++index) {
-      const int64_t group = index / job.plan.chunks, first = index % job.plan.chunks * job.plan.chunk;
-      const int64_t last = std::min(first + job.plan.chunk, job.plan.outputs);
-      for (int64_t o = first; o < last;) {
-        const int64_t count = panel_channels<Product>(job.plan.side, o, job.plan.outputs);
-        job.panel(group, o, count);
-        o += count;
-      }
-    }
-  }
-
-  // Blocks of the depth follow each other, in each of them groups, panels, steps.
-  void panel(int64_t group, int64_t first, int64_t count) const {
-    const bool by_row = plan.side == Channels::kRows && Product::tile_rows > 0;
-    for (int64_t step = 0; step < plan.steps; step += plan.block_steps) {
-      const int64_t steps = std::min(plan.block_steps, plan.steps - step);
-      auto* to = packed + plan.packed(step, steps, group, first);
-      for (int64_t s = 0; s < steps; ++s) {
-        for (int64_t o = 0; o < count; ++o) {
-          to[by_row ? o * steps + s : s * count + o] = element(group, first + o, (step + s) * Product::group);
-        }
-      }
-    }
-  }
-
-  typename Product::Element element(int64_t group, int64_t o, int64_t k) const {
-    Scale values[Product::group] = {};
-    for (int g = 0; g < Product::group; ++g) {
-      if (o < plan.outputs && k + g < plan.depth) values[g] = *weight(group * plan.outputs + o, k + g);
-    }
-    return Product::pack(values);
-  }
-
-  const Scale* weight(int64_t o, int64_t k) const {
-    const bool planar = plan.side == Channels::kRows;
-    const int64_t inner = planar ? problem.tap_count : plan.channels;
-    const int64_t c = planar ? k / inner : k % inner, t = planar ? k % inner : k / inner;
-    const int64_t* stride = problem.weight_stride;
-    return static_cast<const Scale*>(problem.weight) + o * stride[0] + c * stride[1] + t * stride[2];
-  }
-};
-
-// ---- tiles -------------------------------------------------------------------------------------------------
-
-template <class Product>
-constexpr int64_t kBeyond = Product::tile_rows > 0 ? 2 * Product::tile_rows : Product::Acc::width;
-
 template <class Scale, class T>
 inline void copy_row(const Scale* from, int64_t count, T* to) {
   constexpr int64_t width = Vec<Scale>::width;
@@ -132,6 +76,115 @@ inline void copy_row(const Scale* from, int64_t count, T* to) {
   }
 }
 
+// Where channels are rows, weights in the order of the depth and of the product's own type are read in place; others are
+// packed [group][output][step]. Where they are vectors the order is [block of steps][group][panel][step][output].
+template <class Product, class Scale>
+struct PackJob {
+  using Element = typename Product::Element;
+  static constexpr int64_t width = Product::Acc::width;
+  static constexpr int group = Product::group;
+
+  const ConvRelu& problem;
+  const Host& host;
+  const Plan<Product>& plan;
+  Element* packed;
+
+  static bool in_place(const ConvRelu& problem, const Plan<Product>& plan) {
+    return plan.side == Channels::kRows && std::is_same_v<Element, Scale> && problem.weight_stride[2] == 1 &&
+           problem.weight_stride[1] == problem.tap_count;
+  }
+
+  // Chunks begin … end − 1 of all groups' output channels.
+  static void chunks(const void* context, int64_t begin, int64_t end) {
+    const PackJob& job = *static_cast<const PackJob*>(context);
+    const Plan<Product>& plan = job.plan;
+    const int64_t depths = plan.steps * group;
+    auto* rows = static_cast<Scale*>(job.host.scratch(kExpanded, depths * std::max(plan.chunk, width) * sizeof(Scale)));
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t g = index / plan.chunks, first = index % plan.chunks * plan.chunk;
+      if (plan.side == Channels::kRows) {
+        for (int64_t o = first; o < first + plan.chunk; ++o) job.row(g, o, rows);
+      } else {
+        const int64_t lanes = std::min(plan.chunk, round_up(plan.outputs - first, width));
+        std::fill(rows, rows + depths * lanes, Scale(0));
+        for (int64_t lane = 0; lane < lanes; lane += width) job.collect(g, first + lane, rows + lane, lanes);
+        job.panel(g, first, lanes, rows);
+      }
+    }
+  }
+
+  const Scale* weight(int64_t g, int64_t o) const {
+    return static_cast<const Scale*>(problem.weight) + (g * plan.outputs + o) * problem.weight_stride[0];
+  }
+
+  void row(int64_t g, int64_t o, Scale* values) const {
+    std::fill(values, values + plan.steps * group, Scale(0));
+    for (int64_t c = 0; o < plan.outputs && c < plan.channels; ++c) {
+      const Scale* from = weight(g, o) + c * problem.weight_stride[1];
+      for (int64_t t = 0; t < problem.tap_count; ++t) values[c * problem.tap_count + t] = from[t * problem.weight_stride[2]];
+    }
+    auto* to = reinterpret_cast<typename Product::Value*>(packed + (g * plan.padded_outputs() + o) * plan.steps);
+    copy_row(values, plan.steps * group, to);
+  }
+
+  // A vector of output channels from ``first`` on, for every depth k, into rows[k·lanes].
+  void collect(int64_t g, int64_t first, Scale* rows, int64_t lanes) const {
+    const int64_t row = problem.weight_stride[0], *stride = problem.weight_stride, taps = problem.tap_count;
+    const Scale* from = weight(g, first);
+    const int64_t outputs = std::min(width, plan.outputs - first);
+    const auto rest = [&](int64_t c, int64_t t) {
+      Scale* to = rows + (t * plan.channels + c) * lanes;
+      for (int64_t o = 0; o < outputs; ++o) to[o] = from[o * row + c * stride[1] + t * stride[2]];
+    };
+    const bool whole = outputs == width;
+    if (stride[1] == 1) {
+      const int64_t squares = whole ? plan.channels / width * width : 0;
+      for (int64_t t = 0; t < taps; ++t) {
+        for (int64_t c = 0; c < squares; c += width) {
+          transpose(from + t * stride[2] + c, row, rows + (t * plan.channels + c) * lanes, lanes);
+        }
+        for (int64_t c = squares; c < plan.channels; ++c) rest(c, t);
+      }
+      return;
+    }
+    const bool dense = stride[2] == 1 && stride[1] == taps;
+    const int64_t squares = whole && dense ? plan.depth / width * width : 0;
+    for (int64_t j = 0; j < squares; j += width) {
+      Scale square[width][width];
+      transpose(from + j, row, &square[0][0], width);
+      for (int64_t i = 0; i < width; ++i) {
+        const int64_t c = (j + i) / taps, t = (j + i) % taps;
+        Vec<Scale>::load(square[i]).store(rows + (t * plan.channels + c) * lanes);
+      }
+    }
+    for (int64_t j = squares; j < plan.depth; ++j) rest(j / taps, j % taps);
+  }
+
+  void panel(int64_t g, int64_t first, int64_t lanes, const Scale* rows) const {
+    for (int64_t step = 0; step < plan.steps; step += plan.block_steps) {
+      const int64_t steps = std::min(plan.block_steps, plan.steps - step);
+      Element* to = packed + plan.packed(step, steps, g, first);
+      for (int64_t s = step; s < step + steps; ++s, to += lanes) {
+        for (int64_t o = 0; o < lanes; o += width) {
+          const Scale* from = rows + s * group * lanes + o;
+          if constexpr (group == 1) {
+            Vec<Scale>::load(from).store(to + o);
+          } else {
+            store_pairs(Vec<float>::load(from), Vec<float>::load(from + lanes), to + o);
+          }
+        }
+      }
+    }
+  }
+};
+
+// ---- tiles -------------------------------------------------------------------------------------------------
+
+constexpr int64_t kOverrun = 64;  // elements that an expander may write past its last
+
+template <class Product>
+constexpr int64_t kBeyond = Product::tile_rows > 0 ? 2 * Product::tile_rows : Product::Acc::width;
+
 template <class Product, class T, class Scale>
 struct ForwardJob {
   using Element = typename Product::Element;
@@ -140,8 +193,9 @@ struct ForwardJob {
   const Host& host;
   const Plan<Product>& plan;
   const Element* weight;
-  const Scale* bias;       // [groups][padded outputs]
-  const Scale* threshold;  // packed, for channels-last
+  int64_t weight_row, weight_group;          // where channels are rows
+  const Scale* bias;                         // [groups][padded outputs]
+  const typename Product::Value* threshold;  // packed, for channels-last
 
   // What a thread works in.
   struct Room {
@@ -159,7 +213,7 @@ struct ForwardJob {
     const int64_t pitch = round_up(plan.tile_sites, Product::Acc::width) + kBeyond<Product>;
     const int64_t sums = (plan.padded_outputs() + kBeyond<Product>) * pitch;
     Room room{{job.problem, plan.tile_sites, job.host.scratch(kWindows, Windows::bytes(job.problem, plan.tile_sites))},
-              static_cast<Element*>(job.host.scratch(kExpanded, plan.block_steps * pitch * sizeof(Element))),
+              static_cast<Element*>(job.host.scratch(kExpanded, (plan.block_steps * pitch + kOverrun) * sizeof(Element))),
               pitch,
               static_cast<Scale*>(job.host.scratch(kSums, sums * sizeof(Scale)))};
     for (int64_t share = begin, found = -1; share < end;) {
@@ -199,18 +253,21 @@ struct ForwardJob {
       const int64_t steps = std::min(plan.block_steps, plan.steps - step);
       const Depth depth{step * Product::group, std::min((step + steps) * Product::group, plan.depth)};
       const Scale* start = step == 0 ? bias + group * plan.padded_outputs() + first : nullptr;
-      const Element* panels = weight + plan.packed(step, steps, group, first);
       if (plan.side == Channels::kVectors) {
         using Expander = InterleavedExpander<Product, T, Scale>;
         Expander{problem, room.windows, threshold}.run(group * plan.channels, depth, steps * Product::group,
                                                        reinterpret_cast<typename Expander::Value*>(room.expanded));
         multiply_all<Product, Channels::kVectors, Out, Scale>(
-            {steps, room.expanded, steps, panels, 0, start, out, out_row, last - first}, tile.count);
+            {steps, room.expanded, steps, weight + plan.packed(step, steps, group, first), 0, start, out, out_row,
+             last - first},
+            tile.count);
       } else {
         PlanarExpander<Product, T, Scale>{problem, room.windows}.run(group * plan.channels, depth, steps, room.pitch,
                                                                      room.expanded);
         multiply_all<Product, Channels::kRows, Out, Scale>(
-            {steps, panels, steps, room.expanded, room.pitch, start, out, out_row, tile.count}, last - first);
+            {steps, weight + group * weight_group + first * weight_row + step, weight_row, room.expanded, room.pitch, start,
+             out, out_row, tile.count},
+            last - first);
       }
     }
   }
@@ -239,25 +296,39 @@ struct ForwardJob {
 template <class Product, class T, class Scale>
 void run(const ConvReluProblem& problem, const Host& host) {
   using Element = typename Product::Element;
+  using Value = typename Product::Value;
+  using Pack = PackJob<Product, Scale>;
   const Plan<Product> plan(problem, host.threads);
-  const int64_t weights = round_up(plan.groups * plan.padded_outputs() * plan.steps * sizeof(Element), 64);
-  const int64_t biases = plan.groups * plan.padded_outputs() + Product::Acc::width;
-  const int64_t thresholds = problem.x.channels_last ? problem.x.channels * problem.tap_count + Vec<Scale>::width : 0;
-  char* memory = static_cast<char*>(host.scratch(kWeight, weights + (biases + thresholds) * sizeof(Scale)));
-  auto* weight = reinterpret_cast<Element*>(memory);
+  const bool in_place = Pack::in_place(problem, plan);
+  const int64_t outputs = plan.groups * plan.padded_outputs();
+  const int64_t weights = in_place ? 0 : round_up(outputs * plan.steps * sizeof(Element), 64);
+  const int64_t biases = round_up((outputs + Product::Acc::width) * sizeof(Scale), 64);
+  const int64_t thresholds = problem.x.channels_last ? problem.x.channels * problem.tap_count + Vec<Value>::width : 0;
+  char* memory = static_cast<char*>(host.scratch(kWeight, weights + biases + thresholds * sizeof(Value)));
+  auto* packed = reinterpret_cast<Element*>(memory);
   auto* bias = reinterpret_cast<Scale*>(memory + weights);
-  Scale* threshold = bias + biases;
+  auto* threshold = reinterpret_cast<Value*>(memory + weights + biases);
 
-  const PackJob<Product, Scale> pack{problem, plan, weight};
-  host.parallel_for(plan.groups * plan.chunks, &pack, &PackJob<Product, Scale>::chunks);
-  std::fill(bias, bias + biases, Scale(0));
+  if (!in_place) {
+    const Pack pack{problem, host, plan, packed};
+    host.parallel_for(plan.groups * plan.chunks, &pack, &Pack::chunks);
+  }
+  std::memset(bias, 0, biases);
   for (int64_t g = 0; g < plan.groups && problem.bias != nullptr; ++g) {
     std::memcpy(bias + g * plan.padded_outputs(), static_cast<const Scale*>(problem.bias) + g * plan.outputs,
                 plan.outputs * sizeof(Scale));
   }
-  if (problem.x.channels_last) pack_threshold(problem, threshold);
+  if (problem.x.channels_last) pack_threshold<Value, Scale>(problem, threshold);
 
-  const ForwardJob<Product, T, Scale> job{problem, host, plan, weight, bias, threshold};
+  const int64_t row = in_place ? problem.weight_stride[0] : plan.steps;
+  const ForwardJob<Product, T, Scale> job{problem,
+                                          host,
+                                          plan,
+                                          in_place ? static_cast<const Element*>(problem.weight) : packed,
+                                          row,
+                                          row * (in_place ? plan.outputs : plan.padded_outputs()),
+                                          bias,
+                                          threshold};
   host.parallel_for(plan.tiles * plan.groups * plan.chunks, &job, &ForwardJob<Product, T, Scale>::shares);
 }
 

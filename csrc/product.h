@@ -18,6 +18,7 @@ struct ScalarProduct {
   static constexpr int tile_rows = 0;  // not a product of matrix tiles
   struct Session {};                   // what a thread holds while it multiplies
 
+  using Value = T;  // what an element is made of
   static Element pack(const T (&values)[1]) { return values[0]; }
   static Operand load(const Element* p) { return Vec<T>::load(p); }
   static Operand broadcast(const Element* p) { return Vec<T>::broadcast(*p); }
@@ -34,6 +35,7 @@ struct PairProduct {
   static constexpr int tile_rows = 0;
   struct Session {};
 
+  using Value = BFloat16;
   static Element pack(const float (&values)[2]) {
     return to_bfloat16(values[0]).bits | static_cast<uint32_t>(to_bfloat16(values[1]).bits) << 16;
   }
@@ -53,7 +55,14 @@ inline __m512i interleave(Vec<float> even, Vec<float> odd) {
 }
 inline void store_pairs(Vec<float> even, Vec<float> odd, uint32_t* p) { _mm512_storeu_si512(p, interleave(even, odd)); }
 inline void store_pairs(Vec<float> even, Vec<float> odd, uint32_t* p, Lanes lanes) {
-  _mm512_mask_storeu_epi32(p, lanes.mask, interleave(even, odd));
+  _mm512_mask_storeu_epi32(p, static_cast<__mmask16>(lanes.mask), interleave(even, odd));
+}
+inline void store_pairs(Vec<BFloat16> even, Vec<BFloat16> odd, uint32_t* p) {
+  alignas(64) static constexpr uint16_t low[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                   8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i order = _mm512_load_si512(low), further = _mm512_add_epi16(order, _mm512_set1_epi16(16));
+  _mm512_storeu_si512(p, _mm512_permutex2var_epi16(even.v, order, odd.v));
+  _mm512_storeu_si512(p + 16, _mm512_permutex2var_epi16(even.v, further, odd.v));
 }
 #endif
 
@@ -71,7 +80,7 @@ constexpr int kChannelRows = 4, kPixelVectors = 3;
 enum class Channels { kRows, kVectors, kSummed };
 
 // Where a block of the product reads and writes. Offsets are in elements.
-//   kRows:    a is a packed panel of weights, M channels a step; b has b_step elements a step; bias by row.
+//   kRows:    a has a_row weights an output channel; b has b_step elements a step; bias by row.
 //   kVectors: a has a_row elements a pixel; b is a packed panel of weights, N vectors a step; bias by lane.
 //   kSummed:  a step is a pixel, a_step elements of a and b_step of b further; the product is added to out, in which
 //             whole vectors exist.
@@ -80,7 +89,7 @@ template <class Product, class T, class Scale>
 struct Block {
   int64_t steps;
   const typename Product::Element* a;
-  int64_t a_row;  // from one row of a to the next; for packed panels from one channel's share to the next
+  int64_t a_row;  // from one row of a to the next
   const typename Product::Element* b;
   int64_t b_step;
   const Scale* bias;
@@ -94,10 +103,9 @@ template <class Product, Channels kChannels, int M, int N, class T, class Scale>
 inline void multiply(const Block<Product, T, Scale>& block) {
   using Acc = typename Product::Acc;
   constexpr int width = Acc::width;
-  constexpr bool packed_rows = kChannels == Channels::kRows, summed = kChannels == Channels::kSummed;
-  const int64_t a_row = packed_rows ? 1 : block.a_row;
-  const int64_t a_step = packed_rows ? M : summed ? block.a_step : 1;
-  const int64_t b_step = packed_rows || summed ? block.b_step : N * width;
+  constexpr bool rows = kChannels == Channels::kRows, summed = kChannels == Channels::kSummed;
+  const int64_t a_step = summed ? block.a_step : 1;
+  const int64_t b_step = rows || summed ? block.b_step : N * width;
   const int64_t last = block.columns - (N - 1) * width;
   Acc acc[M][N];
 #pragma GCC unroll 16
@@ -109,7 +117,7 @@ inline void multiply(const Block<Product, T, Scale>& block) {
       } else if (block.bias == nullptr) {
         const T* out = block.out + m * block.out_row + n * width;
         acc[m][n] = n + 1 < N || last == width ? Acc::load(out) : Acc::load(out, Lanes::range(0, last));
-      } else if constexpr (packed_rows) {
+      } else if constexpr (rows) {
         acc[m][n] = Acc::broadcast(block.bias[m]);
       } else {
         acc[m][n] = Acc::load(block.bias + n * width);
@@ -124,7 +132,7 @@ inline void multiply(const Block<Product, T, Scale>& block) {
     for (int n = 0; n < N; ++n) vectors[n] = Product::load(b + n * width);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
-      const auto value = Product::broadcast(a + m * a_row);
+      const auto value = Product::broadcast(a + m * block.a_row);
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) acc[m][n] = Product::step(acc[m][n], value, vectors[n]);
     }
@@ -151,7 +159,7 @@ inline void multiply(const Block<Product, T, Scale>& block) {
   }
 }
 
-// All the rows, in blocks of M, then of M/2, … 1: the sizes that panel_rows() gives.
+// All the rows, in blocks of M, then of M/2, … 1.
 template <class Product, Channels kChannels, int M, int N, class T, class Scale>
 inline void multiply_rows(Block<Product, T, Scale> block, int64_t rows) {
   for (; rows >= M; rows -= M) {
@@ -192,15 +200,12 @@ inline void multiply_all(Block<Product, T, Scale> block, int64_t rows) {
 
 // ---- packing -----------------------------------------------------------------------------------------------
 
-// How many output channels the packed panel that starts at ``first`` holds.
+// How many output channels the packed panel that starts at ``first`` holds: rows are panels of one, or of a tile.
 template <class Product>
 inline int64_t panel_channels(Channels side, int64_t first, int64_t channels) {
   constexpr int64_t width = Product::Acc::width;
   if (side == Channels::kVectors) return width * std::min<int64_t>(kChannelVectors, ceil_div(channels - first, width));
-  if (Product::tile_rows > 0) return Product::tile_rows;
-  int64_t rows = kChannelRows;
-  while (rows > channels - first) rows /= 2;
-  return rows;
+  return std::max(Product::tile_rows, 1);
 }
 
 // The packed weight of output channel ``o`` and one step: its group's input channels of that step's branch, zero
@@ -218,14 +223,13 @@ inline typename Product::Element packed_weight(const Scale* weight, int64_t chan
   return Product::pack(values);
 }
 
-// Packs weight [channels][branches·channels] into panels of output channels, each [step][channel of the panel]; the
-// rows of a tile product are [channel][step] instead. Every branch has ``branch_steps`` steps, those past its
-// channels zero.
+// Packs weight [channels][branches·channels] into panels of output channels, each [step][channel of the panel], or
+// [channel][step] where channels are rows. Every branch has ``branch_steps`` steps, those past its channels zero.
 template <class Product, class Scale>
 void pack_weight(Channels side, const Scale* weight, int64_t channels, int64_t branches, int64_t branch_steps,
                  typename Product::Element* packed) {
   const int64_t steps = branches * branch_steps;
-  const bool by_row = side == Channels::kRows && Product::tile_rows > 0;
+  const bool by_row = side == Channels::kRows;
   for (int64_t first = 0; first < channels;) {
     const int64_t count = panel_channels<Product>(side, first, channels);
     typename Product::Element* panel = packed + first * steps;

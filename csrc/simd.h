@@ -15,9 +15,9 @@ struct Vec;
 
 // The lanes that a partial load or store touches.
 struct Lanes {
-  __mmask16 mask;
+  uint32_t mask;
   static Lanes range(int64_t first, int64_t last) {
-    return {static_cast<__mmask16>(((1u << last) - 1) & ~((1u << first) - 1))};
+    return {static_cast<uint32_t>(((uint64_t{1} << last) - 1) & ~((uint64_t{1} << first) - 1))};
   }
 };
 
@@ -29,13 +29,13 @@ struct Vec<float> {
   static Vec zero() { return {_mm512_setzero_ps()}; }
   static Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
   static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
-  static Vec load(const float* p, Lanes lanes) { return {_mm512_maskz_loadu_ps(lanes.mask, p)}; }
+  static Vec load(const float* p, Lanes lanes) { return {_mm512_maskz_loadu_ps(static_cast<__mmask16>(lanes.mask), p)}; }
   static Vec load(const BFloat16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-  static Vec load(const BFloat16* p, Lanes lanes) { return widen(_mm256_maskz_loadu_epi16(lanes.mask, p)); }
+  static Vec load(const BFloat16* p, Lanes lanes) { return widen(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(lanes.mask), p)); }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
-  void store(float* p, Lanes lanes) const { _mm512_mask_storeu_ps(p, lanes.mask, v); }
+  void store(float* p, Lanes lanes) const { _mm512_mask_storeu_ps(p, static_cast<__mmask16>(lanes.mask), v); }
   void store(BFloat16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow()); }
-  void store(BFloat16* p, Lanes lanes) const { _mm256_mask_storeu_epi16(p, lanes.mask, narrow()); }
+  void store(BFloat16* p, Lanes lanes) const { _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(lanes.mask), narrow()); }
   static Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   Vec positive() const { return {_mm512_max_ps(_mm512_setzero_ps(), v)}; }
@@ -98,6 +98,35 @@ struct Vec<double> {
     return {_mm512_mask_mov_pd(_mm512_maskz_mov_pd(above, positive.v), below, negative.v)};
   }
 };
+
+#if defined(LENI_ISA_AVX512_BF16)
+// bfloat16 as it is stored, to be bounded without widening: the order of two numbers of one sign is that of their bits.
+template <>
+struct Vec<BFloat16> {
+  static constexpr int width = 32;
+  __m512i v;
+
+  static Vec zero() { return {_mm512_setzero_si512()}; }
+  static Vec broadcast(BFloat16 x) { return {_mm512_set1_epi16(static_cast<short>(x.bits))}; }
+  static Vec load(const BFloat16* p) { return {_mm512_loadu_si512(p)}; }
+  static Vec load(const BFloat16* p, Lanes lanes) { return {_mm512_maskz_loadu_epi16(lanes.mask, p)}; }
+  void store(BFloat16* p) const { _mm512_storeu_si512(p, v); }
+  void store(BFloat16* p, Lanes lanes) const { _mm512_mask_storeu_epi16(p, lanes.mask, v); }
+  // Signed integers order what is not negative, and everything against it; unsigned ones, backwards, the negative.
+  Vec at_least(Vec bound) const {
+    const __mmask32 negative = _mm512_movepi16_mask(bound.v);
+    const __mmask32 negative_nan = _mm512_cmpgt_epu16_mask(v, _mm512_set1_epi16(static_cast<short>(0xff80)));
+    const __m512i above = _mm512_max_epi16(v, bound.v);
+    return {_mm512_mask_mov_epi16(_mm512_mask_min_epu16(above, negative, v, bound.v), negative_nan, v)};
+  }
+  Vec at_most(Vec bound) const {
+    const __mmask32 negative = _mm512_movepi16_mask(bound.v);
+    const __mmask32 positive_nan = _mm512_cmpgt_epi16_mask(v, _mm512_set1_epi16(0x7f80));
+    const __m512i below = _mm512_min_epi16(v, bound.v);
+    return {_mm512_mask_mov_epi16(_mm512_mask_max_epu16(below, negative, v, bound.v), positive_nan, v)};
+  }
+};
+#endif
 
 #elif defined(LENI_ISA_AVX2)
 
@@ -309,4 +338,33 @@ inline void transpose(const T* from, int64_t from_row, Scale* to, int64_t to_row
   for (int j = 0; j < width; ++j) {
     for (int i = 0; i < width; ++i) to[j * to_row + i] = block[i][j];
   }
+}
+
+// The vector of p[0], p[step], …, of which only lanes first … last − 1 exist and are read; the others are 0.
+template <class V, class T>
+inline V load_strided(const T* p, int64_t step, int64_t first, int64_t last) {
+  constexpr int64_t width = V::width;
+  if (step == 1) return first == 0 && last == width ? V::load(p) : V::load(p, Lanes::range(first, last));
+#if defined(LENI_ISA_AVX512)
+  if (step == 2 && first < last && sizeof(T) * width == 64) {
+    const int64_t begin = 2 * first, end = 2 * last - 1;
+    const auto part = [&](int64_t from) {
+      return Lanes::range(std::clamp<int64_t>(begin - from, 0, width), std::clamp<int64_t>(end - from, 0, width));
+    };
+    const V low = V::load(p, part(0)), high = V::load(p + width, part(width));
+    if constexpr (sizeof(T) == 4) {
+      const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+      return {_mm512_permutex2var_ps(low.v, even, high.v)};
+    } else if constexpr (sizeof(T) == 8) {
+      return {_mm512_permutex2var_pd(low.v, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), high.v)};
+    } else if constexpr (width == 32) {
+      alignas(64) static constexpr uint16_t even[32] = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
+                                                        32, 34, 36, 38, 40, 42, 44, 46, 48, 50, 52, 54, 56, 58, 60, 62};
+      return {_mm512_permutex2var_epi16(low.v, _mm512_load_si512(even), high.v)};
+    }
+  }
+#endif
+  T lanes[width] = {};
+  for (int64_t lane = first; lane < last; ++lane) lanes[lane] = p[lane * step];
+  return V::load(lanes);
 }
