@@ -254,19 +254,36 @@ void for_panels(int64_t count, const Host& host, const Body& body) {
   run_chunks(PanelJob<Body>{body}, count, std::min(count, host.threads), host);
 }
 
-// The weights of each panel as [tap][part][output][lane], zero in lanes without a channel.
+// The weights of each panel as [tap][part][output][lane], zero in lanes without a channel, in scratch memory.
 template <class Scale>
-void pack_weight(const ConvRelu& problem, const Panels<Scale>& panels, Scale* packed, const Host& host) {
-  for_panels(panels.count, host, [&](int64_t index) {
-    const Panel panel = panels[index];
-    const int64_t size = problem.tap_count * panels.outputs;
-    Scale* to = packed + panel.offset * size;
-    std::fill(to, to + panels.lanes(panel) * size, Scale(0));
-    panels.each_weight(panel, problem.tap_count, problem.weight_stride, [&](int64_t at, int64_t raw) {
-      to[at] = static_cast<const Scale*>(problem.weight)[raw];
+struct PackedWeight {
+  const Panels<Scale>& panels;
+  int64_t taps;
+  Scale* packed;
+  bool finite = true;
+
+  PackedWeight(const ConvRelu& problem, const Panels<Scale>& all, const Host& host)
+      : panels(all), taps(problem.tap_count) {
+    const int64_t channel = taps * panels.outputs, size = panels.channels() * channel;
+    packed = static_cast<Scale*>(host.scratch(kWeight, (size + panels.count) * sizeof(Scale)));
+    Scale* doubts = packed + size;  // of each panel the sum of its weights times 0
+    for_panels(panels.count, host, [&](int64_t index) {
+      const Panel panel = panels[index];
+      Scale *to = packed + panel.offset * channel, doubt(0);
+      std::fill(to, to + panels.lanes(panel) * channel, Scale(0));
+      panels.each_weight(panel, taps, problem.weight_stride, [&](int64_t at, int64_t raw) {
+        to[at] = static_cast<const Scale*>(problem.weight)[raw];
+        doubt += to[at] * 0;
+      });
+      doubts[index] = doubt;
     });
-  });
-}
+    for (int64_t index = 0; index < panels.count; ++index) finite = finite && doubts[index] == 0;
+  }
+
+  const Scale* at(const Panel& panel, int64_t t) const {
+    return packed + (panel.offset * taps + t * panels.lanes(panel)) * panels.outputs;
+  }
+};
 
 // The sums of the chunks, in their order, in the place of the first.
 template <class Sum>

@@ -42,9 +42,9 @@ struct InputGradientJob {
   const Panels<Scale>& panels;
   const Grid& grid;           // of cells
   const Taps<Scale>& taps;
-  const Scale* weight;  // packed by panel
-  double* within;       // [chunk][T][padded channels]: Σ [x ≤ θ]·g over sites of x
-  double* outside;      // [chunk][T][gradient_lanes]: Σ dy over outputs that read outside x
+  const PackedWeight<Scale>& weight;
+  double* within;   // [chunk][T][padded channels]: Σ [x ≤ θ]·g over sites of x
+  double* outside;  // [chunk][T][gradient_lanes]: Σ dy over outputs that read outside x
 
   int64_t site() const { return site_pitch<Scale>(panels.gradient_lanes()); }
 
@@ -116,24 +116,42 @@ struct InputGradientJob {
     for (int64_t t = 0; t < problem.tap_count; ++t) {
       if (!phase.has(taps[t])) continue;
       std::fill(sums, sums + lanes, Scale(0));
-      for (int64_t n = 0; n < cells.size(0); ++n) {
-        for (int64_t z = 0; z < cells.size(1); ++z) {
-          const int64_t first = tile.at(n, z, 0), count = (cells.size(2) - 1) * tile.extent[2] + cells.size(3);
-          const Scale* g = grad + (first + tile.shift(taps[t])) * site() + panels.gradient_at(panel);
-          add_tap(panel, t, g, count, x + first * lanes, dx + first * lanes, sums);
-        }
-      }
+      const Scale* dy = grad + tile.shift(taps[t]) * site() + panels.gradient_at(panel);
+      each_run(tile, cells, t, [&](int64_t first, int64_t count) {
+        add_tap(panel, t, dy + first * site(), count, x + first * lanes, dx + first * lanes, sums);
+      });
       double* total = within + (chunk * problem.tap_count + t) * panels.channels() + panel.offset;
       for (int64_t l = 0; l < lanes; ++l) total[l] += sums[l];
     }
     if (problem.dx != nullptr) write(tile, panel, phase, cells, dx);
   }
 
+  // Calls visit(first position, count) for all cells that have an output at this tap. Those between and around them meet
+  // zeros, which add nothing, and are visited too, unless a weight is infinite or NaN.
+  template <class Visit>
+  void each_run(const InputTile& tile, const Box& cells, int64_t t, const Visit& visit) const {
+    for (int64_t n = 0; n < cells.size(0); ++n) {
+      for (int64_t z = 0; z < cells.size(1); ++z) {
+        if (weight.finite) {
+          visit(tile.at(n, z, 0), (cells.size(2) - 1) * tile.extent[2] + cells.size(3));
+          continue;
+        }
+        for (int64_t y = 0; y < cells.size(2); ++y) {
+          const int64_t plane = cells.begin[1] + z - taps[t].cell[0], row = cells.begin[2] + y - taps[t].cell[1];
+          if (plane < 0 || plane >= problem.out_size[0] || row < 0 || row >= problem.out_size[1]) continue;
+          const int64_t start = cells.begin[3] - taps[t].cell[2], columns = cells.size(3);
+          const int64_t first = std::clamp<int64_t>(-start, 0, columns);
+          const int64_t last = std::clamp<int64_t>(problem.out_size[2] - start, first, columns);
+          visit(tile.at(n, z, y) + first, last - first);
+        }
+      }
+    }
+  }
+
   void add_tap(const Panel& panel, int64_t t, const Scale* grad, int64_t count, const Scale* x, Scale* dx,
                Scale* sums) const {
-    const int64_t lanes = panels.lanes(panel);
     const Scale* bounds = taps.threshold + t * panels.channels() + panel.offset;
-    const Scale* packed = weight + panel.offset * problem.tap_count * panels.outputs + t * lanes * panels.outputs;
+    const Scale* packed = weight.at(panel, t);
     if (panels.across) {
       add_lane_by_lane(packed, bounds, grad, count, x, dx, sums);
     } else if (panel.vectors == 1) {
@@ -275,7 +293,7 @@ struct ThresholdGradient {
 
   const ConvReluGradientProblem& problem;
   const Panels<Scale>& panels;
-  const Scale* weight;
+  const PackedWeight<Scale>& weight;
   const double* within;
   const double* outside;
 
@@ -290,7 +308,7 @@ struct ThresholdGradient {
   void finish(const Panel& panel, int64_t t) const {
     const int64_t taps = problem.tap_count, lanes = panel.vectors * width, outputs = panels.outputs;
     const int64_t output = panels.across ? round_up(panels.groups, width) : 1, lane = panels.across ? 1 : 0;
-    const Scale* packed = weight + (panel.offset * taps + t * panels.lanes(panel)) * outputs;
+    const Scale* packed = weight.at(panel, t);
     const double* dy = outside + t * panels.gradient_lanes() + panels.gradient_at(panel);
     const double* sums = within + t * panels.channels() + panel.offset;
     for (int64_t p = 0; p < panels.parts; ++p) {
@@ -322,8 +340,7 @@ void input_gradient(const ConvReluGradientProblem& problem, const Host& host) {
   const Grid grid(problem.x.batch, cells, std::clamp(all * panels.count / (4 * host.threads), kLeastSites, fit));
   const int64_t items = grid.count() * panels.count, chunks = std::min(items, host.threads);
 
-  auto* weight = static_cast<Scale*>(host.scratch(kWeight, channels * taps * panels.outputs * sizeof(Scale)));
-  pack_weight(problem, panels, weight, host);
+  const PackedWeight<Scale> weight(problem, panels, host);
   const Taps<Scale> packed(problem, panels, host);
   auto* within = static_cast<double*>(host.scratch(kPartial, chunks * taps * (channels + lanes) * sizeof(double)));
   double* outside = within + chunks * taps * channels;
