@@ -8,7 +8,7 @@
 
 namespace gradients {
 
-enum Slot { kWeight, kTaps, kPartial, kPartialBias, kGradient, kInput, kPanel, kProduct };  // of scratch memory
+enum Slot { kWeight, kTaps, kPartial, kPartialBias, kGradient, kInput, kPanel, kSums };  // of scratch memory
 
 inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
 
@@ -187,7 +187,9 @@ struct Panels {
 
   // The values of dy that a site of a tile has room for, and where those of a panel start: channels in their order, or
   // groups in their order for each output of a group.
-  int64_t gradient_lanes() const { return across ? outputs * round_up(groups, width) : round_up(outputs * groups, width); }
+  int64_t gradient_lanes() const {
+    return across ? outputs * round_up(groups, width) : round_up(outputs * groups, width);
+  }
   int64_t gradient_at(const Panel& panel) const { return across ? panel.output / outputs : panel.output; }
 
   template <class T>

@@ -100,14 +100,15 @@ struct InputGradientJob {
 
   // ---- one panel of channels at the sites of one phase
 
-  void compute(const InputTile& tile, const Panel& panel, const Phase& phase, const Scale* grad, int64_t chunk) const {
+  void compute(const InputTile& tile, const Panel& panel, const Phase& phase, const Scale* grad,
+               int64_t chunk) const {
     Box cells = tile.cells;
     for (int d = 0; d < 3; ++d) cells.end[d + 1] = std::min(cells.end[d + 1], phase.cells[d]);
     if (cells.size(1) <= 0 || cells.size(2) <= 0 || cells.size(3) <= 0) return;
     const int64_t lanes = panels.lanes(panel), room = (tile.at(tile.cells.size(0), 0, 0) + width) * lanes;
     auto* x = static_cast<Scale*>(host.scratch(kInput, room * sizeof(Scale)));
     auto* dx = static_cast<Scale*>(host.scratch(kPanel, room * sizeof(Scale)));
-    auto* sums = static_cast<Scale*>(host.scratch(kProduct, (lanes + kPixelRows * lanes) * sizeof(Scale)));
+    auto* sums = static_cast<Scale*>(host.scratch(kSums, lanes * sizeof(Scale)));
     // Neither above nor within any threshold's reach: what is computed where there is no site is added to dx's
     // unused positions.
     std::fill(x, x + room, std::numeric_limits<Scale>::quiet_NaN());
@@ -126,8 +127,8 @@ struct InputGradientJob {
     if (problem.dx != nullptr) write(tile, panel, phase, cells, dx);
   }
 
-  // Calls visit(first position, count) for all cells that have an output at this tap. Those between and around them meet
-  // zeros, which add nothing, and are visited too, unless a weight is infinite or NaN.
+  // Calls visit(first position, count) for all cells that have an output at this tap. Those between and around them
+  // meet zeros, which add nothing, and are visited too, unless a weight is infinite or NaN.
   template <class Visit>
   void each_run(const InputTile& tile, const Box& cells, int64_t t, const Visit& visit) const {
     for (int64_t n = 0; n < cells.size(0); ++n) {
@@ -164,29 +165,54 @@ struct InputGradientJob {
   template <int N>
   void add_product(const Scale* packed, const Scale* bounds, const Scale* grad, int64_t count, const Scale* x,
                    Scale* dx, Scale* sums) const {
-    using Product = ScalarProduct<Scale>;
     constexpr int64_t lanes = N * width;
-    static constexpr Scale zeros[lanes] = {};
-    Scale* g = sums + lanes;
-    Block<Product, Scale, Scale> block{panels.outputs, grad, site(), packed, 0, zeros, g, lanes, lanes};
-    for (; count > 0; count -= kPixelRows, block.a += kPixelRows * site()) {
-      const int64_t rows = std::min<int64_t>(count, kPixelRows);
-      multiply_rows<Product, Channels::kVectors, kPixelRows, N>(block, rows);
-      V bound[N], acc[N];
-      for (int n = 0; n < N; ++n) {
-        bound[n] = V::load(bounds + n * width);
-        acc[n] = V::zero();
-      }
-      for (int64_t m = 0; m < rows; ++m, x += lanes, dx += lanes) {
-#pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) {
-          V above = V::load(dx + n * width);
-          V::add_by_bound(V::load(x + n * width), bound[n], V::load(g + m * lanes + n * width), above, acc[n]);
-          above.store(dx + n * width);
-        }
-      }
-      for (int n = 0; n < N; ++n) V::add(V::load(sums + n * width), acc[n]).store(sums + n * width);
+    add_rows<kPixelRows, N>({panels.outputs, grad, site(), packed, 0, nullptr, dx, lanes, lanes}, count, x, bounds,
+                            sums);
+  }
+
+  // The rows of a product in blocks of M, then of M/2, … 1.
+  template <int M, int N>
+  void add_rows(Block<ScalarProduct<Scale>, Scale, Scale> block, int64_t count, const Scale* x, const Scale* bounds,
+                Scale* sums) const {
+    for (; count >= M; count -= M) {
+      add_block<M, N>(block, x, bounds, sums);
+      block.a += M * block.a_row;
+      block.out += M * block.out_row;
+      x += M * block.out_row;
     }
+    if constexpr (M > 1) {
+      if (count > 0) add_rows<M / 2, N>(block, count, x, bounds, sums);
+    }
+  }
+
+  // Adds a block's products, while they are in registers, to dx where x is above the bounds and to the sums where not.
+  template <int M, int N>
+  static void add_block(const Block<ScalarProduct<Scale>, Scale, Scale>& block, const Scale* x, const Scale* bounds,
+                        Scale* sums) {
+    V g[M][N], bound[N], within[N];
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) g[m][n] = V::zero();
+    }
+    accumulate<ScalarProduct<Scale>, Channels::kVectors>(block, g);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      bound[n] = V::load(bounds + n * width);
+      within[n] = V::zero();
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) {
+        const int64_t at = (m * N + n) * width;
+        V above = V::load(block.out + at);
+        V::add_by_bound(V::load(x + at), bound[n], g[m][n], above, within[n]);
+        above.store(block.out + at);
+      }
+    }
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) V::add(V::load(sums + n * width), within[n]).store(sums + n * width);
   }
 
   void add_lane_by_lane(const Scale* packed, const Scale* bounds, const Scale* grad, int64_t count, const Scale* x,
@@ -256,7 +282,7 @@ struct InputGradientJob {
 
   void add_outside(const InputTile& tile, const Scale* grad, int64_t chunk) const {
     const int64_t lanes = panels.gradient_lanes();
-    auto* sums = static_cast<Scale*>(host.scratch(kProduct, lanes * sizeof(Scale)));
+    auto* sums = static_cast<Scale*>(host.scratch(kSums, lanes * sizeof(Scale)));
     for (int64_t t = 0; t < problem.tap_count; ++t) {
       const Reading planes = reading(tile, t, 0), rows = reading(tile, t, 1), columns = reading(tile, t, 2);
       if (planes.all_inside() && rows.all_inside() && columns.all_inside()) continue;

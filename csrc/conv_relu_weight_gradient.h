@@ -49,7 +49,9 @@ struct WeightGradientJob {
     for (int64_t first = 0; first < count; first += few) {
       for (int64_t l = 0; l < panels.gradient_lanes(); l += width) {
         V acc = V::zero();
-        for (int64_t i = first; i < std::min(first + few, count); ++i) acc = V::add(acc, V::load(grad + i * site() + l));
+        for (int64_t i = first; i < std::min(first + few, count); ++i) {
+          acc = V::add(acc, V::load(grad + i * site() + l));
+        }
         Scale lanes[width];
         acc.store(lanes);
         for (int64_t i = 0; i < width; ++i) sums[l + i] += lanes[i];

@@ -5,8 +5,9 @@
 // Less would need a kept activation or a second look at what has left the cache: the norms' statistics depend on
 // all of x, and their gradients on all of dy. Both branches are recomputed from x, tile by tile; only x is kept.
 //
-// Included once per ISA object, after leni_expand.h and gather.h. Everything is computed in Scale: float, or double for double.
-// Sums over pixels are kept per thread and added in the order of the threads, so equal thread counts give equal bits.
+// Included once per ISA object, after leni_expand.h and gather.h. Everything is computed in Scale: float, or double for
+// double. Sums over pixels are kept per thread and added in the order of the threads, so equal thread counts give equal
+// bits.
 
 constexpr int64_t kGradientTileBytes = 512 * 1024;  // of everything a tile of input_gradient() keeps
 

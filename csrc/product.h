@@ -99,13 +99,34 @@ struct Block {
   int64_t a_step = 0;
 };
 
+// Adds the product of a block's M rows and N vectors to ``acc``, which stays in registers.
+template <class Product, Channels kChannels, int M, int N, class T, class Scale>
+[[gnu::always_inline]] inline void accumulate(const Block<Product, T, Scale>& block,
+                                              typename Product::Acc (&acc)[M][N]) {
+  constexpr int width = Product::Acc::width;
+  constexpr bool rows = kChannels == Channels::kRows, summed = kChannels == Channels::kSummed;
+  const int64_t a_step = summed ? block.a_step : 1;
+  const int64_t b_step = rows || summed ? block.b_step : N * width;
+  const auto* a = block.a;
+  const auto* b = block.b;
+  for (int64_t s = block.steps; s > 0; --s, a += a_step, b += b_step) {
+    typename Product::Operand vectors[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) vectors[n] = Product::load(b + n * width);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const auto value = Product::broadcast(a + m * block.a_row);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) acc[m][n] = Product::step(acc[m][n], value, vectors[n]);
+    }
+  }
+}
+
 template <class Product, Channels kChannels, int M, int N, class T, class Scale>
 inline void multiply(const Block<Product, T, Scale>& block) {
   using Acc = typename Product::Acc;
   constexpr int width = Acc::width;
   constexpr bool rows = kChannels == Channels::kRows, summed = kChannels == Channels::kSummed;
-  const int64_t a_step = summed ? block.a_step : 1;
-  const int64_t b_step = rows || summed ? block.b_step : N * width;
   const int64_t last = block.columns - (N - 1) * width;
   Acc acc[M][N];
 #pragma GCC unroll 16
@@ -124,19 +145,7 @@ inline void multiply(const Block<Product, T, Scale>& block) {
       }
     }
   }
-  const auto* a = block.a;
-  const auto* b = block.b;
-  for (int64_t s = block.steps; s > 0; --s, a += a_step, b += b_step) {
-    typename Product::Operand vectors[N];
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) vectors[n] = Product::load(b + n * width);
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
-      const auto value = Product::broadcast(a + m * block.a_row);
-#pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) acc[m][n] = Product::step(acc[m][n], value, vectors[n]);
-    }
-  }
+  accumulate<Product, kChannels>(block, acc);
   if constexpr (summed) {  // a block's sum first, then the total: rounding errors grow with both, not their product
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
