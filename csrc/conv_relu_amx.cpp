@@ -21,6 +21,7 @@ namespace leni::amx {
 #include "amx.h"
 namespace conv_relu {
 #include "conv_relu_expand.h"
+#include "conv_relu_depthwise.h"
 #include "conv_relu_forward.h"
 }  // namespace conv_relu
 }  // namespace leni::amx

@@ -20,6 +20,7 @@ namespace leni::avx512 {
 #include "gather.h"
 namespace conv_relu {
 #include "conv_relu_expand.h"
+#include "conv_relu_depthwise.h"
 #include "conv_relu_forward.h"
 #include "conv_relu_backward.h"
 }  // namespace conv_relu

@@ -19,6 +19,7 @@ namespace leni::avx512_bf16 {
 #include "product.h"
 namespace conv_relu {
 #include "conv_relu_expand.h"
+#include "conv_relu_depthwise.h"
 #include "conv_relu_forward.h"
 }  // namespace conv_relu
 }  // namespace leni::avx512_bf16

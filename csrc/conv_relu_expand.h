@@ -4,6 +4,8 @@
 // channels of a group and the taps: c·T + t for NCHW, where a vector is a row of sites, and t·(C/groups) + c for
 // channels-last, where a vector is a row of channels.
 
+enum Slot { kWeight, kExpanded, kWindows, kPieces, kSums };  // of scratch memory
+
 // Sites of y, numbered [image][d][h][w].
 struct Tile {
   int64_t begin, count;
@@ -88,6 +90,43 @@ inline Value bound(Scale threshold, bool below) {
 // ---- NCHW: vectors along columns ---------------------------------------------------------------------------
 // The expanded tile is [step][site].
 
+// A vector of a run's sites as one tap reads them: ``lanes`` of it are inside x.
+struct Piece {
+  int64_t offset, at, sites;  // in x's plane; in the tile; of the vector that are the tile's
+  int64_t first, last;
+  Lanes lanes;
+};
+
+// The pieces of a tile [tap][piece], in vectors of ``width`` sites.
+struct Pieces {
+  int64_t count = 0;
+  Piece* pieces;
+
+  static int64_t most(const ConvRelu& problem, int64_t sites, int64_t width) {
+    return sites / width + Windows::most(problem, sites);
+  }
+  static int64_t bytes(const ConvRelu& problem, int64_t sites, int64_t width) {
+    return most(problem, sites, width) * problem.tap_count * sizeof(Piece);
+  }
+
+  void find(const ConvRelu& problem, const Windows& windows, int64_t width) {
+    Piece* to = pieces;
+    for (int64_t t = 0; t < problem.tap_count; ++t) {
+      for (int64_t r = 0; r < windows.count; ++r) {
+        const Window& inside = windows.windows[t * windows.count + r];
+        for (int64_t i = 0; i < windows.runs[r].length; i += width) {
+          const int64_t first = std::clamp<int64_t>(inside.first - i, 0, width);
+          const int64_t last = std::clamp<int64_t>(inside.last - i, first, width);
+          const int64_t offset = inside.offset + i * problem.stride[2] * problem.x.stride[2];
+          const int64_t sites = std::min(width, windows.runs[r].length - i);
+          *to++ = {offset, windows.runs[r].at + i, sites, first, last, Lanes::range(first, last)};
+        }
+      }
+    }
+    count = (to - pieces) / problem.tap_count;
+  }
+};
+
 template <class Product, class T, class Scale>
 struct PlanarExpander {
   using Value = typename Product::Value;
@@ -97,65 +136,58 @@ struct PlanarExpander {
   static constexpr int group = Product::group;
 
   const ConvRelu& problem;
-  const Windows& windows;
+  const Pieces& pieces;
 
   // ``channel`` is the group's first; a step has ``pitch`` elements. A vector may be written past the last.
   void run(int64_t channel, Depth depth, int64_t steps, int64_t pitch, Element* to) const {
-    for (int64_t step = 0; step < steps; ++step, to += pitch) {
-      const int64_t k = depth.begin + step * group;
+    const int64_t step = problem.stride[2] * problem.x.stride[2];
+    for (int64_t s = 0; s < steps; ++s, to += pitch) {
+      const int64_t k = depth.begin + s * group;
       if (k + group <= depth.end) {
-        row<group>(channel, k, to);
+        step == 1 ? row<group, true>(channel, k, to) : row<group, false>(channel, k, to);
       } else if (k < depth.end) {
-        row<1>(channel, k, to);
+        step == 1 ? row<1, true>(channel, k, to) : row<1, false>(channel, k, to);
       } else {
         std::memset(to, 0, pitch * sizeof(Element));
       }
     }
   }
 
-  // Depths k … k + kCount − 1, which share a step.
-  template <int kCount>
+  // Depths k … k + kCount − 1, which share a step. kDense: neighbours in y read neighbours in x.
+  template <int kCount, bool kDense>
   void row(int64_t channel, int64_t k, Element* to) const {
     const int64_t step = problem.stride[2] * problem.x.stride[2];
     const T* planes[kCount];
-    const Window* inside[kCount];
+    const Piece* of_tap[kCount];
     V threshold[kCount];
     bool below[kCount];
     for (int g = 0; g < kCount; ++g) {
       const int64_t c = channel + (k + g) / problem.tap_count, t = (k + g) % problem.tap_count;
       planes[g] = static_cast<const T*>(problem.x.data) + c * problem.x.stride_channel;
-      inside[g] = windows.windows + t * windows.count;
+      of_tap[g] = pieces.pieces + t * pieces.count;
       below[g] = problem.taps[t].below;
       threshold[g] = V::broadcast(
           bound<Value>(static_cast<const Scale*>(problem.threshold)[c * problem.tap_count + t], below[g]));
     }
-    for (int64_t r = 0; r < windows.count; ++r) {
-      const Run& run = windows.runs[r];
-      for (int64_t i = 0; i < run.length; i += width) {
-        V values[group];
+    for (int64_t p = 0; p < pieces.count; ++p) {
+      V values[group];
 #pragma GCC unroll 2
-        for (int g = 0; g < group; ++g) {
-          if (g < kCount) {
-            const V loaded = load(planes[g], inside[g][r], i, step);
-            values[g] = below[g] ? loaded.at_most(threshold[g]) : loaded.at_least(threshold[g]);
-          } else {
-            values[g] = V::zero();
-          }
-        }
-        if constexpr (group == 1) {
-          values[0].store(to + run.at + i);
+      for (int g = 0; g < group; ++g) {
+        if (g < kCount) {
+          const Piece& piece = of_tap[g][p];
+          const T* from = planes[g] + piece.offset;
+          const V loaded = kDense ? V::load(from, piece.lanes) : load_strided<V>(from, step, piece.first, piece.last);
+          values[g] = below[g] ? loaded.at_most(threshold[g]) : loaded.at_least(threshold[g]);
         } else {
-          store_pairs(values[0], values[1], to + run.at + i);
+          values[g] = V::zero();
         }
       }
+      if constexpr (group == 1) {
+        values[0].store(to + of_tap[0][p].at);
+      } else {
+        store_pairs(values[0], values[1], to + of_tap[0][p].at);
+      }
     }
-  }
-
-  static V load(const T* plane, const Window& window, int64_t i, int64_t step) {
-    const T* from = plane + window.offset + i * step;
-    const int64_t first = std::clamp<int64_t>(window.first - i, 0, width);
-    const int64_t last = std::clamp<int64_t>(window.last - i, first, width);
-    return load_strided<V>(from, step, first, last);
   }
 };
 

@@ -4,12 +4,10 @@
 // is expanded to [depth × sites], a block of the depth (channels × taps) at a time, so that it stays in the L2 cache, and
 // multiplied there by the packed weights; nothing of the size of taps · x is ever in memory. Saves nothing.
 //
-// Included once per ISA object, inside namespace conv_relu and after conv_relu_expand.h.
-
-enum Slot { kWeight, kExpanded, kWindows, kSums };  // of scratch memory
+// Included once per ISA object, inside namespace conv_relu and after conv_relu_depthwise.h.
 
 constexpr int64_t kTileBytes = 192 * 1024;  // of the expanded tile: a part of the smallest L2 in wide use
-constexpr int64_t kDepthBytes = 4608;       // of a site's share of it, so that a tile has sites enough
+constexpr int64_t kDepthBytes = 2304;       // of one site's share of it, so that a tile has enough sites
 
 inline int64_t even_share(int64_t total, int64_t most) { return ceil_div(total, ceil_div(total, most)); }
 
@@ -89,9 +87,13 @@ struct PackJob {
   const Plan<Product>& plan;
   Element* packed;
 
+  // Whether an output's weights are contiguous [channel][tap].
+  static bool dense(const ConvRelu& problem) {
+    return problem.weight_stride[2] == 1 && problem.weight_stride[1] == problem.tap_count;
+  }
+
   static bool in_place(const ConvRelu& problem, const Plan<Product>& plan) {
-    return plan.side == Channels::kRows && std::is_same_v<Element, Scale> && problem.weight_stride[2] == 1 &&
-           problem.weight_stride[1] == problem.tap_count;
+    return plan.side == Channels::kRows && std::is_same_v<Element, Scale> && dense(problem);
   }
 
   // Chunks begin … end − 1 of all groups' output channels.
@@ -119,10 +121,18 @@ struct PackJob {
 
   void row(int64_t g, int64_t o, Scale* values) const {
     std::fill(values, values + plan.steps * group, Scale(0));
+    if (o < plan.outputs && dense(problem)) {
+      copy_row(weight(g, o), plan.depth, values);
+      return put_row(g, o, values);
+    }
     for (int64_t c = 0; o < plan.outputs && c < plan.channels; ++c) {
       const Scale* from = weight(g, o) + c * problem.weight_stride[1];
       for (int64_t t = 0; t < problem.tap_count; ++t) values[c * problem.tap_count + t] = from[t * problem.weight_stride[2]];
     }
+    put_row(g, o, values);
+  }
+
+  void put_row(int64_t g, int64_t o, const Scale* values) const {
     auto* to = reinterpret_cast<typename Product::Value*>(packed + (g * plan.padded_outputs() + o) * plan.steps);
     copy_row(values, plan.steps * group, to);
   }
@@ -147,8 +157,7 @@ struct PackJob {
       }
       return;
     }
-    const bool dense = stride[2] == 1 && stride[1] == taps;
-    const int64_t squares = whole && dense ? plan.depth / width * width : 0;
+    const int64_t squares = whole && dense(problem) ? plan.depth / width * width : 0;
     for (int64_t j = 0; j < squares; j += width) {
       Scale square[width][width];
       transpose(from + j, row, &square[0][0], width);
@@ -200,6 +209,7 @@ struct ForwardJob {
   // What a thread works in.
   struct Room {
     Windows windows;
+    Pieces pieces;  // where vectors are of sites
     Element* expanded;
     int64_t pitch;  // of a step (NCHW)
     Scale* sums;
@@ -210,9 +220,11 @@ struct ForwardJob {
     const ForwardJob& job = *static_cast<const ForwardJob*>(context);
     [[maybe_unused]] const typename Product::Session session;
     const Plan<Product>& plan = job.plan;
+    constexpr int64_t lanes = Vec<typename Product::Value>::width;
     const int64_t pitch = round_up(plan.tile_sites, Product::Acc::width) + kBeyond<Product>;
     const int64_t sums = (plan.padded_outputs() + kBeyond<Product>) * pitch;
     Room room{{job.problem, plan.tile_sites, job.host.scratch(kWindows, Windows::bytes(job.problem, plan.tile_sites))},
+              {0, static_cast<Piece*>(job.host.scratch(kPieces, Pieces::bytes(job.problem, plan.tile_sites, lanes)))},
               static_cast<Element*>(job.host.scratch(kExpanded, (plan.block_steps * pitch + kOverrun) * sizeof(Element))),
               pitch,
               static_cast<Scale*>(job.host.scratch(kSums, sums * sizeof(Scale)))};
@@ -221,8 +233,11 @@ struct ForwardJob {
       const int64_t group = share / plan.chunks % job.problem.groups;
       const int64_t index = share / plan.chunks / job.problem.groups;
       const Tile tile = plan.tile(index);
-      if (index != found) room.windows.find(job.problem, tile);
-      found = index;
+      if (index != found) {
+        room.windows.find(job.problem, tile);
+        if (plan.side == Channels::kRows) room.pieces.find(job.problem, room.windows, lanes);
+        found = index;
+      }
       job.multiply_tile(room, tile, group, chunk * plan.chunk, std::min((chunk + count) * plan.chunk, plan.outputs));
       share += count;
     }
@@ -262,7 +277,7 @@ struct ForwardJob {
              last - first},
             tile.count);
       } else {
-        PlanarExpander<Product, T, Scale>{problem, room.windows}.run(group * plan.channels, depth, steps, room.pitch,
+        PlanarExpander<Product, T, Scale>{problem, room.pieces}.run(group * plan.channels, depth, steps, room.pitch,
                                                                      room.expanded);
         multiply_all<Product, Channels::kRows, Out, Scale>(
             {steps, weight + group * weight_group + first * weight_row + step, weight_row, room.expanded, room.pitch, start,
@@ -332,16 +347,22 @@ void run(const ConvReluProblem& problem, const Host& host) {
   host.parallel_for(plan.tiles * plan.groups * plan.chunks, &job, &ForwardJob<Product, T, Scale>::shares);
 }
 
+template <class Product, class T, class Scale>
+void choose(const ConvReluProblem& problem, const Host& host) {
+  if (is_depthwise(problem)) return depthwise<T, Scale>(problem, host);
+  run<Product, T, Scale>(problem, host);
+}
+
 inline void forward(const ConvReluProblem& problem, const Host& host) {
 #if defined(LENI_ISA_AMX)
-  run<TileProduct, BFloat16, float>(problem, host);
+  choose<TileProduct, BFloat16, float>(problem, host);
 #elif defined(LENI_ISA_AVX512_BF16)
-  run<PairProduct, BFloat16, float>(problem, host);
+  choose<PairProduct, BFloat16, float>(problem, host);
 #else
   switch (problem.scalar) {
-    case Scalar::Float32: return run<ScalarProduct<float>, float, float>(problem, host);
-    case Scalar::Float64: return run<ScalarProduct<double>, double, double>(problem, host);
-    case Scalar::BFloat16: return run<ScalarProduct<float>, BFloat16, float>(problem, host);
+    case Scalar::Float32: return choose<ScalarProduct<float>, float, float>(problem, host);
+    case Scalar::Float64: return choose<ScalarProduct<double>, double, double>(problem, host);
+    case Scalar::BFloat16: return choose<ScalarProduct<float>, BFloat16, float>(problem, host);
   }
 #endif
 }

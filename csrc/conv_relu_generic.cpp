@@ -14,6 +14,7 @@ namespace leni::generic {
 #include "gather.h"
 namespace conv_relu {
 #include "conv_relu_expand.h"
+#include "conv_relu_depthwise.h"
 #include "conv_relu_forward.h"
 #include "conv_relu_backward.h"
 }  // namespace conv_relu
