@@ -14,9 +14,9 @@ from . import reference
 from .reference import Pads
 
 # ---- the operators -----------------------------------------------------------------------------------------
-# Of each backend: conv_relu with autograd, and the two halves of its backward, without. Options are a convolution's,
-# one number per spatial dimension, and two of ``pads``: before and after. ``channels_last`` says which stride of x is 1
-# and how y and dx are laid out. What is kept for backward is x and the parameters.
+# Of each backend: conv_relu with autograd, the two halves of its backward, and its general form, without. Options are
+# a convolution's, one number per spatial dimension, and two of ``pads``: before and after. ``channels_last`` says which
+# stride of x is 1 and how y and dx are laid out. What is kept for backward is x and the parameters.
 
 
 class Kernels(NamedTuple):
@@ -28,6 +28,8 @@ class Kernels(NamedTuple):
     """(grad, x, weight, threshold, *options, needs_x, needs_threshold) -> their gradients, empty if not needed"""
     weight_gradient: Any
     """(grad, x, weight, threshold, *options, needs_weight, needs_bias) -> their gradients, empty if not needed"""
+    taps: Any
+    """(x, weight, threshold, bias, offsets, below, channels_last) -> y: what Reborn folds into"""
 
 
 def _empty(x: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
@@ -59,6 +61,11 @@ def _fake_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, threshold: Te
             weight.new_empty(weight.shape[0] if needs_bias else 0))
 
 
+def _fake_taps(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | None, offsets: Sequence[int],
+               below: Sequence[int], channels_last: bool) -> Tensor:
+    return _empty(x, (x.shape[0], weight.shape[0], *x.shape[2:]), channels_last)
+
+
 def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError("leni_kernels: double backward through ConvReLU's kernels is not supported; "
                               "use_backend('reference') supports it")
@@ -66,9 +73,10 @@ def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
 
 def _operators(backend: str) -> Kernels:
     """The operators leni_kernels::conv_relu_*_<backend>, with their fakes and autograd registered."""
-    parts = ("", "_input_gradient", "_weight_gradient")
+    parts = ("", "_input_gradient", "_weight_gradient", "_taps")
+    fakes = (_fake_forward, _fake_input_gradient, _fake_weight_gradient, _fake_taps)
     names = Kernels(*(f"leni_kernels::conv_relu{part}_{backend}" for part in parts))
-    for name, fake in zip(names, (_fake_forward, _fake_input_gradient, _fake_weight_gradient), strict=True):
+    for name, fake in zip(names, fakes, strict=True):
         torch.library.register_fake(name, fake)
     kernels = Kernels(*(getattr(torch.ops.leni_kernels, name.split("::")[1]).default for name in names))
 
@@ -88,7 +96,7 @@ def _operators(backend: str) -> Kernels:
                 dbias if needs_bias else None, None, None, None, None, None)
 
     torch.library.register_autograd(names.forward, backward, setup_context=save)
-    for name in names[1:]:
+    for name in names[1:3]:
         torch.library.register_autograd(name, _no_double_backward, setup_context=lambda *_, **__: None)
     return kernels
 

@@ -5,6 +5,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import leni_kernels as lk
+from leni_kernels import extension
 
 FUNCTIONS = {1: lk.functional.conv_relu1d, 2: lk.functional.conv_relu2d, 3: lk.functional.conv_relu3d}
 CASES = {
@@ -16,6 +17,9 @@ CASES = {
     "2d same, even kernel": ((1, 2, 3, 4), (2, 2, 2, 4), {"padding": "same"}),
     "3d": ((1, 2, 3, 3, 2), (2, 1, 2, 2, 1), {"padding": (0, 1, 0), "groups": 2}),
 }
+
+
+pytestmark = pytest.mark.usefixtures("each_backend")
 
 
 def off_kinks(x_shape, weight_shape):
@@ -40,7 +44,29 @@ def test_gradcheck(case):
 
 def test_second_derivatives():
     tensors = off_kinks((1, 2, 4), (2, 2, 2))
-    assert gradgradcheck(lambda *tensors: lk.functional.conv_relu1d(*tensors, padding=1), tensors)
+    with lk.use_backend("reference"):
+        assert gradgradcheck(lambda *tensors: lk.functional.conv_relu1d(*tensors, padding=1), tensors)
+
+
+@pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
+def test_second_derivatives_of_the_kernels_are_refused():
+    tensors = off_kinks((1, 2, 4), (2, 2, 2))
+    y = lk.functional.conv_relu1d(*tensors)
+    first = torch.autograd.grad(y.sum(), tensors, create_graph=True)
+    with pytest.raises(NotImplementedError, match="double backward through ConvReLU's kernels is not supported"):
+        torch.autograd.grad(first[1].sum(), tensors)
+
+
+@pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_x_and_the_parameters_are_kept(dtype):
+    module, x = lk.ConvReLU2d(3, 4, 3, padding=1).to(dtype), torch.randn(2, 3, 6, 5, dtype=dtype, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        module(x)
+    given = {tensor.data_ptr() for tensor in (x, *module.parameters())}
+    assert kept
+    assert {tensor.data_ptr() for tensor in kept} <= given
 
 
 def gradients(x, weight, threshold, padding=0):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import leni_kernels as lk
+from leni_kernels import extension
 
 MODULES = {1: lk.ConvReLU1d, 2: lk.ConvReLU2d, 3: lk.ConvReLU3d}
 
@@ -39,6 +40,23 @@ def test_exports_with_any_batch_and_size(dimensions):
 
 @pytest.mark.parametrize("dimensions", MODULES)
 def test_explain_tells_the_backend(dimensions):
-    decision, = lk.explain(*module_and_input(dimensions))
-    assert (decision.operation, decision.backend) == (f"conv_relu{dimensions}d", "reference")
-    assert set(decision.why_not) == {"cpp", "triton", "cuda"}
+    module, x = module_and_input(dimensions)
+    decision, = lk.explain(module, x)
+    chosen = "reference" if extension.why_missing else "cpp"
+    assert (decision.operation, decision.backend) == (f"conv_relu{dimensions}d", chosen)
+    assert set(decision.why_not) == {"cpp", "triton", "cuda", "reference"} - {chosen}
+
+
+@pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
+@pytest.mark.parametrize(("change", "reason"), [
+    (torch.Tensor.half, "the CPU kernels take float32, bfloat16 and float64, not torch.float16"),
+    (lambda x: x.repeat_interleave(2, dim=3)[..., ::2], "stride 1 neither along channels nor along columns"),
+], ids=["half", "strided"])
+def test_explain_says_why_the_kernels_cannot_serve(change, reason):
+    module, x = module_and_input(2)
+    x = change(x)
+    decision, = lk.explain(module.to(x.dtype), x)
+    assert decision.backend == "reference"
+    assert reason in decision.why_not["cpp"]
+    with lk.use_backend("cpp"), pytest.raises(lk.BackendUnavailableError, match=reason):
+        module(x)
