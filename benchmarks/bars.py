@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from harness.blocks import every
 from harness.report import geometric_mean
 
 Row = dict[str, Any]
@@ -37,7 +38,8 @@ def _channels(least: int, most: int) -> Callable[[Row], bool]:
     return lambda row: least <= row["channels"] <= most
 
 
-WORDS = {"leni_inference": "inference", "leni_training": "training step"}
+WORDS = {"leni_inference": "inference", "leni_training": "training step",
+         "conv_relu_inference": "inference", "conv_relu_training": "training step"}
 
 
 def _slowest(what: str, dtype: str, over: Callable[[Row], bool], first: float, moonshot: float,
@@ -68,6 +70,20 @@ LENI_TRAINING_CPU = (
 )
 
 
+def _conv_relu(work: str, dtype: str, first: float, moonshot: float) -> Bar:
+    return Bar(work, f"ConvReLU, {WORDS[work]}, slowest case: time / conv(relu(x))", dtype, "ours/relu_conv", every,
+               max, first, moonshot, at_most=True)
+
+
+CONV_RELU_CPU = (
+    _conv_relu("conv_relu_inference", "float32", 1.5, 1.05),
+    _conv_relu("conv_relu_inference", "bfloat16", 1.5, 1.05),
+    *(Bar("conv_relu_inference", "ConvReLU, inference, times faster than composed, slowest case", dtype,
+          "composed/ours", every, min, 5.0, None, at_most=False) for dtype in ("float32", "bfloat16")),
+    _conv_relu("conv_relu_training", "float32", 2.0, 1.3),
+)
+
+
 def _first_layers(row: Row) -> bool:
     return row["channels"] <= 64 and row["layout"] == "channels_last"
 
@@ -82,4 +98,4 @@ LENI_INFERENCE_GPU = (
 
 def of_device(device: str) -> tuple[Bar, ...]:
     """The bars for a device type."""
-    return LENI_INFERENCE_GPU if device == "cuda" else LENI_INFERENCE_CPU + LENI_TRAINING_CPU
+    return LENI_INFERENCE_GPU if device == "cuda" else LENI_INFERENCE_CPU + LENI_TRAINING_CPU + CONV_RELU_CPU

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import bars
+import conv_relu_inference
+import conv_relu_training
 import leni_inference
 import leni_training
 import torch
@@ -33,6 +35,7 @@ RESULTS = Path(__file__).parent / "results"
 PARTS = {
     "leni": {"leni_inference": leni_inference},
     "training": {"leni_training": leni_training},
+    "conv_relu": {"conv_relu_inference": conv_relu_inference, "conv_relu_training": conv_relu_training},
     "networks": {"networks": networks_inference, "networks_training": networks_training},
 }
 """What ``--only`` can name, and the modules that measure it by the name of their list in the results.

@@ -137,15 +137,16 @@ def _why_no_kernel(x: Tensor) -> str | None:
     return None
 
 
-def _why_not_cpp(call: ConvReluCall) -> str | None:
+def why_not_cpp(x: Tensor) -> str | None:
+    """Why the C++ kernels cannot read x, or None if they can."""
     if extension.why_missing is not None:
         return extension.why_missing
-    if call.x.device.type != "cpu":
-        return f"x is on {call.x.device.type}"
-    dtype = checks.autocast_dtype(call.x)
+    if x.device.type != "cpu":
+        return f"x is on {x.device.type}"
+    dtype = checks.autocast_dtype(x)
     if dtype not in (torch.float32, torch.bfloat16, torch.float64):
         return f"the CPU kernels take float32, bfloat16 and float64, not {dtype}"
-    return _why_no_kernel(call.x)
+    return _why_no_kernel(x)
 
 
 def _run(kernels: Kernels, call: ConvReluCall) -> Tensor:
@@ -155,9 +156,20 @@ def _run(kernels: Kernels, call: ConvReluCall) -> Tensor:
     return kernels.forward(x, weight, threshold, bias, stride, flat_pads, dilation, groups, _channels_last(x))
 
 
+def run_taps_cpp(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor, offsets: Sequence[int],
+                 below: Sequence[int]) -> Tensor:
+    """The general form at stride 1, without a gradient: tap t of site q reads x ``[N, C, H, W]`` at q + offset.
+
+    Of what it reads it takes the maximum with ``threshold[c, t]``, or the minimum where it is ``below``. Weight is
+    ``[O, C, T]``, threshold ``[C, T]``, ``offsets`` ``[2 · T]``: rows and columns.
+    """
+    x = x.to(checks.autocast_dtype(x))
+    return _CPP.taps(x, weight, threshold, bias, offsets, below, _channels_last(x))
+
+
 def _operation(dimensions: int) -> Operation:
     return Operation(f"conv_relu{dimensions}d",
-                     Backend("cpp", _why_not_cpp, lambda call: _run(_CPP, call)),
+                     Backend("cpp", lambda call: why_not_cpp(call.x), lambda call: _run(_CPP, call)),
                      Backend("reference", lambda call: None, lambda call: reference.conv_relu(*call)))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import checks, extension, triton_support
 from ..backends import Backend, Operation
+from ..conv_relu import ops as conv_relu_ops
 from . import reference, triton_kernels
 from .batch_norms import BatchNorms, Statistics, fold_backward, merged_over, summed_over, through_statistics
 from .reference import Folded, Layer, Norm
@@ -453,8 +454,39 @@ class RebornCall(NamedTuple):
 
 _REBORN = Operation("reborn", Backend("reference", lambda call: None,
                                       lambda call: reference.reborn(call.x, *call.layers)))
-_REBORN_FOLDED = Operation("reborn_folded", Backend("reference", lambda call: None,
-                                                    lambda call: reference.reborn_folded(*call)))
+
+
+class RebornFoldedCall(NamedTuple):
+    """One call of folded Reborn, in the order of :func:`reference.reborn_folded`."""
+
+    x: Tensor
+    taps: Tensor
+    weight: Tensor
+    bias: Tensor
+    groups: int
+
+    def why_not_dense(self) -> str | None:
+        """Why the folded form should not become one convolution of C × C weights a tap."""
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self[:4]):
+            return "a gradient is asked for, and its kernels compute none"
+        if self.taps.shape[1] < self.x.shape[1]:
+            return "the deconvolution has groups, and one dense convolution would multiply more than the layers do"
+        if _values(self.x) < self.x.shape[1]:
+            return "x has fewer sites than channels, and making one weight of both would take longer than the layers"
+        return None
+
+
+def _run_reborn_folded_cpp(call: RebornFoldedCall) -> Tensor:
+    weight, offsets, below = reference.reborn_taps(call.taps, call.weight, call.groups)
+    threshold = weight.new_zeros(weight.shape[1:])
+    return conv_relu_ops.run_taps_cpp(call.x, weight, threshold, call.bias, offsets, below)
+
+
+_REBORN_FOLDED = Operation(
+    "reborn_folded",
+    Backend("cpp", lambda call: conv_relu_ops.why_not_cpp(call.x) or call.why_not_dense(), _run_reborn_folded_cpp),
+    Backend("reference", lambda call: None, lambda call: reference.reborn_folded(*call)),
+)
 
 
 def reborn(x: Tensor, deconv_weight: Tensor, negative_norm: Norm, compress_weight: Tensor,
@@ -495,7 +527,7 @@ def reborn_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, groups:
     """Reborn with its norm folded, for inference: ``weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias``.
 
     Args:
-        x: ``[N, C, H, W]``, any floating dtype.
+        x: ``[N, C, H, W]``, any floating dtype; contiguous, channels-last, or a slice of either.
         taps: ``[C, C // groups, k, k]``, k odd.
         weight: ``[C, 2C]``; the first C columns act on the positive branch.
         bias: ``[C]``.
@@ -507,7 +539,8 @@ def reborn_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, groups:
     checks.groups("reborn_folded", groups, channels)
     checks.odd_kernel("reborn_folded", "taps", taps, (channels, channels // groups, "k", "k"))
     _check_folded("reborn_folded", x, taps, weight, bias)
-    return _REBORN_FOLDED((x, taps, weight, bias, groups))
+    dtype = reference.folding_dtype(x.dtype)
+    return _REBORN_FOLDED(RebornFoldedCall(x, taps.to(dtype), weight.to(dtype), bias.to(dtype), groups))
 
 
 def _deconv_layer(weight: Tensor, groups: int) -> Layer:

@@ -164,6 +164,21 @@ def reborn_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, groups:
     return F.conv2d(features, weight.to(x.dtype)[:, :, None, None], bias.to(x.dtype))
 
 
+def reborn_taps(taps: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, list[int], list[int]]:
+    """Folded Reborn as one convolution: ``y[q] = Σ_t W_t · f_t(x[q + offset_t]) + bias``.
+
+    Tap by tap of the deconvolution f is ``min(x, 0)`` and W the product of both weights; one more tap takes
+    ``max(x, 0)``. Returns W ``[C, C, k² + 1]``, the offsets ``[2 · (k² + 1)]``, and 1 for each minimum.
+    """
+    channels, size = weight.shape[0], taps.shape[-1]
+    negative = weight[:, channels:].unflatten(1, (groups, -1))
+    with torch.autocast(taps.device.type, enabled=False):
+        products = torch.einsum("ogj,gijhw->ogihw", negative, taps.unflatten(0, (groups, -1)))
+    dense = torch.cat([products.flatten(3).flatten(1, 2), weight[:, :channels, None]], 2)
+    offsets = [size // 2 - place for row in range(size) for column in range(size) for place in (row, column)]
+    return dense, [*offsets, 0, 0], [*[1] * size**2, 0]
+
+
 def _correlate(x: Tensor, taps: Tensor) -> Tensor:
     return F.conv2d(x, taps.unsqueeze(1), padding=taps.shape[-1] // 2, groups=x.shape[1])
 
