@@ -11,7 +11,7 @@
 
 constexpr int64_t kInputTileBytes = 320 * 1024;  // of a tile's dy and of one panel of its x and dx
 constexpr int64_t kLeastSites = 96;              // of a tile, where threads want more tiles
-constexpr int64_t kLaneSites = 8;                // sites at a time where products are lane by lane
+constexpr int kLaneSites = kPixelRows >= 12 ? 8 : 4;  // at a time in registers, where products are lane by lane
 
 // A tile of cells of x, and where the dy that reaches it is packed. Positions of cells and of outputs run alike, tap by
 // tap a constant apart: where a row is at the edge of dy there are zeros before or after it, which it shares
@@ -45,8 +45,7 @@ struct InputGradientJob {
   const PackedWeight<Scale>& weight;
   double* within;   // [chunk][T][padded channels]: Σ [x ≤ θ]·g over sites of x
   double* outside;  // [chunk][T][gradient_lanes]: Σ dy over outputs that read outside x
-
-  int64_t site() const { return site_pitch<Scale>(panels.gradient_lanes()); }
+  int64_t site = site_pitch<Scale>(panels.gradient_lanes());  // values of a position of dy
 
   InputTile tile(int64_t index) const {
     InputTile tile{grid.box(index)};
@@ -86,19 +85,31 @@ struct InputGradientJob {
       if (item % panels.count == 0 && problem.dthreshold != nullptr) add_outside(tile, grad, chunk);
       const Panel panel = panels[item % panels.count];
       for (int64_t phase = 0; phase < Phase::count(problem); ++phase) {
-        compute(tile, panel, Phase(problem, phase), grad + tile.lead * site(), chunk);
+        compute(tile, panel, Phase(problem, phase), grad + tile.lead * site, chunk);
       }
     }
   }
 
   Scale* pack_gradient(const InputTile& tile) const {
-    auto* grad = static_cast<Scale*>(host.scratch(kGradient, tile.positions * site() * sizeof(Scale)));
-    std::fill(grad, grad + tile.positions * site(), Scale(0));
-    panels.template gather_gradient<T>(problem.grad, tile.outputs, grad + tile.lead * site(), tile.extent, site());
+    auto* grad = static_cast<Scale*>(host.scratch(kGradient, tile.positions * site * sizeof(Scale)));
+    std::fill(grad, grad + tile.positions * site, Scale(0));
+    panels.template gather_gradient<T>(problem.grad, tile.outputs, grad + tile.lead * site, tile.extent, site);
     return grad;
   }
 
   // ---- one panel of channels at the sites of one phase
+
+  // What is computed from what, by position in the tile.
+  struct Work {
+    const InputTile& tile;
+    const Panel& panel;
+    const Phase& phase;
+    int64_t lanes;
+    const Scale* grad;  // of the panel's outputs
+    const Scale* x;
+    Scale* dx;
+    Scale* sums;  // [T][lanes]: Σ [x ≤ θ]·g
+  };
 
   void compute(const InputTile& tile, const Panel& panel, const Phase& phase, const Scale* grad,
                int64_t chunk) const {
@@ -108,21 +119,30 @@ struct InputGradientJob {
     const int64_t lanes = panels.lanes(panel), room = (tile.at(tile.cells.size(0), 0, 0) + width) * lanes;
     auto* x = static_cast<Scale*>(host.scratch(kInput, room * sizeof(Scale)));
     auto* dx = static_cast<Scale*>(host.scratch(kPanel, room * sizeof(Scale)));
-    auto* sums = static_cast<Scale*>(host.scratch(kSums, lanes * sizeof(Scale)));
-    // Neither above nor within any threshold's reach: what is computed where there is no site is added to dx's
-    // unused positions.
+    auto* sums = static_cast<Scale*>(host.scratch(kSums, problem.tap_count * lanes * sizeof(Scale)));
+    // What is computed where there is no site is added to positions of dx that are not used.
     std::fill(x, x + room, std::numeric_limits<Scale>::quiet_NaN());
     std::fill(dx, dx + room, Scale(0));
+    std::fill(sums, sums + problem.tap_count * lanes, Scale(0));
     panels.template gather_input<T>(problem, phase, cells, panel, x, tile.extent, lanes);
-    for (int64_t t = 0; t < problem.tap_count; ++t) {
-      if (!phase.has(taps[t])) continue;
-      std::fill(sums, sums + lanes, Scale(0));
-      const Scale* dy = grad + tile.shift(taps[t]) * site() + panels.gradient_at(panel);
+    const Work work{tile, panel, phase, lanes, grad + panels.gradient_at(panel), x, dx, sums};
+    // Where products are lane by lane there is little to multiply: the taps take turns at a few sites.
+    const int64_t together = panels.across && weight.finite ? problem.tap_count : 1;
+    for (int64_t t = 0; t < problem.tap_count; t += together) {
+      if (together == 1 && !phase.has(taps[t])) continue;
       each_run(tile, cells, t, [&](int64_t first, int64_t count) {
-        add_tap(panel, t, dy + first * site(), count, x + first * lanes, dx + first * lanes, sums);
+        if (panels.across) {
+          add_lane_by_lane<kLaneSites>(work, t, t + together, first, count);
+        } else if (panel.vectors == 1) {
+          add_product<1>(work, t, first, count);
+        } else {
+          add_product<kChannelVectors>(work, t, first, count);
+        }
       });
+    }
+    for (int64_t t = 0; t < problem.tap_count; ++t) {
       double* total = within + (chunk * problem.tap_count + t) * panels.channels() + panel.offset;
-      for (int64_t l = 0; l < lanes; ++l) total[l] += sums[l];
+      for (int64_t l = 0; l < lanes; ++l) total[l] += sums[t * lanes + l];
     }
     if (problem.dx != nullptr) write(tile, panel, phase, cells, dx);
   }
@@ -149,25 +169,16 @@ struct InputGradientJob {
     }
   }
 
-  void add_tap(const Panel& panel, int64_t t, const Scale* grad, int64_t count, const Scale* x, Scale* dx,
-               Scale* sums) const {
-    const Scale* bounds = taps.threshold + t * panels.channels() + panel.offset;
-    const Scale* packed = weight.at(panel, t);
-    if (panels.across) {
-      add_lane_by_lane(packed, bounds, grad, count, x, dx, sums);
-    } else if (panel.vectors == 1) {
-      add_product<1>(packed, bounds, grad, count, x, dx, sums);
-    } else {
-      add_product<kChannelVectors>(packed, bounds, grad, count, x, dx, sums);
-    }
+  const Scale* bounds(const Panel& panel, int64_t t) const {
+    return taps.threshold + t * panels.channels() + panel.offset;
   }
 
   template <int N>
-  void add_product(const Scale* packed, const Scale* bounds, const Scale* grad, int64_t count, const Scale* x,
-                   Scale* dx, Scale* sums) const {
+  void add_product(const Work& work, int64_t t, int64_t first, int64_t count) const {
     constexpr int64_t lanes = N * width;
-    add_rows<kPixelRows, N>({panels.outputs, grad, site(), packed, 0, nullptr, dx, lanes, lanes}, count, x, bounds,
-                            sums);
+    add_rows<kPixelRows, N>({panels.outputs, work.grad + (first + work.tile.shift(taps[t])) * site, site,
+                             weight.at(work.panel, t), 0, nullptr, work.dx + first * lanes, lanes, lanes},
+                            count, work.x + first * lanes, bounds(work.panel, t), work.sums + t * lanes);
   }
 
   // The rows of a product in blocks of M, then of M/2, … 1.
@@ -215,26 +226,46 @@ struct InputGradientJob {
     for (int n = 0; n < N; ++n) V::add(V::load(sums + n * width), within[n]).store(sums + n * width);
   }
 
-  void add_lane_by_lane(const Scale* packed, const Scale* bounds, const Scale* grad, int64_t count, const Scale* x,
-                        Scale* dx, Scale* sums) const {
-    const int64_t lanes = panels.parts * width, outputs = panels.outputs, output = round_up(panels.groups, width);
-    for (int64_t p = 0; p < panels.parts; ++p) {
-      const V bound = V::load(bounds + p * width);
-      for (int64_t first = 0; first < count; first += kLaneSites) {
-        const int64_t last = std::min(first + kLaneSites, count);
-        V acc = V::zero();
-        for (int64_t i = first; i < last; ++i) {
-          V g = V::zero();
-          for (int64_t o = 0; o < outputs; ++o) {
-            g = V::fma(V::load(packed + (p * outputs + o) * width), V::load(grad + i * site() + o * output), g);
-          }
-          V above = V::load(dx + i * lanes + p * width);
-          V::add_by_bound(V::load(x + i * lanes + p * width), bound, g, above, acc);
-          above.store(dx + i * lanes + p * width);
-        }
-        V::add(V::load(sums + p * width), acc).store(sums + p * width);
-      }
+  // The taps from t to ``last`` of the phase, at the positions in blocks of M, then of M/2, … 1.
+  template <int M>
+  void add_lane_by_lane(const Work& work, int64_t t, int64_t last, int64_t first, int64_t count) const {
+    for (; count >= M; count -= M, first += M) {
+      for (int64_t part = 0; part < panels.parts; ++part) add_lanes<M>(work, t, last, first, part);
     }
+    if constexpr (M > 1) {
+      if (count > 0) add_lane_by_lane<M / 2>(work, t, last, first, count);
+    }
+  }
+
+  template <int M>
+  void add_lanes(const Work& work, int64_t t, int64_t last, int64_t first, int64_t part) const {
+    const int64_t outputs = panels.outputs, output = round_up(panels.groups, width), lane = part * width;
+    const Scale* x = work.x + first * work.lanes + lane;
+    Scale* dx = work.dx + first * work.lanes + lane;
+    V above[M];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) above[m] = V::load(dx + m * work.lanes);
+    for (; t < last; ++t) {
+      if (!work.phase.has(taps[t])) continue;
+      const Scale* dy = work.grad + (first + work.tile.shift(taps[t])) * site;
+      const Scale* packed = weight.at(work.panel, t) + lane * outputs;
+      V g[M];
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) g[m] = V::zero();
+      for (int64_t o = 0; o < outputs; ++o) {
+        const V factor = V::load(packed + o * width);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) g[m] = V::fma(factor, V::load(dy + m * site + o * output), g[m]);
+      }
+      const V bound = V::load(bounds(work.panel, t) + lane);
+      V within = V::zero();
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) V::add_by_bound(V::load(x + m * work.lanes), bound, g[m], above[m], within);
+      Scale* sum = work.sums + t * work.lanes + lane;
+      V::add(V::load(sum), within).store(sum);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) above[m].store(dx + m * work.lanes);
   }
 
   void write(const InputTile& tile, const Panel& panel, const Phase& phase, const Box& cells, const Scale* dx) const {
@@ -291,7 +322,7 @@ struct InputGradientJob {
         for (int64_t z = planes.first; z < planes.last; ++z) {
           for (int64_t y = rows.first; y < rows.last; ++y) {
             const int64_t at = tile.at(n, z - tile.outputs.begin[1], y - tile.outputs.begin[2]) - tile.outputs.begin[3];
-            const Scale* row = grad + (tile.lead + at) * site();
+            const Scale* row = grad + (tile.lead + at) * site;
             const bool inside = planes.inside(z) && rows.inside(y);
             add_outputs(row, columns.first, inside ? columns.inner_first : columns.last, sums);
             if (inside) add_outputs(row, columns.inner_last, columns.last, sums);
@@ -306,7 +337,7 @@ struct InputGradientJob {
   void add_outputs(const Scale* row, int64_t first, int64_t last, Scale* sums) const {
     for (int64_t i = first; i < last; ++i) {
       for (int64_t l = 0; l < panels.gradient_lanes(); l += width) {
-        V::add(V::load(sums + l), V::load(row + i * site() + l)).store(sums + l);
+        V::add(V::load(sums + l), V::load(row + i * site + l)).store(sums + l);
       }
     }
   }

@@ -22,18 +22,17 @@ struct WeightGradientJob {
   const Taps<Scale>& taps;
   int64_t shares, splits;  // chunk s·splits + i has the i-th part of the tiles for the panels of share s
   Scale* partial;          // [split]: the panels' sums, laid out as packed weights
-  double* bias;            // [chunk][gradient_lanes]
-
-  int64_t site() const { return site_pitch<Scale>(panels.gradient_lanes()); }
+  double* bias;            // [split][gradient_lanes]
+  int64_t site = site_pitch<Scale>(panels.gradient_lanes());  // values of an output of dy
 
   void run(int64_t chunk, int64_t, int64_t) const {
     const int64_t share = chunk / splits, split = chunk % splits;
     const int64_t first = panels.count * share / shares, last = panels.count * (share + 1) / shares;
-    auto* grad = static_cast<Scale*>(host.scratch(kGradient, grid.most() * site() * sizeof(Scale)));
+    auto* grad = static_cast<Scale*>(host.scratch(kGradient, grid.most() * site * sizeof(Scale)));
     for (int64_t index = grid.count() * split / splits; index < grid.count() * (split + 1) / splits; ++index) {
       const Box outputs = grid.box(index);
       const int64_t extent[3] = {outputs.size(1), outputs.size(2), outputs.size(3)};
-      panels.template gather_gradient<T>(problem.grad, outputs, grad, extent, site());
+      panels.template gather_gradient<T>(problem.grad, outputs, grad, extent, site);
       if (share == 0) add_bias(grad, outputs.count(), bias + split * panels.gradient_lanes());
       for (int64_t phase = 0; problem.dweight != nullptr && phase < Phase::count(problem); ++phase) {
         for (int64_t panel = first; panel < last; ++panel) {
@@ -50,7 +49,7 @@ struct WeightGradientJob {
       for (int64_t l = 0; l < panels.gradient_lanes(); l += width) {
         V acc = V::zero();
         for (int64_t i = first; i < std::min(first + few, count); ++i) {
-          acc = V::add(acc, V::load(grad + i * site() + l));
+          acc = V::add(acc, V::load(grad + i * site + l));
         }
         Scale lanes[width];
         acc.store(lanes);
@@ -124,29 +123,42 @@ struct WeightGradientJob {
   void add_product(const Scale* bounded, int64_t lanes, int64_t steps, const Scale* grad, Scale* sums) const {
     using Product = ScalarProduct<Scale>;
     multiply_all<Product, Channels::kSummed, Scale, Scale>(
-        {steps, grad, 1, bounded, lanes, nullptr, sums, lanes, lanes, site()}, panels.outputs);
+        {steps, grad, 1, bounded, lanes, nullptr, sums, lanes, lanes, site}, panels.outputs);
   }
 
   void add_lane_by_lane(const Scale* bounded, int64_t steps, const Scale* grad, Scale* sums) const {
-    constexpr int64_t chains = 4;  // of additions that do not wait for each other
-    const int64_t lanes = panels.parts * width, output = round_up(panels.groups, width);
     for (int64_t p = 0; p < panels.parts; ++p) {
-      for (int64_t o = 0; o < panels.outputs; ++o) {
-        V acc[chains];
-        for (V& chain : acc) chain = V::zero();
-        const Scale *a = bounded + p * width, *b = grad + o * output;
-        int64_t i = 0;
-        for (; i + chains <= steps; i += chains) {
+      add_lanes<4>(bounded + p * width, steps, grad, sums + p * panels.outputs * width, panels.outputs);
+    }
+  }
+
+  // The outputs of each group, O at a time, then O/2, … 1, in as many chains of sums as are needed not to wait.
+  template <int O>
+  void add_lanes(const Scale* a, int64_t steps, const Scale* grad, Scale* sums, int64_t outputs) const {
+    constexpr int chains = 4 / O;
+    const int64_t lanes = panels.parts * width, output = round_up(panels.groups, width);
+    for (; outputs >= O; outputs -= O, grad += O * output, sums += O * width) {
+      V acc[chains][O];
+      for (auto& chain : acc) std::fill(chain, chain + O, V::zero());
+      const auto add = [&](int64_t i, V(&chain)[O]) {
+        const V value = V::load(a + i * lanes);
 #pragma GCC unroll 4
-          for (int64_t k = 0; k < chains; ++k) {
-            acc[k] = V::fma(V::load(a + (i + k) * lanes), V::load(b + (i + k) * site()), acc[k]);
-          }
-        }
-        for (; i < steps; ++i) acc[0] = V::fma(V::load(a + i * lanes), V::load(b + i * site()), acc[0]);
-        Scale* sum = sums + (p * panels.outputs + o) * width;
-        const V total = V::add(V::add(acc[0], acc[1]), V::add(acc[2], acc[3]));
-        V::add(V::load(sum), total).store(sum);
+        for (int o = 0; o < O; ++o) chain[o] = V::fma(value, V::load(grad + i * site + o * output), chain[o]);
+      };
+      int64_t i = 0;
+      for (; i + chains <= steps; i += chains) {
+#pragma GCC unroll 4
+        for (int k = 0; k < chains; ++k) add(i + k, acc[k]);
       }
+      for (; i < steps; ++i) add(i, acc[0]);
+      for (int o = 0; o < O; ++o) {
+        V total = acc[0][o];
+        for (int k = 1; k < chains; ++k) total = V::add(total, acc[k][o]);
+        V::add(V::load(sums + o * width), total).store(sums + o * width);
+      }
+    }
+    if constexpr (O > 1) {
+      if (outputs > 0) add_lanes<O / 2>(a, steps, grad, sums, outputs);
     }
   }
 };
