@@ -1,11 +1,12 @@
 // The gradients of x and of the threshold.
 //
-// Per tap, g = weightᵀ·dy in a product of its own; dx = Σ_t [x > θ_t]·g_t and dθ_t = Σ [x ≤ θ_t]·g_t. Reads x and dy
-// once and writes dx, which is the least; each tap's look at dy comes from cache. A tile of dy is packed with zeros
-// around it, as far as the taps reach beyond x, and multiplied into a panel of channels of x a few sites at a time,
-// so that g is split by the threshold while it is in L1. The sites of x are cut into tiles, not those of dy: each is
-// written by one tile, and every product is computed once. Sites outside x are all 0, so that what they give θ needs
-// no products but only the sum of the dy that reads them.
+// Per tap, g = weightᵀ·dy in a product of its own; dx = Σ_t [x > θ_t]·g_t and dθ_t = Σ [x ≤ θ_t]·g_t. T is the bytes of
+// x, Y of y: reads x and dy and writes dx, 2T + Y, which is the least; each tap's look at dy comes from cache, and g is
+// never in memory. A tile of dy is packed with zeros around it, as far as the taps reach beyond x, and multiplied into
+// a panel of channels of x a few sites at a time, so that g is split by the threshold while it is in registers. Tiles
+// are cut from the sites of x, not of dy: each site is written by one tile, and no product is computed twice. Sites
+// outside x are all 0: what they give θ needs no products but that of the weights with the sum of the dy that reads
+// them. Saves nothing.
 //
 // Included once per ISA object, by conv_relu_backward.h.
 
@@ -40,7 +41,7 @@ struct InputGradientJob {
   const ConvReluGradientProblem& problem;
   const Host& host;
   const Panels<Scale>& panels;
-  const Grid& grid;           // of cells
+  const Grid& grid;  // of cells
   const Taps<Scale>& taps;
   const PackedWeight<Scale>& weight;
   double* within;   // [chunk][T][padded channels]: Σ [x ≤ θ]·g over sites of x

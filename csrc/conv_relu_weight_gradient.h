@@ -1,14 +1,14 @@
 // The gradients of weight and bias: dw[o, c, t] = Σ_q dy[o, q]·max(x[c, q·stride + offset_t], θ[c, t]), db = Σ dy.
 //
-// Reads x and dy once where one share of the threads has all channels, else once a share. A tile of outputs takes its
-// dy and the x that they read; for each tap and panel of channels max(x, θ) is written site by site next to it, in
-// L1, and multiplied. Nothing else is written but the sums. Threads share the channels while these divide among
-// them, so that each sums into memory of its own, and only then the tiles.
+// T is the bytes of x, Y of y. Reads x and dy, T + Y, which is the least, and writes nothing of their size; where the
+// threads divide the channels among them, so that each has the sums of its own, dy is read once for each share. A tile
+// packs the dy of its outputs and the x that they read; for each tap and panel of channels, max(x, θ) is written
+// output by output, in L1, and multiplied. Saves nothing: max(x, θ) of all taps is made again from x.
 //
 // Included once per ISA object, by conv_relu_backward.h.
 
 constexpr int64_t kWeightTileSites = 256;  // outputs of a tile: enough for sums to stay in registers, few enough for L1
-constexpr int64_t kWeightTileBytes = 512 * 1024;
+constexpr int64_t kWeightTileBytes = 512 * 1024;  // of its dy
 
 template <class T, class Scale>
 struct WeightGradientJob {
@@ -176,8 +176,9 @@ void weight_gradient(const ConvReluGradientProblem& problem, const Host& host) {
   const int64_t size = panels.channels() * problem.tap_count * panels.outputs, lanes = panels.gradient_lanes();
   const int64_t fit = kWeightTileBytes / (site_pitch<Scale>(lanes) * static_cast<int64_t>(sizeof(Scale)));
   const Grid grid(problem.x.batch, problem.out_size, std::min(kWeightTileSites, fit));
-  // Where lanes go across groups there is little to sum, and dy is not read twice.
-  const int64_t shares = panels.across ? 1 : equal_shares(panels.count, host.threads);
+  // Where there is little to sum, dy is not read twice.
+  const bool little = panels.across || problem.dweight == nullptr;
+  const int64_t shares = little ? 1 : equal_shares(panels.count, host.threads);
   const int64_t splits = std::min(host.threads / shares, grid.count());
 
   const Taps<Scale> taps(problem, panels, host);

@@ -14,7 +14,8 @@ from leni_kernels.conv_relu import reference
 
 pytestmark = pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
 
-ISAS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
+ISAS = ("generic", "avx2", "avx512")
+"""Those with gradient kernels of their own, the least first."""
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("x", "threshold", "weight", "bias")
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 1e-2}
@@ -264,8 +265,8 @@ def parity_errors() -> None:
 @pytest.mark.parametrize("isa", ISAS)
 def test_parity_on_every_instruction_set(isa):
     best = extension.cpu_isa()
-    if os.environ.get("LENI_KERNELS_ISA") is None and ISAS.index(isa) > ISAS.index(best):
-        pytest.skip(f"this CPU has only {best}")
+    if best in ISAS and ISAS.index(isa) > ISAS.index(best):
+        pytest.skip(f"this process has only {best}")
     script = "import sys; sys.path.insert(0, sys.argv[1]); import test_kernel_gradients as t; t.parity_errors()"
     process = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent)], cwd=ROOT,
                              env={**os.environ, "LENI_KERNELS_ISA": isa}, capture_output=True, text=True)
