@@ -1,7 +1,8 @@
 // The matrix product on AMX tiles: 16×16 floats accumulate 16×32 by 32×16 bfloat16 at a time.
 //
 // Included by the objects for AMX after product.h. Reads what PairProduct reads, padded to whole tiles of steps.
-// LENI_AMX_EMULATION replaces the tile registers by memory, so that the blocking can be checked on any AVX-512-BF16 CPU.
+// LENI_AMX_EMULATION replaces the tile registers by memory, so that the blocking can be checked on any AVX-512-BF16
+// CPU.
 
 #if defined(LENI_AMX_EMULATION)
 struct EmulatedTiles {

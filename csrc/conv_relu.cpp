@@ -1,4 +1,4 @@
-// The operators leni_kernels::conv_relu_*_cpp: check what the kernels rely on, allocate, and choose the instruction set.
+// The operators leni_kernels::conv_relu*_cpp: check what the kernels rely on, allocate, choose the instruction set.
 #include "conv_relu.h"
 
 #include <torch/csrc/stable/library.h>

@@ -1,8 +1,8 @@
 // ConvReLU on the CPU: what the operators ask of the kernels, and the kernels there are.
 //
-// One form serves one, two and three dimensions (missing ones have size 1), padding, dilation, and Reborn: a convolution
-// is a list of taps. Tap t of the output site q reads x at q·stride + offset, where a site outside x is 0, and takes
-// max(x, θ[c, t]) of it, or min(x, θ[c, t]) where the tap is ``below``.
+// One form serves one, two and three dimensions (missing ones have size 1), padding, dilation, and Reborn: a
+// convolution is a list of taps. Tap t of the output site q reads x at q·stride + offset, where a site outside x is 0,
+// and takes max(x, θ[c, t]) of it, or min(x, θ[c, t]) where the tap is ``below``.
 #pragma once
 
 #include "kernel.h"

@@ -1,7 +1,7 @@
 // ConvReLU forward where every group has one channel: no product of matrices, but one of vectors for each tap.
 //
-// Reads x once and writes y once, as conv_relu_forward.h; nothing is expanded. Vectors run along columns (NCHW) or along
-// channels (channels-last), and a few of them are summed in registers through all taps.
+// Reads x once and writes y once, as conv_relu_forward.h; nothing is expanded. Vectors run along columns (NCHW) or
+// along channels (channels-last), and a few of them are summed in registers through all taps.
 //
 // Included once per ISA object, inside namespace conv_relu and after conv_relu_expand.h.
 
@@ -28,7 +28,8 @@ struct Depthwise {
   static void planes(const void* context, int64_t begin, int64_t end) {
     const Depthwise& job = *static_cast<const Depthwise*>(context);
     const int64_t outputs = job.problem.out_channels, planes = job.problem.x.batch * outputs;
-    Windows windows(job.problem, job.tile_sites, job.host.scratch(kWindows, Windows::bytes(job.problem, job.tile_sites)));
+    void* memory = job.host.scratch(kWindows, Windows::bytes(job.problem, job.tile_sites));
+    Windows windows(job.problem, job.tile_sites, memory);
     const int64_t bytes = Pieces::bytes(job.problem, job.tile_sites, width);
     Pieces pieces{0, static_cast<Piece*>(job.host.scratch(kPieces, bytes))};
     const bool dense = job.problem.stride[2] * job.problem.x.stride[2] == 1;
@@ -48,18 +49,18 @@ struct Depthwise {
   template <bool kDense>
   void row(const Pieces& pieces, const Tile& tile, int64_t image, int64_t o) const {
     const int64_t c = o / (problem.out_channels / problem.groups);
-    const T* from = static_cast<const T*>(problem.x.data) + image * problem.x.stride_batch + c * problem.x.stride_channel;
+    const Volume& x = problem.x;
+    const T* from = static_cast<const T*>(x.data) + image * x.stride_batch + c * x.stride_channel;
     T* to = static_cast<T*>(problem.y) + (image * problem.out_channels + o) * plane + tile.begin;
-    const Piece* piece = pieces.pieces;
+    const int64_t count = pieces.count;
     int64_t p = 0;
-    for (; p + kSums <= pieces.count; p += kSums) sum_pieces<kDense, kSums>(from, c, o, piece + p, pieces.count, tile, to);
-    for (; p < pieces.count; ++p) sum_pieces<kDense, 1>(from, c, o, piece + p, pieces.count, tile, to);
+    for (; p + kSums <= count; p += kSums) sum_pieces<kDense, kSums>(from, c, o, pieces.pieces + p, count, to);
+    for (; p < count; ++p) sum_pieces<kDense, 1>(from, c, o, pieces.pieces + p, count, to);
   }
 
   // ``kCount`` pieces through all taps; of one tap the next ``step`` are another's.
   template <bool kDense, int kCount>
-  void sum_pieces(const T* plane_of_x, int64_t c, int64_t o, const Piece* piece, int64_t step, const Tile& tile,
-                  T* to) const {
+  void sum_pieces(const T* plane_of_x, int64_t c, int64_t o, const Piece* piece, int64_t step, T* to) const {
     const auto* w = static_cast<const Scale*>(problem.weight) + o * problem.weight_stride[0];
     const auto* bounds = static_cast<const Scale*>(problem.threshold) + c * problem.tap_count;
     const int64_t stride = problem.stride[2] * problem.x.stride[2];
@@ -84,7 +85,8 @@ struct Depthwise {
 
   static void tiles_of_sites(const void* context, int64_t begin, int64_t end) {
     const Depthwise& job = *static_cast<const Depthwise*>(context);
-    Windows windows(job.problem, job.tile_sites, job.host.scratch(kWindows, Windows::bytes(job.problem, job.tile_sites)));
+    void* memory = job.host.scratch(kWindows, Windows::bytes(job.problem, job.tile_sites));
+    Windows windows(job.problem, job.tile_sites, memory);
     for (int64_t index = begin; index < end; ++index) {
       const int64_t first = index * job.tile_sites;
       const Tile tile{first, std::min(job.tile_sites, job.problem.x.batch * job.plane - first)};

@@ -1,8 +1,9 @@
 // ConvReLU in one pass: y[n, o, q] = bias[o] + Σ weight[o, c, t] · max(x[n, c, q·stride + offset_t], threshold[c, t]).
 //
-// Reads x once and writes y once; each tap's look at x again comes from cache. No pass can do with less. A tile of sites
-// is expanded to [depth × sites], a block of the depth (channels × taps) at a time, so that it stays in the L2 cache, and
-// multiplied there by the packed weights; nothing of the size of taps · x is ever in memory. Saves nothing.
+// T is the bytes of x, U of y. Reads x once and writes y once, T + U, and no pass can do with less; each tap's further
+// look at x comes from cache. A tile of sites is expanded to [depth × sites], a block of the depth (channels × taps)
+// at a time, so that it stays in the L2 cache, and multiplied there by the weights; nothing of the size of taps · x is
+// ever in memory. Saves nothing.
 //
 // Included once per ISA object, inside namespace conv_relu and after conv_relu_depthwise.h.
 
@@ -16,10 +17,10 @@ template <class Product>
 struct Plan {
   Channels side;
   int64_t groups, channels, outputs, depth;  // the last three of a group
-  int64_t steps, block_steps;        // of the depth
-  int64_t plane, span;               // sites of an image; sites over which tiles follow each other
+  int64_t steps, block_steps;                // of the depth
+  int64_t plane, span;                       // sites of an image; sites over which tiles follow each other
   int64_t tile_sites, tiles_per_span, tiles;
-  int64_t chunk, chunks;  // output channels of one packed panel or some, and how many of these a group has
+  int64_t chunk, chunks;  // output channels that are multiplied at once, and how many such chunks a group has
 
   Plan(const ConvRelu& problem, int64_t threads) {
     constexpr int64_t width = Product::Acc::width, element = sizeof(typename Product::Element);
@@ -38,11 +39,11 @@ struct Plan {
 
     plane = problem.out_size[0] * problem.out_size[1] * problem.out_size[2];
     const int64_t sites = problem.x.batch * plane;
-    // A plane that wastes many lanes of its last vector shares tiles with the next image's.
-    const bool own_tiles = !vectors && round_up(plane, width) - plane <= plane / 8;
-    span = own_tiles ? plane : sites;
     const int64_t unit = vectors ? kPixelRows : kPixelVectors * width;
-    const int64_t most = std::max(kTileBytes / (block_steps * element) / unit, int64_t{1}) * unit;
+    // Where tiles go across images, sums in y are not contiguous; but a small plane wastes lanes of its last vectors.
+    const bool own_tiles = !vectors && plane >= 2 * unit && round_up(plane, width) - plane <= plane / 8;
+    span = own_tiles ? plane : sites;
+    const int64_t most = round_up(ceil_div(kTileBytes, block_steps * element), unit);
     const int64_t enough = ceil_div(threads, ceil_div(sites, span) * groups * chunks);
     tile_sites = std::min(span, round_up(ceil_div(span, std::max(ceil_div(span, most), enough)), unit));
     tiles_per_span = ceil_div(span, tile_sites);
@@ -74,8 +75,8 @@ inline void copy_row(const Scale* from, int64_t count, T* to) {
   }
 }
 
-// Where channels are rows, weights in the order of the depth and of the product's own type are read in place; others are
-// packed [group][output][step]. Where they are vectors the order is [block of steps][group][panel][step][output].
+// Where channels are rows, weights in the order of the depth and of the product's own type are read in place; others
+// are packed [group][output][step]. Where they are vectors the order is [block of steps][group][panel][step][output].
 template <class Product, class Scale>
 struct PackJob {
   using Element = typename Product::Element;
@@ -127,7 +128,8 @@ struct PackJob {
     }
     for (int64_t c = 0; o < plan.outputs && c < plan.channels; ++c) {
       const Scale* from = weight(g, o) + c * problem.weight_stride[1];
-      for (int64_t t = 0; t < problem.tap_count; ++t) values[c * problem.tap_count + t] = from[t * problem.weight_stride[2]];
+      Scale* to = values + c * problem.tap_count;
+      for (int64_t t = 0; t < problem.tap_count; ++t) to[t] = from[t * problem.weight_stride[2]];
     }
     put_row(g, o, values);
   }
@@ -223,9 +225,10 @@ struct ForwardJob {
     constexpr int64_t lanes = Vec<typename Product::Value>::width;
     const int64_t pitch = round_up(plan.tile_sites, Product::Acc::width) + kBeyond<Product>;
     const int64_t sums = (plan.padded_outputs() + kBeyond<Product>) * pitch;
+    const int64_t expanded = plan.block_steps * pitch + kOverrun;
     Room room{{job.problem, plan.tile_sites, job.host.scratch(kWindows, Windows::bytes(job.problem, plan.tile_sites))},
               {0, static_cast<Piece*>(job.host.scratch(kPieces, Pieces::bytes(job.problem, plan.tile_sites, lanes)))},
-              static_cast<Element*>(job.host.scratch(kExpanded, (plan.block_steps * pitch + kOverrun) * sizeof(Element))),
+              static_cast<Element*>(job.host.scratch(kExpanded, expanded * sizeof(Element))),
               pitch,
               static_cast<Scale*>(job.host.scratch(kSums, sums * sizeof(Scale)))};
     for (int64_t share = begin, found = -1; share < end;) {
@@ -280,8 +283,8 @@ struct ForwardJob {
         PlanarExpander<Product, T, Scale>{problem, room.pieces}.run(group * plan.channels, depth, steps, room.pitch,
                                                                      room.expanded);
         multiply_all<Product, Channels::kRows, Out, Scale>(
-            {steps, weight + group * weight_group + first * weight_row + step, weight_row, room.expanded, room.pitch, start,
-             out, out_row, tile.count},
+            {steps, weight + group * weight_group + first * weight_row + step, weight_row, room.expanded, room.pitch,
+             start, out, out_row, tile.count},
             last - first);
       }
     }

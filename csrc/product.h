@@ -55,7 +55,7 @@ inline __m512i interleave(Vec<float> even, Vec<float> odd) {
 }
 inline void store_pairs(Vec<float> even, Vec<float> odd, uint32_t* p) { _mm512_storeu_si512(p, interleave(even, odd)); }
 inline void store_pairs(Vec<float> even, Vec<float> odd, uint32_t* p, Lanes lanes) {
-  _mm512_mask_storeu_epi32(p, static_cast<__mmask16>(lanes.mask), interleave(even, odd));
+  _mm512_mask_storeu_epi32(p, lanes.low(), interleave(even, odd));
 }
 inline void store_pairs(Vec<BFloat16> even, Vec<BFloat16> odd, uint32_t* p) {
   alignas(64) static constexpr uint16_t low[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,

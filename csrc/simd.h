@@ -8,8 +8,8 @@ template <class T>
 struct Vec;
 
 // max(x, 0) and min(x, 0) are named positive() and negative(), max(x, bound) and min(x, bound) at_least() and
-// at_most(): x is the operand that a NaN is taken from. by_sign() is ``positive`` where x > 0, ``negative`` where x < 0,
-// and 0 where x is 0 or NaN. add_by_bound() adds a value to ``within`` where x ≤ bound, and else, as where x is NaN, to
+// at_most(): x is the operand that a NaN is taken from. by_sign() is ``positive`` where x > 0, ``negative`` where
+// x < 0, and 0 where x is 0 or NaN. add_by_bound() adds a value to ``within`` where x ≤ bound, and else, as where x is NaN, to
 // ``above``.
 
 #if defined(LENI_ISA_AVX512)
@@ -17,6 +17,7 @@ struct Vec;
 // The lanes that a partial load or store touches.
 struct Lanes {
   uint32_t mask;
+  __mmask16 low() const { return static_cast<__mmask16>(mask); }
   static Lanes range(int64_t first, int64_t last) {
     return {static_cast<uint32_t>(((uint64_t{1} << last) - 1) & ~((uint64_t{1} << first) - 1))};
   }
@@ -30,13 +31,13 @@ struct Vec<float> {
   static Vec zero() { return {_mm512_setzero_ps()}; }
   static Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
   static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
-  static Vec load(const float* p, Lanes lanes) { return {_mm512_maskz_loadu_ps(static_cast<__mmask16>(lanes.mask), p)}; }
+  static Vec load(const float* p, Lanes lanes) { return {_mm512_maskz_loadu_ps(lanes.low(), p)}; }
   static Vec load(const BFloat16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-  static Vec load(const BFloat16* p, Lanes lanes) { return widen(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(lanes.mask), p)); }
+  static Vec load(const BFloat16* p, Lanes lanes) { return widen(_mm256_maskz_loadu_epi16(lanes.low(), p)); }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
-  void store(float* p, Lanes lanes) const { _mm512_mask_storeu_ps(p, static_cast<__mmask16>(lanes.mask), v); }
+  void store(float* p, Lanes lanes) const { _mm512_mask_storeu_ps(p, lanes.low(), v); }
   void store(BFloat16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow()); }
-  void store(BFloat16* p, Lanes lanes) const { _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(lanes.mask), narrow()); }
+  void store(BFloat16* p, Lanes lanes) const { _mm256_mask_storeu_epi16(p, lanes.low(), narrow()); }
   static Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   Vec positive() const { return {_mm512_max_ps(_mm512_setzero_ps(), v)}; }
