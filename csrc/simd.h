@@ -291,6 +291,10 @@ struct Vec {
 // The sum of the lanes, always in the same order.
 template <class T>
 inline T sum(Vec<T> vector) {
+#if defined(LENI_ISA_AVX512)
+  if constexpr (sizeof(T) == 4) return _mm512_reduce_add_ps(vector.v);
+  if constexpr (sizeof(T) == 8) return _mm512_reduce_add_pd(vector.v);
+#endif
   T lanes[Vec<T>::width];
   vector.store(lanes);
   for (int stride = Vec<T>::width / 2; stride > 0; stride /= 2) {

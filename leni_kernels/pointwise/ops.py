@@ -1,25 +1,134 @@
-"""AdaReLU, FullyParametricReLU and CReLU as operations: checks and the choice of backend; no arithmetic."""
+"""AdaReLU, FullyParametricReLU and CReLU as PyTorch operators: schemas, fakes, autograd and the choice of backend.
+
+No arithmetic here: the definitions are in ``reference.py``, the kernels in ``csrc/`` and ``triton_kernels.py``.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from .. import checks
+from .. import checks, extension, triton_support
 from ..backends import Backend, Operation
-from . import reference
+from . import reference, triton_kernels
+
+# ---- the operators -----------------------------------------------------------------------------------------
+# Of each backend: <name>(x, *parameters) -> y, and <name>_backward(grad, x, *parameters, needs_input,
+# needs_parameters) -> the gradients of all of them, empty if not asked for; crelu_backward(grad, x) -> x's gradient.
+# Parameters may be of another dtype than x, as autocast hands them over; they are used in x's and their gradients
+# are summed in float32 (float64 for a float64 x).
+
+DEFINITIONS: dict[str, Callable[..., Tensor]] = {
+    "ada_relu": reference.ada_relu,
+    "fully_parametric_relu": reference.fully_parametric_relu,
+    "crelu": reference.crelu,
+}
 
 
-class AdaReluCall(NamedTuple):
-    """One call of AdaReLU."""
-
-    x: Tensor
-    threshold: Tensor
+def _fake_forward(x: Tensor, *parameters: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
-_ADA_RELU = Operation("ada_relu", Backend("reference", lambda call: None,
-                                          lambda call: reference.ada_relu(*call)))
+def _fake_backward(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *parameters, needs_input, needs_parameters = rest
+    return (torch.empty_like(x) if needs_input else x.new_empty(0),
+            *(parameter.new_empty(parameter.shape if needs_parameters else 0) for parameter in parameters))
+
+
+def _fake_crelu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(definition: Callable[..., Tensor], operator: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needs_input, *needs_parameters = ctx.needs_input_grad
+    if torch.is_grad_enabled():  # with create_graph: only the reference can be differentiated again
+        return _backward_by_reference(definition, ctx, grad)
+    if not needs_parameters:
+        return operator(grad, *ctx.saved_tensors)
+    gradients = operator(grad, *ctx.saved_tensors, needs_input, any(needs_parameters))
+    return tuple(gradient if needed else None
+                 for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True))
+
+
+def _backward_by_reference(definition: Callable[..., Tensor], ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    tensors, needs = ctx.saved_tensors, ctx.needs_input_grad
+    wanted = [tensor for tensor, needed in zip(tensors, needs, strict=True) if needed]
+    gradients = iter(torch.autograd.grad(definition(*tensors), wanted, grad, create_graph=True))
+    return tuple(next(gradients) if needed else None for needed in needs)
+
+
+def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError("leni_kernels: the backward operators of pointwise activations cannot be differentiated; "
+                              "use_backend('reference') supports it")
+
+
+def _operators(backend: str) -> dict[str, Any]:
+    """The operators leni_kernels::<name>_<backend>, with fakes and autograd registered for them and their backward."""
+    operators = {}
+    for name, definition in DEFINITIONS.items():
+        forward, backward = f"{name}_{backend}", f"{name}_backward_{backend}"
+        operators[name], backward_operator = (getattr(torch.ops.leni_kernels, each).default
+                                              for each in (forward, backward))
+        fakes = (reference.empty_crelu, _fake_crelu_backward) if name == "crelu" else (_fake_forward, _fake_backward)
+        for operator, fake in zip((forward, backward), fakes, strict=True):
+            torch.library.register_fake(f"leni_kernels::{operator}", fake)
+        torch.library.register_autograd(f"leni_kernels::{forward}", partial(_backward, definition, backward_operator),
+                                        setup_context=_save)
+        torch.library.register_autograd(f"leni_kernels::{backward}", _no_double_backward,
+                                        setup_context=lambda *_, **__: None)
+    return operators
+
+
+_OPERATORS: dict[str, dict[str, Any]] = {}
+
+if extension.why_missing is None:
+    _OPERATORS["cpp"] = _operators("cpp")
+if triton_support.why_no_operators is None:
+    for _launch in triton_kernels.LAUNCHES:
+        triton_support.define_operator(f"{_launch.__name__}_triton", _launch)
+    _OPERATORS["triton"] = _operators("triton")
+
+
+# ---- which backend, and why --------------------------------------------------------------------------------
+# A call is x and the parameters.
+
+
+def _why_not_cpp(call: tuple[Tensor, ...]) -> str | None:
+    x = call[0]
+    if extension.why_missing is not None:
+        return extension.why_missing
+    if x.device.type != "cpu":
+        return f"x is on {x.device.type}"
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float64):
+        return f"the CPU kernels take float32, bfloat16 and float64, not {x.dtype}"
+    return None
+
+
+def _why_not_triton(call: tuple[Tensor, ...]) -> str | None:
+    return triton_support.why_not_here(call[0]) or triton_kernels.why_not(*call)
+
+
+def _operation(name: str) -> Operation:
+    return Operation(
+        name,
+        Backend("cpp", _why_not_cpp, lambda call: _OPERATORS["cpp"][name](*call)),
+        Backend("triton", _why_not_triton, lambda call: _OPERATORS["triton"][name](*call)),
+        Backend("reference", lambda call: None, lambda call: DEFINITIONS[name](*call)),
+    )
+
+
+_ADA_RELU, _FULLY_PARAMETRIC_RELU, _CRELU = map(_operation, DEFINITIONS)
+
+
+# ---- the functions -----------------------------------------------------------------------------------------
 
 
 def ada_relu(x: Tensor, threshold: Tensor) -> Tensor:
@@ -41,26 +150,13 @@ def ada_relu(x: Tensor, threshold: Tensor) -> Tensor:
         BackendUnavailableError: if a backend asked for by name cannot serve.
     """
     channels = checks.channels("ada_relu", x)
-    wanted = {"one per channel": (channels,), "one for all": (1,), "one per element": tuple(x.shape[1:])}
-    if threshold.dim() > 0 and tuple(threshold.shape) not in wanted.values():
-        listed = ", ".join(f"{list(shape)} ({meaning})" for meaning, shape in wanted.items())
-        raise ValueError(f"ada_relu: threshold must have shape {listed}, got {tuple(threshold.shape)}")
-    checks.same_device("ada_relu", x=x, threshold=threshold)
-    checks.same_dtype("ada_relu", x=x, threshold=threshold)
-    return _ADA_RELU(AdaReluCall(x, threshold))
-
-
-class FullyParametricReluCall(NamedTuple):
-    """One call of FullyParametricReLU."""
-
-    x: Tensor
-    positive_slope: Tensor
-    negative_slope: Tensor
-
-
-_FULLY_PARAMETRIC_RELU = Operation(
-    "fully_parametric_relu",
-    Backend("reference", lambda call: None, lambda call: reference.fully_parametric_relu(*call)))
+    shape = tuple(threshold.shape)
+    if shape not in ((channels,), (1,), (), tuple(x.shape[1:])):
+        wanted = {"one per channel": (channels,), "one for all": (1,), "one per element": tuple(x.shape[1:])}
+        listed = ", ".join(f"{list(size)} ({meaning})" for meaning, size in wanted.items())
+        raise ValueError(f"ada_relu: threshold must have shape {listed}, got {shape}")
+    _check_alike("ada_relu", x=x, threshold=threshold)
+    return _ADA_RELU((x, threshold))
 
 
 def fully_parametric_relu(x: Tensor, positive_slope: Tensor, negative_slope: Tensor) -> Tensor:
@@ -82,21 +178,10 @@ def fully_parametric_relu(x: Tensor, positive_slope: Tensor, negative_slope: Ten
     """
     name = "fully_parametric_relu"
     channels = checks.channels(name, x)
-    slopes = {"positive_slope": positive_slope, "negative_slope": negative_slope}
-    for what, slope in slopes.items():
-        checks.shape(name, what, slope, (channels,))
-    checks.same_device(name, x=x, **slopes)
-    checks.same_dtype(name, x=x, **slopes)
-    return _FULLY_PARAMETRIC_RELU(FullyParametricReluCall(x, positive_slope, negative_slope))
-
-
-class CReluCall(NamedTuple):
-    """One call of CReLU."""
-
-    x: Tensor
-
-
-_CRELU = Operation("crelu", Backend("reference", lambda call: None, lambda call: reference.crelu(*call)))
+    checks.shape(name, "positive_slope", positive_slope, (channels,))
+    checks.shape(name, "negative_slope", negative_slope, (channels,))
+    _check_alike(name, x=x, positive_slope=positive_slope, negative_slope=negative_slope)
+    return _FULLY_PARAMETRIC_RELU((x, positive_slope, negative_slope))
 
 
 def crelu(x: Tensor) -> Tensor:
@@ -114,4 +199,12 @@ def crelu(x: Tensor) -> Tensor:
         BackendUnavailableError: if a backend asked for by name cannot serve.
     """
     checks.channels("crelu", x)
-    return _CRELU(CReluCall(x))
+    return _CRELU((x,))
+
+
+def _check_alike(name: str, **tensors: Tensor) -> None:
+    """Require one device and, after autocast, one dtype; nearly always the tensors just have them."""
+    x, *others = tensors.values()
+    if any(other.dtype != x.dtype or other.device != x.device for other in others):
+        checks.same_device(name, **tensors)
+        checks.same_dtype(name, **tensors)

@@ -37,3 +37,22 @@ def fully_parametric_relu(x: Tensor, positive_slope: Tensor, negative_slope: Ten
 def crelu(x: Tensor) -> Tensor:
     """``[max(x, 0); max(-x, 0)]`` on channels, for x ``[N, C, *spatial]``; both gradients are 0 at x = 0."""
     return torch.cat([torch.relu(x), torch.relu(-x)], dim=1)
+
+
+# ---- memory formats ----------------------------------------------------------------------------------------
+
+
+def memory_order(dense: Tensor) -> list[int]:
+    """The dimensions of a dense tensor, outermost in memory first.
+
+    A dimension of size 1 may stand at either end of its stride; the larger one goes first, which keeps channels
+    behind columns in channels-last.
+    """
+    return sorted(range(dense.dim()), key=lambda d: (-dense.stride(d), -dense.shape[d]))
+
+
+def empty_crelu(x: Tensor) -> Tensor:
+    """An empty ``[N, 2C, *spatial]`` in the memory format that ``torch.relu`` would give x."""
+    order = memory_order(torch.empty_like(x))
+    y = x.new_empty([2 * x.shape[d] if d == 1 else x.shape[d] for d in order])
+    return y.permute([order.index(d) for d in range(x.dim())])

@@ -1,0 +1,386 @@
+// The operators leni_kernels::{ada_relu, fully_parametric_relu, crelu}_cpp and their backward: check what the kernels
+// rely on, allocate, describe layouts as sequences, and choose the instruction set.
+#include "pointwise.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <numeric>
+#include <tuple>
+#include <vector>
+
+#include "host.h"
+
+namespace {
+
+using namespace leni::pointwise;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Dimensions = std::vector<int64_t>;
+
+const Kernels& kernels() {
+  switch (leni::current_isa()) {
+#if defined(__x86_64__)
+    case leni::Isa::Amx:
+    case leni::Isa::Avx512Bf16:
+    case leni::Isa::Avx512: return avx512_kernels;
+    case leni::Isa::Avx2: return avx2_kernels;
+#endif
+    default: return generic_kernels;
+  }
+}
+
+leni::Scalar scalar_of(const char* op, const Tensor& x) {
+  STD_TORCH_CHECK(x.is_cpu(), op, ": x must be on the CPU");
+  STD_TORCH_CHECK(x.dim() >= 2, op, ": x must be [N, C, *spatial], got ", x.dim(), " dimensions");
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return leni::Scalar::Float32;
+    case ScalarType::Double: return leni::Scalar::Float64;
+    case ScalarType::BFloat16: return leni::Scalar::BFloat16;
+    default: STD_TORCH_CHECK(false, op, ": x must be float32, float64 or bfloat16");
+  }
+}
+
+void check_gradient(const char* op, const Tensor& grad, const Tensor& x, int64_t channels) {
+  STD_TORCH_CHECK(grad.is_cpu() && grad.scalar_type() == x.scalar_type(), op,
+                  ": grad must be on the CPU, of x's dtype");
+  bool same = grad.dim() == x.dim();
+  for (int64_t d = 0; same && d < x.dim(); ++d) same = grad.size(d) == (d == 1 ? channels : x.size(d));
+  STD_TORCH_CHECK(same, op, ": grad must have y's shape");
+}
+
+// ---- layouts ----------------------------------------------------------------------------------------------
+
+// The dimensions of a dense tensor, outermost in memory first. One of size 1 may stand at either end of its stride:
+// the larger dimension goes first, which keeps channels behind columns in channels-last.
+Dimensions order_of(const Tensor& dense) {
+  Dimensions order(dense.dim());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    const int64_t first = dense.stride(a), second = dense.stride(b);
+    return first != second ? first > second : dense.size(a) > dense.size(b);
+  });
+  return order;
+}
+
+// A tensor's sizes and strides in an order of its dimensions, those joined that can be stepped through as one.
+struct Steps {
+  const void* data;
+  Dimensions sizes, strides;
+
+  Steps(const Tensor& tensor, const Dimensions& order) : data(tensor.const_data_ptr()) {
+    for (const int64_t d : order) {
+      const int64_t size = tensor.size(d), stride = tensor.stride(d);
+      if (size == 1) continue;
+      if (!sizes.empty() && strides.back() == size * stride) {
+        sizes.back() *= size;
+        strides.back() = stride;
+      } else {
+        sizes.push_back(size);
+        strides.push_back(stride);
+      }
+    }
+  }
+
+  bool dense() const { return sizes.empty() || (sizes.size() == 1 && strides[0] == 1); }
+
+  Sequence sequence() const {
+    return {data, dense(), static_cast<int>(sizes.size()), sizes.data(), strides.data()};
+  }
+
+  // body(i, offset in elements) for each element i.
+  template <class Body>
+  void for_each(const Body& body) const {
+    Dimensions index(sizes.size(), 0);
+    const int64_t count = std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<>());
+    for (int64_t i = 0, offset = 0; i < count; ++i) {
+      body(i, offset);
+      for (size_t d = sizes.size(); d-- > 0;) {
+        offset += strides[d];
+        if (++index[d] < sizes[d]) break;
+        offset -= sizes[d] * strides[d];
+        index[d] = 0;
+      }
+    }
+  }
+};
+
+// ---- parameters -------------------------------------------------------------------------------------------
+
+// Which elements of y share a parameter: in memory, element ((group · repeats + r) · period + p) · run + i has
+// parameter group · period + p. There is more than one group only for a threshold per element of samples that are
+// not outermost in memory.
+struct Sharing {
+  Dimensions order;  // of the parameter's dimensions
+  int64_t groups = 1, repeats = 1, period = 1, run = 1;
+
+  Sharing(const Tensor& x, const Dimensions& x_order, const Tensor& parameter) : order(parameter.dim()) {
+    std::iota(order.begin(), order.end(), 0);
+    if (parameter.numel() == 1) {
+      run = x.numel();
+    } else if (parameter.dim() == 1) {
+      const auto channels = std::find(x_order.begin(), x_order.end(), 1);
+      repeats = product(x, x_order.begin(), channels);
+      period = x.size(1);
+      run = product(x, channels + 1, x_order.end());
+    } else {
+      const auto samples = std::find(x_order.begin(), x_order.end(), 0);
+      groups = product(x, x_order.begin(), samples);
+      repeats = x.size(0);
+      period = product(x, samples + 1, x_order.end());
+      std::copy_if(x_order.begin(), x_order.end(), order.begin(), [](int64_t d) { return d > 0; });
+      for (int64_t& d : order) --d;
+    }
+  }
+
+ private:
+  static int64_t product(const Tensor& x, Dimensions::const_iterator begin, Dimensions::const_iterator end) {
+    return std::accumulate(begin, end, int64_t{1}, [&](int64_t total, int64_t d) { return total * x.size(d); });
+  }
+};
+
+template <class Body>
+void for_dtype(ScalarType type, const Body& body) {
+  switch (type) {
+    case ScalarType::Float: return body(float{});
+    case ScalarType::Double: return body(double{});
+    case ScalarType::BFloat16: return body(torch::headeronly::BFloat16{});
+    case ScalarType::Half: return body(torch::headeronly::Half{});
+    default: STD_TORCH_CHECK(false, "leni_kernels: parameters must be floating-point");
+  }
+}
+
+// The parameters of one call as the kernels want them: by rows, one value each; by columns, copied until a row of
+// them fills vectors.
+class Parameters {
+ public:
+  Parameters(const char* op, const Tensor& x, const Dimensions& x_order, std::vector<Tensor> tensors)
+      : tensors_(std::move(tensors)), sharing_(x, x_order, tensors_[0]) {
+    constexpr int64_t vector = 16, least_period = 256;
+    if (sharing_.run < vector) {
+      each_ = sharing_.run;
+      const int64_t columns = sharing_.period * each_;
+      const int64_t whole_vectors = columns < 4 * vector ? vector / std::gcd(columns, vector) : 1;
+      if (columns < least_period) all_ = whole_vectors * ((least_period - 1) / (columns * whole_vectors) + 1);
+    }
+    period_ = sharing_.period * each_ * all_;
+    for (const Tensor& tensor : tensors_) {
+      STD_TORCH_CHECK(tensor.is_cpu(), op, ": parameters must be on the CPU");
+      STD_TORCH_CHECK(tensor.numel() == sharing_.groups * sharing_.period, op, ": parameters must fit x");
+      for_dtype(x.scalar_type(), [&](auto zero) { expand<decltype(zero)>(tensor, x.scalar_type()); });
+    }
+  }
+
+  int64_t groups() const { return sharing_.groups; }
+
+  void describe(int64_t group, Problem& problem) const {
+    problem.count = sharing_.repeats * sharing_.period * sharing_.run;
+    problem.first = group * problem.count;
+    problem.run = sharing_.run / each_;
+    problem.period = period_;
+    const int64_t bytes = problem.scalar == leni::Scalar::Float64 ? sizeof(double) : sizeof(float);
+    for (size_t j = 0; j < tensors_.size(); ++j) problem.parameters[j] = values_[j] + group * period_ * bytes;
+  }
+
+  // Memory for the sums over the gradients of parameter j, of all groups, and those sums as its gradient.
+  double* sums(int64_t j) {
+    sums_[j].resize(sharing_.groups * period_);
+    return sums_[j].data();
+  }
+
+  Tensor gradient(int64_t j) const {
+    const Tensor gradient = torch::stable::new_empty(tensors_[j], tensors_[j].sizes());
+    for_dtype(gradient.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      T* to = static_cast<T*>(gradient.mutable_data_ptr());
+      Steps(gradient, sharing_.order).for_each([&](int64_t i, int64_t offset) {
+        const double* copies = sums_[j].data() + first_copy(i);
+        double total = 0;
+        for (int64_t all = 0; all < all_; ++all, copies += period_ / all_) {
+          total = std::accumulate(copies, copies + each_, total);
+        }
+        to[offset] = static_cast<T>(total);
+      });
+    });
+    return gradient;
+  }
+
+ private:
+  int64_t first_copy(int64_t i) const {
+    return i / sharing_.period * period_ + i % sharing_.period * each_;
+  }
+
+  // Under autocast a parameter may be of more precision than x; it is used in x's, T.
+  template <class T>
+  void expand(const Tensor& parameter, ScalarType x_type) {
+    using S = std::conditional_t<std::is_same_v<T, double>, double, float>;
+    const Steps steps(parameter, sharing_.order);
+    if (std::is_same_v<T, S> && parameter.scalar_type() == x_type && steps.dense() && each_ * all_ == 1) {
+      values_.push_back(static_cast<const char*>(parameter.const_data_ptr()));
+      return;
+    }
+    copies_.emplace_back(sharing_.groups * period_ * sizeof(S));
+    S* values = reinterpret_cast<S*>(copies_.back().data());
+    for_dtype(parameter.scalar_type(), [&](auto zero) {
+      const auto* from = static_cast<const decltype(zero)*>(parameter.const_data_ptr());
+      steps.for_each([&](int64_t i, int64_t offset) {
+        std::fill_n(values + first_copy(i), each_, static_cast<S>(static_cast<T>(from[offset])));
+      });
+    });
+    for (int64_t group = 0; group < sharing_.groups; ++group) {
+      S* once = values + group * period_;
+      for (int64_t i = period_ / all_; i < period_; ++i) once[i] = once[i - period_ / all_];
+    }
+    values_.push_back(copies_.back().data());
+  }
+
+  std::vector<Tensor> tensors_;
+  Sharing sharing_;
+  int64_t each_ = 1, all_ = 1, period_;  // how often each value is copied, then how often all of them; [period_]
+  std::vector<const char*> values_;
+  std::vector<std::vector<char>> copies_;
+  std::array<std::vector<double>, kMostParameters> sums_;
+};
+
+// ---- AdaReLU and FullyParametricReLU ----------------------------------------------------------------------
+
+// Zeros like a parameter, or a tensor of no elements.
+Tensor zeros(const Tensor& parameter, bool like) {
+  return like ? torch::stable::new_zeros(parameter, parameter.sizes()) : torch::stable::new_empty(parameter, {0});
+}
+
+Tensor run_forward(const char* op, Function function, const Tensor& x, std::vector<Tensor> tensors) {
+  const leni::Scalar scalar = scalar_of(op, x);
+  Tensor y = torch::stable::empty_like(x);
+  if (y.numel() == 0) return y;
+  const Dimensions order = order_of(y);
+  const Parameters parameters(op, x, order, std::move(tensors));
+  const Steps steps(x, order);
+  Problem problem{function, scalar, steps.sequence()};
+  for (int64_t group = 0; group < parameters.groups(); ++group) {
+    parameters.describe(group, problem);
+    kernels().forward(problem, y.mutable_data_ptr(), leni::current_host());
+  }
+  return y;
+}
+
+// dx and the gradients of the parameters; what is not asked for is empty.
+std::vector<Tensor> run_backward(const char* op, Function function, const Tensor& grad, const Tensor& x,
+                                 const std::vector<Tensor>& tensors, bool needs_input, bool needs_parameters) {
+  const leni::Scalar scalar = scalar_of(op, x);
+  check_gradient(op, grad, x, x.size(1));
+  std::vector<Tensor> gradients{needs_input ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0})};
+  if (x.numel() == 0 || !(needs_input || needs_parameters)) {
+    for (const Tensor& tensor : tensors) gradients.push_back(zeros(tensor, needs_parameters));
+    return gradients;
+  }
+  const Dimensions order = order_of(needs_input ? gradients[0] : x);
+  Parameters parameters(op, x, order, tensors);
+  const Steps steps(x, order), grad_steps(grad, order);
+  GradientProblem problem{{function, scalar, steps.sequence()}, grad_steps.sequence()};
+  if (needs_input) problem.dx = gradients[0].mutable_data_ptr();
+  for (int64_t group = 0; group < parameters.groups(); ++group) {
+    parameters.describe(group, problem);
+    for (size_t j = 0; needs_parameters && j < tensors.size(); ++j) {
+      problem.sums[j] = parameters.sums(j) + group * problem.period;
+    }
+    kernels().backward(problem, leni::current_host());
+  }
+  for (size_t j = 0; j < tensors.size(); ++j) {
+    gradients.push_back(needs_parameters ? parameters.gradient(j) : zeros(tensors[j], false));
+  }
+  return gradients;
+}
+
+Tensor ada_relu(const Tensor& x, const Tensor& threshold) {
+  return run_forward("ada_relu_cpp", Function::AdaRelu, x, {threshold});
+}
+
+std::tuple<Tensor, Tensor> ada_relu_backward(const Tensor& grad, const Tensor& x, const Tensor& threshold,
+                                             bool needs_input, bool needs_parameters) {
+  const auto gradients = run_backward("ada_relu_backward_cpp", Function::AdaRelu, grad, x, {threshold}, needs_input,
+                                      needs_parameters);
+  return {gradients[0], gradients[1]};
+}
+
+Tensor fully_parametric_relu(const Tensor& x, const Tensor& positive_slope, const Tensor& negative_slope) {
+  return run_forward("fully_parametric_relu_cpp", Function::FullyParametricRelu, x, {positive_slope, negative_slope});
+}
+
+std::tuple<Tensor, Tensor, Tensor> fully_parametric_relu_backward(const Tensor& grad, const Tensor& x,
+                                                                  const Tensor& positive_slope,
+                                                                  const Tensor& negative_slope, bool needs_input,
+                                                                  bool needs_parameters) {
+  const auto gradients = run_backward("fully_parametric_relu_backward_cpp", Function::FullyParametricRelu, grad, x,
+                                      {positive_slope, negative_slope}, needs_input, needs_parameters);
+  return {gradients[0], gradients[1], gradients[2]};
+}
+
+// ---- CReLU ------------------------------------------------------------------------------------------------
+
+// The elements of x's memory, or of y's, that one sample's channels, or one pixel's, take together.
+int64_t inner_size(const Tensor& x, const Dimensions& order) {
+  const auto channels = std::find(order.begin(), order.end(), 1);
+  return std::accumulate(channels, order.end(), int64_t{1}, [&](int64_t n, int64_t d) { return n * x.size(d); });
+}
+
+Tensor crelu(const Tensor& x) {
+  const leni::Scalar scalar = scalar_of("crelu_cpp", x);
+  const Dimensions order = order_of(torch::stable::empty_like(x));
+  Dimensions sizes(order.size()), position(order.size());
+  for (size_t i = 0; i < order.size(); ++i) {
+    sizes[i] = x.size(order[i]) * (order[i] == 1 ? 2 : 1);
+    position[order[i]] = i;
+  }
+  Tensor y = torch::stable::permute(torch::stable::new_empty(x, sizes), position);
+  if (y.numel() == 0) return y;
+  const Steps steps(x, order);
+  const int64_t inner = inner_size(x, order);
+  kernels().crelu({scalar, steps.sequence(), x.numel() / inner, inner, y.mutable_data_ptr()}, leni::current_host());
+  return y;
+}
+
+Tensor crelu_backward(const Tensor& grad, const Tensor& x) {
+  constexpr const char* op = "crelu_backward_cpp";
+  const leni::Scalar scalar = scalar_of(op, x);
+  check_gradient(op, grad, x, 2 * x.size(1));
+  Tensor dx = torch::stable::empty_like(x);
+  if (dx.numel() == 0) return dx;
+  const Dimensions order = order_of(dx);
+  const Steps steps(x, order), grad_steps(grad, order);
+  const int64_t inner = inner_size(x, order);
+  kernels().crelu_backward({scalar, steps.sequence(), grad_steps.sequence(), x.numel() / inner, inner,
+                            dx.mutable_data_ptr()},
+                           leni::current_host());
+  return dx;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
+  m.def("ada_relu_cpp(Tensor x, Tensor threshold) -> Tensor");
+  m.def(
+      "ada_relu_backward_cpp(Tensor grad, Tensor x, Tensor threshold, bool needs_input, bool needs_parameters) "
+      "-> (Tensor, Tensor)");
+  m.def("fully_parametric_relu_cpp(Tensor x, Tensor positive_slope, Tensor negative_slope) -> Tensor");
+  m.def(
+      "fully_parametric_relu_backward_cpp(Tensor grad, Tensor x, Tensor positive_slope, Tensor negative_slope, "
+      "bool needs_input, bool needs_parameters) -> (Tensor, Tensor, Tensor)");
+  m.def("crelu_cpp(Tensor x) -> Tensor");
+  m.def("crelu_backward_cpp(Tensor grad, Tensor x) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(leni_kernels, CPU, m) {
+  m.impl("ada_relu_cpp", TORCH_BOX(&ada_relu));
+  m.impl("ada_relu_backward_cpp", TORCH_BOX(&ada_relu_backward));
+  m.impl("fully_parametric_relu_cpp", TORCH_BOX(&fully_parametric_relu));
+  m.impl("fully_parametric_relu_backward_cpp", TORCH_BOX(&fully_parametric_relu_backward));
+  m.impl("crelu_cpp", TORCH_BOX(&crelu));
+  m.impl("crelu_backward_cpp", TORCH_BOX(&crelu_backward));
+}
