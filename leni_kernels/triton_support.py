@@ -102,9 +102,9 @@ class CompileCase(NamedTuple):
     constants: dict[str, Any]
     warps: int
     operand: str
-    """The type the matrix units multiply: "fp16", "bf16", "tf32", "fp32" or "fp64"."""
+    """The type of x, or what the matrix units make of it: "fp16", "bf16", "tf32", "fp32" or "fp64"."""
     tile_rows: int
-    """Rows of the accumulator."""
+    """Rows of the accumulator; 0 for a kernel that multiplies no matrices."""
     vector_bits: int
     """The width that loads of x should have in the hot loop."""
     vector_loads: int

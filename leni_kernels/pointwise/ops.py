@@ -65,13 +65,8 @@ def _backward_by_reference(definition: Callable[..., Tensor], ctx: Any, grad: Te
     return tuple(next(gradients) if needed else None for needed in needs)
 
 
-def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError("leni_kernels: the backward operators of pointwise activations cannot be differentiated; "
-                              "use_backend('reference') supports it")
-
-
 def _operators(backend: str) -> dict[str, Any]:
-    """The operators leni_kernels::<name>_<backend>, with fakes and autograd registered for them and their backward."""
+    """The operators leni_kernels::<name>_<backend>, with autograd, and fakes of them and of their backward."""
     operators = {}
     for name, definition in DEFINITIONS.items():
         forward, backward = f"{name}_{backend}", f"{name}_backward_{backend}"
@@ -82,8 +77,6 @@ def _operators(backend: str) -> dict[str, Any]:
             torch.library.register_fake(f"leni_kernels::{operator}", fake)
         torch.library.register_autograd(f"leni_kernels::{forward}", partial(_backward, definition, backward_operator),
                                         setup_context=_save)
-        torch.library.register_autograd(f"leni_kernels::{backward}", _no_double_backward,
-                                        setup_context=lambda *_, **__: None)
     return operators
 
 
@@ -150,11 +143,11 @@ def ada_relu(x: Tensor, threshold: Tensor) -> Tensor:
         BackendUnavailableError: if a backend asked for by name cannot serve.
     """
     channels = checks.channels("ada_relu", x)
-    shape = tuple(threshold.shape)
-    if shape not in ((channels,), (1,), (), tuple(x.shape[1:])):
+    shape = threshold.shape
+    if shape != (channels,) and shape not in ((1,), (), x.shape[1:]):
         wanted = {"one per channel": (channels,), "one for all": (1,), "one per element": tuple(x.shape[1:])}
         listed = ", ".join(f"{list(size)} ({meaning})" for meaning, size in wanted.items())
-        raise ValueError(f"ada_relu: threshold must have shape {listed}, got {shape}")
+        raise ValueError(f"ada_relu: threshold must have shape {listed}, got {tuple(shape)}")
     _check_alike("ada_relu", x=x, threshold=threshold)
     return _ADA_RELU((x, threshold))
 
@@ -178,8 +171,9 @@ def fully_parametric_relu(x: Tensor, positive_slope: Tensor, negative_slope: Ten
     """
     name = "fully_parametric_relu"
     channels = checks.channels(name, x)
-    checks.shape(name, "positive_slope", positive_slope, (channels,))
-    checks.shape(name, "negative_slope", negative_slope, (channels,))
+    if not positive_slope.shape == negative_slope.shape == (channels,):
+        checks.shape(name, "positive_slope", positive_slope, (channels,))
+        checks.shape(name, "negative_slope", negative_slope, (channels,))
     _check_alike(name, x=x, positive_slope=positive_slope, negative_slope=negative_slope)
     return _FULLY_PARAMETRIC_RELU((x, positive_slope, negative_slope))
 

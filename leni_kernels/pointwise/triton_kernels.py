@@ -8,7 +8,7 @@ new: a ReLU moves as much.
 A tensor is taken as [rows, columns] in the order of y's memory. A parameter belongs to a row, as in NCHW, or to a
 column, as in channels-last; sums run along the other axis. Strided tensors are read in place.
 """
-# ruff: noqa: RUF005 (kernels cannot unpack tuples)
+
 
 from __future__ import annotations
 
@@ -347,7 +347,7 @@ def _run_backward(grad: Tensor, x: Tensor, slopes: bool, parameters: tuple[Tenso
             WIDE=_wide(x, grad, like_x), num_warps=_WARPS)
     if not needs_parameters:
         return dx, *(parameter.new_empty(0) for parameter in parameters)
-    sums = partial.view(len(parameters), -1, view.period).sum(1)
+    sums = (each.view(-1, view.period).sum(0) for each in partial)
     return dx, *(_out_of_order(total, parameter, view) for total, parameter in zip(sums, parameters, strict=True))
 
 
@@ -410,3 +410,42 @@ def crelu_backward(grad: Tensor, x: Tensor) -> Tensor:
 
 LAUNCHES = (ada_relu, ada_relu_backward, fully_parametric_relu, fully_parametric_relu_backward, crelu, crelu_backward)
 """The launches that are operators, by the names of those."""
+
+
+# ---- compilation ahead of time -----------------------------------------------------------------------------
+
+
+def compile_cases(architecture: str) -> Iterator[CompileCase]:
+    """Every kernel for dense tensors of a 64-channel network in both layouts, and one that is read by strides."""
+    threads = _WARPS * (64 if architecture.startswith("gfx") else 32)
+    pixels, channels = 4096, 64
+    by_rows = _View(pixels, pixels, channels, True, [])
+    by_columns = _View(pixels * pixels, channels, channels, False, [])
+    for operand in ("fp16", "bf16", "fp32", "fp64"):
+        for layout, view in (("NCHW", by_rows), ("channels-last", by_columns)):
+            for slopes, name in ((False, "ada_relu"), (True, "fully_parametric_relu")):
+                common = {"SLOPES": slopes, "BY_ROWS": view.by_rows}
+                backward = {"TILES": _tiles(view, _blocks(view)), "NEEDS_INPUT": True, "NEEDS_PARAMETERS": True}
+                yield _compile_case(f"{name} {layout}", _forward_kernel, view, operand, threads, 1, common)
+                yield _compile_case(f"{name} backward {layout}", _backward_kernel, view, operand, threads, 2,
+                                    {**common, **backward, "GRAD_DENSE": True})
+            halves = view._replace(by_rows=True)
+            yield _compile_case(f"crelu {layout}", _crelu_kernel, halves, operand, threads, 1, {})
+            yield _compile_case(f"crelu backward {layout}", _crelu_backward_kernel, halves, operand, threads, 3,
+                                {"GRAD_DENSE": True})
+        yield _compile_case("ada_relu backward of strided", _backward_kernel, by_rows, operand, threads, 0,
+                            {"SLOPES": False, "BY_ROWS": True, "TILES": 1, "NEEDS_INPUT": True,
+                             "NEEDS_PARAMETERS": True, "DENSE": False, "GRAD_DENSE": False})
+
+
+def _compile_case(name: str, kernel: Any, view: _View, operand: str, threads: int, tensors_read: int,
+                  constants: dict[str, Any]) -> CompileCase:
+    vector = full_vector(operand)
+    constants = {"DENSE": True, "VECTOR": vector, **_blocks(view), "WIDE": False} | constants
+    parameter = "fp64" if operand == "fp64" else "fp32"
+    pointers = {"x": operand, "y": operand, "grad": operand, "dx": operand, "first": operand, "second": operand,
+                "partial": parameter}
+    signature = {name: f"*{pointers[name]}" if name in pointers else "i32"
+                 for name in kernel.arg_names if name not in constants}
+    loads = tensors_read * constants["BLOCK_ROWS"] * constants["BLOCK_COLUMNS"] // (threads * vector)
+    return CompileCase(name, kernel, signature, constants, _WARPS, operand, 0, vector * itemsize(operand) * 8, loads)

@@ -6,6 +6,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import leni_kernels as lk
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 SHAPES = [(4, 3), (2, 3, 4), (3, 3, 3, 3), (1, 3, 2, 2, 2)]
 
 
@@ -67,8 +69,8 @@ def test_infinite_x_gives_no_nan_to_the_slope_that_does_not_apply():
     assert (x.grad.item(), positive.grad.item(), negative.grad.item()) == (1.0, torch.inf, 0.0)
 
 
-@pytest.mark.parametrize("module", [
-    lk.AdaReLU(3), lk.AdaReLU((3, 3, 4)), lk.FullyParametricReLU(3), lk.CReLU(),
+@pytest.mark.parametrize("make", [
+    lambda: lk.AdaReLU(3), lambda: lk.AdaReLU((3, 3, 4)), lambda: lk.FullyParametricReLU(3), lk.CReLU,
 ], ids=["channel", "element", "slopes", "crelu"])
 @pytest.mark.parametrize("layout", [
     lambda grad: grad.repeat_interleave(2, dim=3)[..., ::2],
@@ -76,8 +78,8 @@ def test_infinite_x_gives_no_nan_to_the_slope_that_does_not_apply():
     lambda grad: grad.contiguous(memory_format=torch.channels_last),
     lambda grad: torch.cat([grad, grad], dim=1)[:, grad.shape[1]:],
 ], ids=["strided", "expanded", "channels-last", "slice"])
-def test_layout_of_the_output_gradient_does_not_matter(module, layout):
-    x = torch.randn(2, 3, 3, 4, requires_grad=True)
+def test_layout_of_the_output_gradient_does_not_matter(make, layout):
+    module, x = make(), torch.randn(2, 3, 3, 4, requires_grad=True)
     inputs, y = (x, *module.parameters()), module(x)
     grad = layout(torch.randn_like(y))
     got = torch.autograd.grad(y, inputs, grad, retain_graph=True)
@@ -85,9 +87,10 @@ def test_layout_of_the_output_gradient_does_not_matter(module, layout):
     torch.testing.assert_close(got, wanted)
 
 
-@pytest.mark.parametrize("module", [lk.AdaReLU(3), lk.FullyParametricReLU(3)], ids=["threshold", "slopes"])
-def test_either_side_alone_may_need_a_gradient(module):
-    x = torch.randn(2, 3, 4)
+@pytest.mark.parametrize("make", [lambda: lk.AdaReLU(3), lambda: lk.FullyParametricReLU(3)],
+                         ids=["threshold", "slopes"])
+def test_either_side_alone_may_need_a_gradient(make):
+    module, x = make(), torch.randn(2, 3, 4)
     with_x = torch.autograd.grad(module(x.requires_grad_()).sum(), (x, *module.parameters()))
     without_x = torch.autograd.grad(module(x.detach()).sum(), tuple(module.parameters()))
     torch.testing.assert_close(without_x, with_x[1:])

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import leni_kernels as lk
+from leni_kernels import extension
 
 MODULES = {"ada_relu": lambda: lk.AdaReLU(3), "fully_parametric_relu": lambda: lk.FullyParametricReLU(3),
            "crelu": lk.CReLU}
@@ -39,5 +40,14 @@ def test_exports_with_any_batch_and_size(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_explain_tells_the_backend(name):
     decision, = lk.explain(random_module(name), torch.randn(2, 3, 4))
-    assert (decision.operation, decision.backend) == (name, "reference")
-    assert set(decision.why_not) == {"cpp", "triton", "cuda"}
+    expected = "reference" if extension.why_missing else "cpp"
+    assert (decision.operation, decision.backend) == (name, expected)
+    assert set(decision.why_not) == {"cpp", "triton", "cuda", "reference"} - {expected}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_explain_tells_what_the_kernels_do_not_take(name):
+    decision, = lk.explain(random_module(name).half(), torch.randn(2, 3, 4).half())
+    assert decision.backend == "reference"
+    if extension.why_missing is None:
+        assert decision.why_not["cpp"] == "the CPU kernels take float32, bfloat16 and float64, not torch.float16"
