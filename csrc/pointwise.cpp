@@ -162,8 +162,9 @@ class Parameters {
  public:
   Parameters(const char* op, const Tensor& x, const Dimensions& x_order, std::vector<Tensor> tensors)
       : tensors_(std::move(tensors)), sharing_(x, x_order, tensors_[0]) {
-    constexpr int64_t vector = 16, least_period = 256;
-    if (sharing_.run < vector) {
+    constexpr int64_t vector = 16, least_period = 256, worth_copies = 8;
+    // Rows of few vectors spend their time on ends; copying pays where there are many repeats to read the copies.
+    if (sharing_.run < (sharing_.repeats < worth_copies ? vector : 4 * vector)) {
       each_ = sharing_.run;
       const int64_t columns = sharing_.period * each_;
       const int64_t whole_vectors = columns < 4 * vector ? vector / std::gcd(columns, vector) : 1;

@@ -283,15 +283,15 @@ def _samples_are_outermost(x: Tensor) -> bool:
 
 # ---- launches ----------------------------------------------------------------------------------------------
 
-_BLOCK = 2048
-"""Elements of a tile."""
+_BLOCK, _BLOCK_COLUMNS = 2048, 256
+"""Elements of a tile, and its columns where sums run along rows."""
 _WARPS = 4
 _MOST_TILES = 8
 _ENOUGH_PROGRAMS = 1024
 
 
 def _blocks(view: _View) -> dict[str, int]:
-    columns = min(power_of_two(view.columns), _BLOCK if view.by_rows else 256)
+    columns = min(power_of_two(view.columns), _BLOCK if view.by_rows else _BLOCK_COLUMNS)
     return {"BLOCK_ROWS": min(power_of_two(view.rows), _BLOCK // columns), "BLOCK_COLUMNS": columns}
 
 

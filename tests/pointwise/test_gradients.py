@@ -5,6 +5,10 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import leni_kernels as lk
+from leni_kernels import triton_support
+
+FAST = triton_support.interpreting
+"""Whether gradcheck takes random directions only: a launch in Triton's interpreter takes 10 ms."""
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -25,19 +29,19 @@ def integers(*shape):
 @pytest.mark.parametrize("sharing", ["channel", "layer", "element"])
 def test_ada_relu_gradcheck(shape, sharing):
     threshold = integers(*{"channel": shape[1:2], "layer": (1,), "element": shape[1:]}[sharing])
-    assert gradcheck(lk.functional.ada_relu, (off_kinks(shape), threshold))
+    assert gradcheck(lk.functional.ada_relu, (off_kinks(shape), threshold), fast_mode=FAST)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_fully_parametric_relu_gradcheck(shape):
     slopes = torch.randn(2, shape[1], dtype=torch.float64, requires_grad=True)
-    assert gradcheck(lk.functional.fully_parametric_relu, (off_kinks(shape), *slopes.unbind()))
-    assert gradgradcheck(lk.functional.fully_parametric_relu, (off_kinks(shape), *slopes.unbind()))
+    assert gradcheck(lk.functional.fully_parametric_relu, (off_kinks(shape), *slopes.unbind()), fast_mode=FAST)
+    assert gradgradcheck(lk.functional.fully_parametric_relu, (off_kinks(shape), *slopes.unbind()), fast_mode=FAST)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_crelu_gradcheck(shape):
-    assert gradcheck(lk.functional.crelu, (off_kinks(shape),))
+    assert gradcheck(lk.functional.crelu, (off_kinks(shape),), fast_mode=FAST)
 
 
 def test_ada_relu_tie_goes_to_the_threshold():

@@ -15,6 +15,11 @@ VIEWS = [
 COUNTS = {"ada_relu": 1, "fully_parametric_relu": 2, "crelu": 0}
 
 
+def steps(tensor):
+    """The strides that mean something: PyTorch's own fakes are off where a dimension has size 1."""
+    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
+
+
 def calls(name, backend, x, requires_grad=False):
     """The forward and the backward operator of a backend, with arguments."""
     parameters = [torch.randn(x.shape[1], device=x.device).requires_grad_(requires_grad) for _ in range(COUNTS[name])]
@@ -47,7 +52,7 @@ def test_fake_strides_are_the_real_ones(kernel_backend, name):
                                       for value in arguments))
                 for got, wanted in zip(*((fake,), (real,)) if isinstance(real, torch.Tensor) else (fake, real),
                                        strict=True):
-                    assert (got.shape, got.stride(), got.dtype) == (wanted.shape, wanted.stride(), wanted.dtype)
+                    assert (got.shape, steps(got), got.dtype) == (wanted.shape, steps(wanted), wanted.dtype)
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:-1], ids=str)
