@@ -98,7 +98,7 @@ def unavailable(backend, name, x):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_right_for_any_shape_and_layout(kernel_backend, name, layout):
     interpreting = triton_support.interpreting
-    for dtype in (torch.float64, HALF) if interpreting else (torch.float64, torch.float32, HALF):
+    for dtype in (torch.float64,) if interpreting else (torch.float64, torch.float32, HALF):
         for shape in INTERPRETED_SHAPES if interpreting else SHAPES:
             x, *parameters = samples(shape, name, dtype)
             x = LAYOUTS[layout](x)
