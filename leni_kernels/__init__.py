@@ -7,11 +7,13 @@ from .folding import fold
 from .leni.modules import LENI2d, Reborn2d
 from .leni.reference import Norm
 from .pointwise.modules import AdaReLU, CReLU, FullyParametricReLU
+from .recipes import AlternatingSchedule, parameter_groups
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AdaReLU",
+    "AlternatingSchedule",
     "BackendUnavailableError",
     "CReLU",
     "ConvReLU1d",
@@ -24,5 +26,6 @@ __all__ = [
     "explain",
     "fold",
     "functional",
+    "parameter_groups",
     "use_backend",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import checks
+from .. import checks, thresholds
 from . import ops
 
 if TYPE_CHECKING:
@@ -25,34 +26,46 @@ class _ConvReLU(nn.modules.conv._ConvNd):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | Sequence[int],
                  stride: int | Sequence[int] = 1, padding: int | Sequence[int] | str = 0,
                  dilation: int | Sequence[int] = 1, groups: int = 1, bias: bool = True,
-                 padding_mode: str = "zeros", device: Any = None, dtype: Any = None) -> None:
+                 padding_mode: str = "zeros", device: Any = None, dtype: Any = None,
+                 threshold_init: str = "zeros") -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
                          padding_mode, device, dtype)
+        self.threshold_init = thresholds.checked(threshold_init)
         shape = (in_channels, *self.kernel_size)
-        self.threshold = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+        self.threshold = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self._reset_threshold()
 
     def reset_parameters(self) -> None:
-        """Initialise weight and bias as the convolution does, and the threshold to 0."""
+        """Initialise weight and bias as the convolution does, and the threshold as ``threshold_init`` says."""
         super().reset_parameters()
         # The convolution's constructor resets too, before there is a threshold.
         if hasattr(self, "threshold"):
-            nn.init.zeros_(self.threshold)
+            self._reset_threshold()
+
+    def _reset_threshold(self) -> None:
+        taps = math.prod(self.kernel_size)
+        thresholds.initialise(self.threshold, self.threshold_init, self.in_channels // self.groups * taps,
+                              self.out_channels // self.groups * taps)
 
     @classmethod
-    def from_conv(cls, conv: nn.Module) -> Self:
+    def from_conv(cls, conv: nn.Module, threshold_init: str = "zeros") -> Self:
         """The module equal to ``nn.Sequential(nn.ReLU(), conv)``, with conv's own weight and bias.
+
+        ``threshold_init`` is the constructor's; only with "zeros" are the two equal.
 
         Raises:
             TypeError: if conv is not ``nn.ConvNd`` itself; a subclass may compute something else.
+            ValueError: for an unknown ``threshold_init``.
         """
         if type(conv) is not cls._convolution:
             raise TypeError(f"{cls.__name__}.from_conv: conv must be a plain {cls._convolution.__name__}, "
                             f"got {type(conv).__name__}")
         module = cls(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
                      conv.dilation, conv.groups, conv.bias is not None, conv.padding_mode, "meta",
-                     conv.weight.dtype)
+                     conv.weight.dtype, threshold_init)
         module.weight, module.bias = conv.weight, conv.bias
-        module.threshold = nn.Parameter(torch.zeros_like(module.threshold, device=conv.weight.device))
+        module.threshold = nn.Parameter(torch.empty_like(module.threshold, device=conv.weight.device))
+        module._reset_threshold()
         return module.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,10 +100,13 @@ class ConvReLU2d(_ConvReLU, nn.Conv2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
             dtype: as in ``nn.Conv2d``.
+        threshold_init: how the threshold starts (Table 4): "zeros", as the paper chose; "normal", N(0, 0.01²); or
+            "xavier", Glorot's uniform distribution with the weight's fans.
 
     Parameters:
         weight, bias: those of ``nn.Conv2d``, initialised as there.
-        threshold: ``[C, kh, kw]``, 0 at the start; shared by all output channels.
+        threshold: ``[C, kh, kw]``, 0 at the start unless ``threshold_init`` says otherwise; shared by all output
+            channels.
 
     Raises:
         ValueError: for arguments that ``nn.Conv2d`` refuses, or an input that does not fit; TypeError for a

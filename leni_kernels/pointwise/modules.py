@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .. import thresholds
 from . import ops
 
 
@@ -18,23 +19,28 @@ class AdaReLU(nn.Module):
     Args:
         shape: of the threshold, which says who shares one: ``C``, per channel; ``1``, the whole layer;
             ``(C, *spatial)``, per element of a sample.
+        threshold_init: how the threshold starts (Table 4): "zeros", as the paper chose; "normal", N(0, 0.01²); or
+            "xavier", Glorot's uniform distribution with the number of thresholds for both fans.
 
     Parameters:
-        threshold: of that shape, 0 at the start.
+        threshold: of that shape, 0 at the start unless ``threshold_init`` says otherwise.
 
     Raises:
-        ValueError: if an input does not fit; TypeError if its dtype does not.
+        ValueError: for an unknown ``threshold_init``; if an input does not fit; TypeError if its dtype does not.
     """
 
-    def __init__(self, shape: int | Sequence[int], device: object = None, dtype: object = None) -> None:
+    def __init__(self, shape: int | Sequence[int], device: object = None, dtype: object = None,
+                 threshold_init: str = "zeros") -> None:
         super().__init__()
+        self.threshold_init = thresholds.checked(threshold_init)
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.threshold = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Make it a ReLU."""
-        nn.init.zeros_(self.threshold)
+        """Initialise the threshold as ``threshold_init`` says; at zeros it is a ReLU."""
+        count = self.threshold.numel()
+        thresholds.initialise(self.threshold, self.threshold_init, count, count)
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.ada_relu(x, self.threshold)
