@@ -8,6 +8,7 @@ from .leni.modules import LENI2d, Reborn2d
 from .leni.reference import Norm
 from .pointwise.modules import AdaReLU, CReLU, FullyParametricReLU
 from .recipes import AlternatingSchedule, parameter_groups
+from .surgery import replace_relu
 
 __version__ = "0.1.0"
 
@@ -27,5 +28,6 @@ __all__ = [
     "fold",
     "functional",
     "parameter_groups",
+    "replace_relu",
     "use_backend",
 ]
