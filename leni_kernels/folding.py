@@ -17,7 +17,11 @@ def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
     Everything else is left alone, subclasses of the two included. A block used at several places stays one
     object. Norms are folded in float32 (float64 for float64 blocks) and the folded parameters keep that dtype
     and the block's device, whatever the dtype of the activations: a bfloat16 model is not rounded twice. Fold
-    before ``torch.compile``.
+    before ``torch.compile``. A batch norm after a convolution is PyTorch's to fold, with the tracer that knows the
+    blocks::
+
+        traced = torch.fx.GraphModule(folded, leni_kernels.surgery.Tracer().trace(folded))
+        fused = torch.fx.experimental.optimization.fuse(traced, no_trace=True)
 
     Args:
         model: in eval mode; may itself be a block.

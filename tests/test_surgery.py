@@ -457,6 +457,18 @@ def test_both_modes_keep_their_forward():
         result(images, 2.0, images)
 
 
+def test_tensors_that_are_neither_parameters_nor_buffers():
+    def forward(self, x):
+        return self.block(F.relu(self.first(x)) * self.scale + torch.tensor(0.5))
+
+    model = network(forward, first=conv(), block=Block())
+    model.scale = torch.tensor(2.0, dtype=torch.float64)
+    for kind in ("ada_relu", "conv_relu"):
+        result, _ = lk.replace_relu(model, kind, example_input=x())
+        assert type(result) is (Rewired if kind == "ada_relu" else type(model))
+        assert_same(result.eval(), model.eval(), x())
+
+
 def test_other_relus_in_training_are_refused():
     def forward(self, x):
         if self.training:
@@ -532,6 +544,29 @@ def test_dtype_mode_and_memory_format(kind, dtype, training):
     assert all(module.training == training for module in result.modules())
     assert all(parameter.is_contiguous(memory_format=torch.channels_last) for parameter in result.parameters()
                if parameter.dim() == 4)
+
+
+def test_parameters_around_a_site_decide_the_dtype():
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.act(self.first(x))
+
+    model = network(forward, torch.float32, first=conv(), act=nn.ReLU())
+    result, _ = lk.replace_relu(model, "ada_relu", example_input=x(dtype=torch.float32))
+    assert result.act.threshold.dtype == torch.float32
+    assert torch.equal(result(images := x(dtype=torch.float32)), model(images))
+
+
+def test_integers_are_left():
+    model = network(lambda self, x: self.first(x) + F.relu(x.long()), first=conv())
+    with pytest.raises(ValueError, match=r"relu: it takes torch\.int64"):
+        lk.replace_relu(model, "ada_relu", example_input=x())
+
+
+def test_randomness_in_eval_mode_is_no_difference():
+    model = network(lambda self, x: F.relu(self.first(F.dropout(x))), first=conv())
+    _, report = lk.replace_relu(model, "leni", example_input=x())
+    assert report.replaced == 1
 
 
 def test_arguments():

@@ -14,7 +14,7 @@ import leni_kernels as lk
 from leni_kernels.surgery import Tracer
 
 torchvision = pytest.importorskip("torchvision")
-IMAGES = (2, 3, 64, 64)
+IMAGES = (2, 3, 32, 32)
 
 
 def from_torchvision(name, **options):
@@ -46,7 +46,7 @@ NETWORKS = {
     "timm resnet10t": (from_timm("resnet10t"), (9, 11)),
     "timm regnety_002": (from_timm("regnety_002"), (39, 53)),
     "timm mobilenetv3_small_050": (from_timm("mobilenetv3_small_050"), (13, 14)),
-    "timm hrnet_w18_small": (from_timm("hrnet_w18_small"), None),
+    "timm selecsls42": (from_timm("selecsls42"), (34, 41)),
 }
 
 
@@ -76,7 +76,7 @@ def assert_same(model, other, images, tolerance):
 def test_fused_into_convolutions(make, counts):
     model, images = randomised(make()).eval(), torch.randn(IMAGES)
     result, report = lk.replace_relu(model, "conv_relu", example_input=images, include=("relu6",))
-    assert counts is None or (report.replaced, len(report.rows)) == counts
+    assert (report.replaced, len(report.rows)) == counts
     assert result.state_dict().keys() - model.state_dict().keys() == {
         f"{name}.threshold" for name, module in result.named_modules() if isinstance(module, lk.ConvReLU2d)}
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_fused_into_convolutions(make, counts):
         for parameter in set(result.parameters()):
             assert parameter.requires_grad
         images = images.double()
-        assert_same(result, model, images, 1e-9)
+        assert_same(result, model, images, 1e-6)
         buffers = dict(result.named_buffers())
         for name, buffer in model.named_buffers():
             torch.testing.assert_close(buffers[name], buffer)
@@ -107,7 +107,7 @@ def test_fused_into_convolutions(make, counts):
         assert torch.equal(output(result, images)[0], expected)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "googlenet", "timm regnety_002"])
+@pytest.mark.parametrize("name", ["resnet18", "timm regnety_002"])
 def test_slopes_everywhere(name):
     model, images = randomised(NETWORKS[name][0]()).double(), torch.randn(IMAGES, dtype=torch.float64)
     result, report = lk.replace_relu(model, "fully_parametric_relu", example_input=images)
@@ -132,11 +132,9 @@ def test_leni_everywhere_folded_and_fused(name):
         assert_same(fused, result, images, 1e-5)
 
 
-@pytest.mark.parametrize(("name", "kind", "where"), [
-    ("squeezenet1_1", "conv_relu", ["features.3.expand*"]), ("resnet18", "leni", "first:2")])
-def test_compiled(name, kind, where):
+def test_compiled():
     torch._dynamo.reset()
-    model, images = NETWORKS[name][0]().eval(), torch.randn(IMAGES)
-    result, _ = lk.replace_relu(model, kind, where, example_input=images)
+    model, images = NETWORKS["timm resnet10t"][0]().eval(), torch.randn(IMAGES)
+    result, _ = lk.replace_relu(model, "leni", "first:2", example_input=images)
     with torch.no_grad():
         assert_same(torch.compile(result, fullgraph=True, backend="aot_eager"), result, images, 1e-5)
