@@ -355,6 +355,15 @@ def test_across_blocks():
     torch.testing.assert_close(result(images), last(end))
 
 
+def test_rewired_networks_can_be_traced():
+    model, _ = lk.replace_relu(stack(), "conv_relu", example_input=x())
+    for training in (True, False):
+        model.train(training)
+        traced = fx.GraphModule(model, Tracer().trace(model))
+        assert_same(copy.deepcopy(traced), copy.deepcopy(model), x())
+    assert all(graph.owning_module is None for graph in model.graphs.values())
+
+
 def test_identities_and_shapes_do_not_stand_in_between():
     def forward(self, x):
         y = self.nothing(torch.relu(self.first(x)))
@@ -567,6 +576,16 @@ def test_randomness_in_eval_mode_is_no_difference():
     model = network(lambda self, x: F.relu(self.first(F.dropout(x))), first=conv())
     _, report = lk.replace_relu(model, "leni", example_input=x())
     assert report.replaced == 1
+
+
+def test_outputs_of_any_kind():
+    def forward(self, x):
+        y = F.relu(self.first(x))
+        return {"y": y, "positive": [y > 0, y.argmax(), "text"], "nothing": y[:0], "not": y / 0, "none": None}
+
+    model = network(forward, first=conv())
+    result, _ = lk.replace_relu(model, "ada_relu", example_input=x().requires_grad_() * 1)
+    torch.testing.assert_close(result(images := x())["not"], model(images)["not"], equal_nan=True)
 
 
 def test_arguments():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ..leni.modules import hooked
-from .call_sites import BLOCKS, FUNCTIONS, CallNames, Site, is_leaf, sort_of, spelling_of
+from .call_sites import FUNCTIONS, CallNames, Site, is_leaf, sort_of, spelling_of
 
 # ---- traces -------------------------------------------------------------------------------------------------
 
@@ -22,7 +23,7 @@ class Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, BLOCKS) or super().is_leaf_module(m, module_qualified_name)
+        return is_leaf(m)
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         return super().trace(_with_forward_of_its_own(root), concrete_args)
@@ -30,7 +31,8 @@ class Tracer(fx.Tracer):
 
 def _with_forward_of_its_own(root: Any) -> Any:
     """fx reads the arguments off the class, which all rewired modules have in common."""
-    return fx.GraphModule(root, root.graphs[root.training]) if isinstance(root, Rewired) else root
+    # A copy, since a graph belongs to its GraphModule.
+    return fx.GraphModule(root, copy.deepcopy(root.graphs[root.training])) if isinstance(root, Rewired) else root
 
 
 class CallTracer(Tracer):
@@ -58,7 +60,7 @@ class CallTracer(Tracer):
         return self.trace(module, defaults)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m not in self._opened if self._opened is not None else is_leaf(m)
+        return is_leaf(m) if self._opened is None else m not in self._opened
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         callers = self._names.callers

@@ -33,20 +33,21 @@ def replace_relu(model: nn.Module, kind: str, where: Where = "all", *, example_i
 
     A ReLU module that runs once is replaced as a module, and nothing else changes. Where another kind of call has to
     change, the module whose forward makes it becomes a :class:`Rewired`: ``torch.fx`` traces that one forward,
-    in training and in eval mode, and the children stay what they were. Nothing else is traced, so that the rest of the
-    network may be any Python.
+    in training and in eval mode, and the children stay what they were. The rest of the network may be any Python.
 
     "conv_relu" is different: it replaces the convolutions that read a ReLU by ConvReLUs on the ReLU's input, with the
     weights they had, and removes the ReLU. A ReLU that others read too (a skip connection, a concatenation) stays for
     these. Where anything stands in between (pooling, dropout) nothing is fused. At thresholds of 0 the output of
-    the network is what it was. ReLU6 is fused as ``min(x, 6)`` before a ConvReLU.
+    the network is what it was. ReLU6 is fused as ``min(x, 6)`` before a ConvReLU. Who reads what, a trace of the whole
+    network tells; of what ``torch.fx`` cannot trace, the children are taken one by one.
 
     The axis after the first is taken for channels. New modules get the activation's device, the dtype of the
     parameters around it, the memory format of the model and the mode of their caller; the rest keeps everything,
     ``requires_grad`` included.
 
     Args:
-        model: any module; it is left as it is, and the result shares nothing with it.
+        model: any module, before ``torch.compile`` and ``DistributedDataParallel``; it is left as it is, and the result
+            shares nothing with it.
         kind: "leni", "reborn", "conv_relu", "ada_relu" or "fully_parametric_relu".
         where: "all"; "first", "first:N" or "last:N" in order of execution; name patterns, as of ``fnmatch``, one of
             which must match; or a function of index and name. What the kind cannot take, as LENI a feature vector,
@@ -168,7 +169,7 @@ def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def _run(model: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     """The output in eval mode; the arguments, the model and the random state stay as they are."""
-    args, kwargs = copy.deepcopy(arguments)
+    args, kwargs = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, arguments)
     devices = {tensor.device for tensor in (*model.parameters(), *pytree.tree_leaves(arguments))
                if isinstance(tensor, Tensor) and tensor.is_cuda}
     try:
@@ -222,12 +223,21 @@ def _check_same(model: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, An
     """Require the example's output, with the activations of old in the places of the blocks."""
     with _as_before(operations):
         after = _run(model, arguments)
-    try:
-        torch.testing.assert_close(after, before, equal_nan=True)
-    except AssertionError as error:
+    if not all(_near(*pair) for pair in zip(pytree.tree_leaves(after), pytree.tree_leaves(before), strict=True)):
         raise ValueError("replace_relu: with ReLUs in the places of the new modules the network does not compute what "
-                         "it did: something is shared in a way that the example and a trace do not show. `where` can "
-                         f"leave calls out. {error}") from error
+                         "it did: something is shared in a way that the example and a trace do not show; `where` can "
+                         "leave calls out")
+
+
+def _near(actual: Any, expected: Any) -> bool:
+    """Whether two outputs agree, as far as a GPU that chooses its algorithms anew lets them; a slip is far greater."""
+    if not isinstance(expected, Tensor):
+        return True
+    if actual.shape != expected.shape or not expected.numel():
+        return actual.shape == expected.shape
+    actual, expected = actual.double(), expected.double()
+    scale = expected.nan_to_num(0.0, 0.0, 0.0).abs().max().item()
+    return torch.allclose(actual, expected, rtol=0.0, atol=1e-2 * scale, equal_nan=True)
 
 
 @contextmanager
