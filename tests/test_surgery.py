@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import random
 
 import pytest
 import torch
@@ -779,6 +780,74 @@ def test_what_would_need_a_trace_is_refused():
         model = branching(call, act=nn.ReLU())
         with pytest.raises(ValueError, match=r"relu_replace|cannot be replaced: torch.fx cannot trace Network.forward"):
             lk.replace_relu(model, "ada_relu", example_input=x())
+
+
+class Remembering(nn.Module):
+    """Forwards that do what a graph would not."""
+
+    def __init__(self, do):
+        super().__init__()
+        self.conv, self.do, self.seen = conv(), do, 0
+
+    def forward(self, x):
+        return self.do(self, F.relu(self.conv(x)))
+
+
+def without_grad(self, x):
+    with torch.no_grad():
+        return x + 1
+
+
+def with_autocast(self, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return x + 1
+
+
+def at_random(self, x):
+    return x + 1 if torch.rand(()) < 2 else x
+
+
+def at_random_by_python(self, x):
+    return x + 1 if random.random() < 2 else x
+
+
+def counting(self, x):
+    self.seen += 1
+    return x
+
+
+def keeping(self, x):
+    self.kept = x
+    return x
+
+
+@pytest.mark.parametrize(("do", "reason"), [
+    (without_grad, "it changes the grad mode or autocast"), (with_autocast, "it changes the grad mode or autocast"),
+    (at_random, "it draws random numbers"), (at_random_by_python, "it draws random numbers"),
+    (counting, "it sets seen"), (keeping, "it sets kept"),
+])
+def test_what_a_graph_would_not_do_is_refused(do, reason):
+    model = nn.Sequential(Remembering(do), conv()).double()
+    example = x()
+    states = torch.get_rng_state(), random.getstate()
+    with pytest.raises(ValueError, match=rf"0\.relu cannot be replaced: torch.fx cannot trace .* \({reason}"):
+        lk.replace_relu(model, "fully_parametric_relu", example_input=example)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+
+
+def test_a_view_that_hides_a_change_is_found():
+    def forward(self, x):
+        x = self.first(x)
+        y = torch.relu(x)
+        x.view(-1).add_(1)
+        return self.last(y)
+
+    model = network(forward, first=conv(), last=conv())
+    with pytest.raises(ValueError, match="the network does not compute what it did"):
+        lk.replace_relu(model, "conv_relu", example_input=x())
+    result, _ = lk.replace_relu(model, "ada_relu", example_input=x())
+    assert_same(result, model, x())
 
 
 def test_fusion_within_what_can_be_traced():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from ..leni.modules import hooked
@@ -51,13 +53,17 @@ class CallTracer(Tracer):
         """The graph of a module's forward; arguments with defaults are taken to be these.
 
         Raises:
-            Exception: whatever the forward does with values that a trace does not have.
+            ValueError: if the forward does what a graph would not: draws random numbers of its own, sets attributes,
+                or (in a module to be rewritten) changes the grad mode or autocast.
+            Exception: whatever else the forward does with values that a trace does not have.
         """
         self._names.enter(module, name)
+        self._ambient = _ambient()
         parameters = inspect.signature(_with_forward_of_its_own(module).forward).parameters.values()
         defaults = {parameter.name: parameter.default for parameter in parameters
                     if parameter.default is not parameter.empty}
-        return self.trace(module, defaults)
+        with _undisturbed(module):
+            return self.trace(module, defaults)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_leaf(m) if self._opened is None else m not in self._opened
@@ -74,6 +80,8 @@ class CallTracer(Tracer):
         return result
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
+        if self._opened is not None and _ambient() != self._ambient:
+            raise ValueError("it changes the grad mode or autocast, and a graph would not")
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
         if kind in ("call_function", "call_method"):
             spelling = spelling_of(target, args, kwargs)
@@ -81,6 +89,35 @@ class CallTracer(Tracer):
                 node.meta.update(call=self._names.function(spelling.sort), callers=self._names.callers,
                                  spelling=spelling)
         return node
+
+
+def _ambient() -> tuple[bool, ...]:
+    return (torch.is_grad_enabled(), torch.is_inference_mode_enabled(),
+            *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")))
+
+
+@contextmanager
+def _undisturbed(module: nn.Module) -> Iterator[None]:
+    """Require that a trace leaves nothing behind but constants: what it does once, the graph would never do again."""
+    attributes = {each: dict(each.__dict__) for each in module.modules()}
+    of_python = random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        of_torch = torch.get_rng_state()
+        try:
+            yield
+        finally:
+            drawn = random.getstate() != of_python or not torch.equal(torch.get_rng_state(), of_torch)
+            changed = {name for each, before in attributes.items() for name, value in each.__dict__.items()
+                       if before.get(name) is not value and not name.startswith("_tensor_constant")}
+            random.setstate(of_python)
+            for each, before in attributes.items():
+                for name in changed & each.__dict__.keys():
+                    each.__dict__.pop(name)
+                each.__dict__.update(before)
+    if drawn:
+        raise ValueError("it draws random numbers, which a graph would fix")
+    if changed:
+        raise ValueError(f"it sets {', '.join(sorted(changed))}, and a graph would not")
 
 
 @contextmanager
