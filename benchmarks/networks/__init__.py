@@ -1,1 +1,1 @@
-"""Whole networks: torchvision's, with the activation after the first convolution replaced."""
+"""Whole networks: the papers', with any activation, and torchvision's, with their first activations replaced."""

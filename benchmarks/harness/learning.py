@@ -1,0 +1,199 @@
+"""Training that a kill does not hurt: an epoch at a time, with everything the next one depends on in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from networks import catalogue
+from torch import Tensor, nn
+
+from .datasets import Dataset
+
+
+class Recipe(NamedTuple):
+    """SGD with momentum 0.9, whose learning rate falls tenfold at each of the ``steps``, fractions of the epochs."""
+
+    epochs: int
+    learning_rate: float
+    steps: tuple[float, ...]
+    batch: int
+    weight_decay: float
+    xavier: bool
+    augmented: bool
+
+
+RECIPES = {
+    "paper": Recipe(200, 0.1, (0.5, 0.75), batch=64, weight_decay=5e-4, xavier=True, augmented=True),
+    "short": Recipe(8, 0.05, (0.6, 0.85), batch=64, weight_decay=5e-4, xavier=True, augmented=False),
+}
+"""``paper``: momentum, batch, weight decay, Xavier's initial values, crops and flips are the papers'; the number of
+epochs, the learning rate and where it falls are not available to us, and are the usual ones for small images."""
+
+MOMENTUM, PADDING, TEST_BATCH = 0.9, 4, 500
+
+
+class Run(NamedTuple):
+    """One training, wholly: the same run gives the same result on the same machine."""
+
+    network: str
+    activation: str
+    seed: int
+    dataset: str
+    images: int
+    width: float
+    first: int | None
+    recipe: Recipe
+
+    def __str__(self) -> str:
+        return f"{self.network} {self.activation} seed {self.seed}"
+
+    def file(self) -> str:
+        """The name of its checkpoint, which no other run has."""
+        digest = hashlib.sha256(json.dumps(self).encode()).hexdigest()[:8]
+        return f"{self.network}-{self.activation}-{self.dataset}-{self.seed}-{digest}.pt"
+
+
+class Learner:
+    """A network under training, and all its state.
+
+    Args:
+        run: what to train.
+        data: on the device to train on. On a GPU the network runs in bfloat16 under autocast, channels-last.
+    """
+
+    def __init__(self, run: Run, data: Dataset) -> None:
+        torch.manual_seed(run.seed)
+        self.run, self.data = run, data
+        self.device = data.images.device
+        self.network = catalogue.build(run.network, run.activation, channels=data.images.shape[1],
+                                       width=run.width, first=run.first)
+        if run.recipe.xavier:
+            self.network.apply(_xavier)
+        self.format = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        self.network.to(self.device, memory_format=self.format)
+        recipe = run.recipe
+        self.optimizer = torch.optim.SGD(self.network.parameters(), recipe.learning_rate, MOMENTUM,
+                                         weight_decay=recipe.weight_decay)
+        milestones = [round(step * recipe.epochs) for step in recipe.steps]
+        self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, milestones)
+        self.generator = torch.Generator().manual_seed(run.seed)
+        self.history: list[dict[str, float]] = []
+
+    # ---- an epoch ----
+
+    @property
+    def finished(self) -> bool:
+        return len(self.history) >= self.run.recipe.epochs
+
+    def epoch(self) -> None:
+        """Train on every image once, and test."""
+        began = time.perf_counter()
+        self.network.train()
+        losses = torch.stack([self._step(images, labels) for images, labels in self._batches()])
+        self.scheduler.step()
+        self.history.append({"loss": losses.mean().item(), "accuracy": self.accuracy(),
+                             "seconds": round(time.perf_counter() - began, 2)})
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.data.images), generator=self.generator).to(self.device)
+        for indices in order.split(self.run.recipe.batch):
+            if len(indices) > 1:  # a batch norm refuses a single value per channel
+                images = self.data.images[indices]
+                yield self._augmented(images) if self.run.recipe.augmented else images, self.data.labels[indices]
+
+    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+        loss = F.cross_entropy(self._forward(images), labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def _forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            return self.network(images.contiguous(memory_format=self.format)).float()
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        """Each image padded by 4 (an eighth of small ones), cropped at random, and mirrored at random."""
+        count, _, height, width = images.shape
+        pad = min(PADDING, height // 8)
+        shifts = torch.randint(2 * pad + 1, (2, count, 1), generator=self.generator).to(self.device)
+        mirrored = (torch.rand(count, 1, 1, 1, generator=self.generator) < 0.5).to(self.device)
+        rows, columns = (shift + torch.arange(size, device=self.device)
+                         for shift, size in zip(shifts, (height, width), strict=True))
+        padded = F.pad(images, [pad] * 4).movedim(1, -1)
+        cropped = padded[torch.arange(count, device=self.device)[:, None, None], rows[:, :, None],
+                         columns[:, None, :]].movedim(-1, 1)
+        return torch.where(mirrored, cropped.flip(-1), cropped) if self.data.mirrored else cropped
+
+    @torch.no_grad()
+    def accuracy(self) -> float:
+        """The share of the test images that the network names rightly, in per cent."""
+        self.network.eval()
+        batches = zip(self.data.test_images.split(TEST_BATCH), self.data.test_labels.split(TEST_BATCH), strict=True)
+        right = sum((self._forward(images).argmax(1) == labels).sum() for images, labels in batches)
+        return 100 * right.item() / len(self.data.test_labels)
+
+    # ---- the checkpoint ----
+
+    def save(self, path: Path) -> None:
+        """Write all state; a kill meanwhile leaves the file as it was."""
+        state = {name: getattr(self, name).state_dict() for name in ("network", "optimizer", "scheduler")}
+        state |= {"history": self.history, "order": self.generator.get_state(), "random": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        partial = path.with_suffix(".partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, partial)
+        os.replace(partial, path)
+
+    def load(self, path: Path) -> None:
+        """Take up all state."""
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for name in ("network", "optimizer", "scheduler"):
+            getattr(self, name).load_state_dict(state[name])
+        self.history = state["history"]
+        self.generator.set_state(state["order"])
+        torch.set_rng_state(state["random"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+def train(run: Run, data: Dataset, folder: Path, begin: Callable[[str], None]) -> Learner:
+    """Train to the end, from the last whole epoch in ``folder`` on; ``begin`` hears of every epoch."""
+    learner = Learner(run, data)
+    path = folder / run.file()
+    if path.exists():
+        learner.load(path)
+    for epoch in range(run.recipe.epochs):
+        begin(f"{run}, epoch {epoch + 1}")
+        if epoch == len(learner.history):
+            learner.epoch()
+            learner.save(path)
+    return learner
+
+
+def _xavier(module: nn.Module) -> None:
+    if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def result(learner: Learner) -> dict[str, Any]:
+    """What there is to say of a finished run, as plain data."""
+    run = learner.run
+    return {
+        "network": run.network, "activation": run.activation, "seed": run.seed,
+        "parameters": catalogue.parameter_count(learner.network),
+        "accuracy": learner.history[-1]["accuracy"],
+        "seconds": round(sum(epoch["seconds"] for epoch in learner.history), 1),
+        "history": learner.history,
+    }
