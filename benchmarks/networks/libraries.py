@@ -7,13 +7,8 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-import leni_kernels as lk
-
 from .activations import by_name
 from .plain import scaled
-
-SURGERY = ("leni", "reborn", "conv_relu", "ada_relu", "fully_parametric_relu")
-"""The activations that :func:`leni_kernels.replace_relu` puts in."""
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 REPLACED = (nn.ReLU, nn.ReLU6, nn.Hardswish)

@@ -7,6 +7,7 @@ replacement; LENI in layers 1; 1, 2; 1, 2, 3); behind the others, and behind lin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 from torchvision.models.vgg import cfgs as VGG
@@ -112,5 +113,5 @@ def convolutions(plan: Plan, channels: int, activation: str, first: int | None, 
 def linear_layers(features: int, hidden: Sequence[int], classes: int) -> list[nn.Module]:
     """Linear layers with a ReLU between them."""
     sizes = [features, *hidden]
-    layers = [layer for pair in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(*pair), nn.ReLU())]
+    layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
     return [*layers, nn.Linear(sizes[-1], classes)]

@@ -1,0 +1,125 @@
+"""Counts the parameters of the papers' networks, beside the counts that the papers print.
+
+    python benchmarks/parameters.py [--output DIR]
+
+A count is compared in the digits that are printed. Leaves a table and a JSON file in the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import published
+from harness import machine, report
+from networks import table1
+from networks.catalogue import build, parameter_count
+
+import leni_kernels as lk
+
+RESULTS = Path(__file__).parent / "results"
+UNITS = {"M": 6, "K": 3, "": 0}
+
+
+class Row(NamedTuple):
+    """A count and, as printed in the paper, the published one; None where it is not available to us."""
+
+    table: str
+    network: str
+    activation: str
+    count: int
+    published: str | None
+    reading: str
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Count and report; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Counts the parameters of the papers' networks.")
+    parser.add_argument("--output", metavar="DIR", type=Path, default=RESULTS, help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    found = list(rows())
+    path = options.output / "parameters.json"
+    report.write_json(path, {"versions": machine.versions(), "commit": machine.commit(),
+                             "rows": [{**row._asdict(), "difference": difference(row)} for row in found]})
+    for table in dict.fromkeys(row.table for row in found):
+        report.table(table, HEAD, [cells(row) for row in found if row.table == table])
+    missing = sum(row.published is None for row in found)
+    report.say(f"{missing} of {len(found)} published counts are {published.NOT_AVAILABLE} (—). Results in {path}.")
+    return 0
+
+
+# ---- what is counted ---------------------------------------------------------------------------------------
+
+
+def rows() -> Iterator[Row]:
+    """All rows, table by table."""
+    yield from _leni_layer()
+    yield from _leni_table_1()
+    for table, networks, activations, width, reading in SMALL_IMAGES:
+        for network in networks:
+            for activation in activations:
+                name = f"{network} ×{width:g}" if width != 1 else network
+                count = parameter_count(build(network, activation, width=width))
+                yield Row(table, name, activation, count, published.PARAMETERS.get((table, name, activation)), reading)
+
+
+def _leni_layer() -> Iterator[Row]:
+    """What LENI adds to a layer of 64 channels: the one increment whose published value is available to us."""
+    readings = {3: "the default here: the paper names no kernel size",
+                5: "the reading that gives the paper's number"}
+    for kernel, reading in readings.items():
+        yield Row("LENI Table 1, one layer of 64 channels", f"LENI, {kernel}×{kernel}", "leni",
+                  parameter_count(lk.LENI2d(64, kernel)), published.LENI_LAYER_64, reading)
+
+
+def _leni_table_1() -> Iterator[Row]:
+    table = "LENI Table 1, ImageNet"
+    for name in table1.NETWORKS:
+        for layers in (0, *table1.LAYERS):
+            network = table1.network(name, layers)
+            activation = f"leni in {table1.places(layers)}" if layers else "stock"
+            yield Row(table, name, activation, parameter_count(network),
+                      published.PARAMETERS.get((table, name, activation)), table1.SOURCES[name])
+
+
+CONVNETS = "our reading of the names: 6 convolutions and 2 linear layers, 10 and 3; batch norms; 10 classes"
+USUAL = "3×32×32, 10 classes, batch norms, one linear layer"
+SMALL_IMAGES = (
+    ("LENI Tables 2-3", ("vgg11", "vgg16", "resnet18", "resnet34"), ("relu", "prelu", "crelu", "leni"), 1.0, USUAL),
+    ("LENI Tables 2-3", ("vgg11", "vgg16", "resnet18", "resnet34"), ("relu", "leni"), 0.5, f"{USUAL}; Half"),
+    ("ConvReLU Table 6", ("vgg16", "resnet18", "densenet"), ("relu", "leaky_relu", "prelu", "conv_relu"), 1.0,
+     f"{USUAL}; one slope per channel; thresholds in every convolution behind a ReLU"),
+    ("ConvReLU Table 6", ("text",), ("relu", "leaky_relu", "prelu", "conv_relu"), 1.0,
+     "70×1014, 10 classes: the character network of Zhang et al. 2015"),
+    ("Reborn", ("convnet8", "convnet13"), ("relu", "prelu", "crelu", "extended_conv", "reborn"), 1.0, CONVNETS),
+)
+"""Table, networks, activations, width, and how we read the paper."""
+
+
+# ---- against what is printed -------------------------------------------------------------------------------
+
+
+def difference(row: Row) -> str | None:
+    """Our count less the published one, in the printed unit and digits; "exact" where they agree in all of them."""
+    if row.published is None:
+        return None
+    digits, _, unit = row.published.removeprefix("+").partition(" ")
+    printed = Decimal(digits.replace(",", ""))
+    ours = Decimal(row.count).scaleb(-UNITS[unit]).quantize(printed)
+    return "exact" if ours == printed else f"{ours - printed:+} {unit}".rstrip()
+
+
+HEAD = ("network", "activation", "parameters", "published", "difference", "reading")
+
+
+def cells(row: Row) -> list[str]:
+    """A row of the table."""
+    return [row.network, row.activation, f"{row.count:,}", row.published or "—", difference(row) or "—", row.reading]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
