@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import published
 from harness import machine, report
@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = options.output / "parameters.json"
     report.write_json(path, {"versions": machine.versions(), "commit": machine.commit(),
                              "rows": [{**row._asdict(), "difference": difference(row)} for row in found]})
-    for table in dict.fromkeys(row.table for row in found):
-        report.table(table, HEAD, [cells(row) for row in found if row.table == table])
+    for table, reading in dict.fromkeys((row.table, row.reading) for row in found):
+        report.table(f"{table}: {reading}", HEAD, [cells(row) for row in found if row[::5] == (table, reading)])
     missing = sum(row.published is None for row in found)
     report.say(f"{missing} of {len(found)} published counts are {published.NOT_AVAILABLE} (—). Results in {path}.")
     return 0
@@ -79,22 +79,23 @@ def _leni_layer() -> Iterator[Row]:
 def _leni_table_1() -> Iterator[Row]:
     table = "LENI Table 1, ImageNet"
     for name in table1.NETWORKS:
+        stock = table1.build(name)
         for layers in (0, *table1.LAYERS):
-            network = table1.network(name, layers)
+            network = table1.with_leni(stock, layers)
             activation = f"leni in {table1.places(layers)}" if layers else "stock"
             yield Row(table, name, activation, parameter_count(network),
-                      published.PARAMETERS.get((table, name, activation)), table1.SOURCES[name])
+                      published.PARAMETERS.get((table, name, activation)), "torchvision's and timm's, 1,000 classes")
 
 
-CONVNETS = "our reading of the names: 6 convolutions and 2 linear layers, 10 and 3; batch norms; 10 classes"
+CONVNETS = "our reading: 6 convolutions and 2 linear layers, 10 and 3; batch norms; 3×32×32, 10 classes"
 USUAL = "3×32×32, 10 classes, batch norms, one linear layer"
 SMALL_IMAGES = (
     ("LENI Tables 2-3", ("vgg11", "vgg16", "resnet18", "resnet34"), ("relu", "prelu", "crelu", "leni"), 1.0, USUAL),
     ("LENI Tables 2-3", ("vgg11", "vgg16", "resnet18", "resnet34"), ("relu", "leni"), 0.5, f"{USUAL}; Half"),
     ("ConvReLU Table 6", ("vgg16", "resnet18", "densenet"), ("relu", "leaky_relu", "prelu", "conv_relu"), 1.0,
-     f"{USUAL}; one slope per channel; thresholds in every convolution behind a ReLU"),
+     f"{USUAL}; every ReLU replaced"),
     ("ConvReLU Table 6", ("text",), ("relu", "leaky_relu", "prelu", "conv_relu"), 1.0,
-     "70×1014, 10 classes: the character network of Zhang et al. 2015"),
+     "70×1014, 10 classes, as the character network of Zhang et al. 2015; every ReLU replaced"),
     ("Reborn", ("convnet8", "convnet13"), ("relu", "prelu", "crelu", "extended_conv", "reborn"), 1.0, CONVNETS),
 )
 """Table, networks, activations, width, and how we read the paper."""
@@ -113,12 +114,12 @@ def difference(row: Row) -> str | None:
     return "exact" if ours == printed else f"{ours - printed:+} {unit}".rstrip()
 
 
-HEAD = ("network", "activation", "parameters", "published", "difference", "reading")
+HEAD = ("network", "activation", "parameters", "published", "difference")
 
 
 def cells(row: Row) -> list[str]:
     """A row of the table."""
-    return [row.network, row.activation, f"{row.count:,}", row.published or "—", difference(row) or "—", row.reading]
+    return [row.network, row.activation, f"{row.count:,}", row.published or "—", difference(row) or "—"]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The main job: how fast the mechanisms are, block by block and in whole networks.
 
-    python benchmarks/throughput.py [--quick] [--only PART] [--device cpu|cuda]
+    python benchmarks/throughput.py [--quick] [--only PART | --networks] [--device cpu|cuda]
                                     [--threads N] [--images DIR] [--output DIR]
 
 Takes the GPU if there is one, else the CPU. Leaves tables on the terminal, and a JSON file and a PNG plot in
@@ -25,7 +25,7 @@ import torch
 from harness import machine, report, timing
 from harness.blocks import Table
 from harness.report import number
-from networks import comparison, first_activation
+from networks import comparison, first_activation, table1
 from networks import inference as networks_inference
 from networks import training as networks_training
 
@@ -37,15 +37,17 @@ PARTS = {
     "training": {"leni_training": leni_training},
     "conv_relu": {"conv_relu_inference": conv_relu_inference, "conv_relu_training": conv_relu_training},
     "networks": {"networks": networks_inference, "networks_training": networks_training},
+    "table1": {"table1": table1},
 }
-"""What ``--only`` can name, and the modules that measure it by the name of their list in the results.
+"""What ``--only`` can name, and the modules that measure it by the name of their list in the results. ``table1``,
+Table 1 of the LENI paper in full, runs only if named.
 
 Each module has ``TITLE``, ``SECONDS`` to sample a case ("cpu", "cuda", "quick"), ``cases(quick)`` and ``measure``.
 One that measures blocks also says how its rows are shown: ``TABLE``, and ``PICTURE`` or None.
 """
 
-NETWORKS = PARTS["networks"]
-BLOCKS = {name: module for part in PARTS.values() if part is not NETWORKS for name, module in part.items()}
+NETWORKS = PARTS["networks"] | PARTS["table1"]
+BLOCKS = {name: module for part in PARTS.values() for name, module in part.items() if name not in NETWORKS}
 LISTS = [*BLOCKS, *NETWORKS]
 
 
@@ -90,6 +92,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Times single blocks and whole networks.")
     parser.add_argument("--quick", action="store_true", help="a few cases, within a minute")
     parser.add_argument("--only", choices=tuple(PARTS), help="one of the parts")
+    parser.add_argument("--networks", dest="only", action="store_const", const="table1",
+                        help="Table 1 of the LENI paper in full, the same as --only table1")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one",
                         default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads; default: as PyTorch chooses")
@@ -127,7 +131,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _images(options: argparse.Namespace) -> torch.Tensor:
-    count = max(comparison.BATCHES[options.device].values())
+    count = max(*comparison.BATCHES[options.device].values(), *table1.BATCHES[options.device].values())
     if options.images is None:
         return first_activation.noise(count)
     try:
@@ -139,10 +143,12 @@ def _images(options: argparse.Namespace) -> torch.Tensor:
 def _cases(options: argparse.Namespace) -> list[tuple[str, Any, Any]]:
     """Everything to measure: the list of the results it belongs to, what measures it, and the case."""
     parts = {options.only: PARTS[options.only]} if options.only else dict(PARTS)
-    obstacle = first_activation.why_missing() if "networks" in parts else None
+    if not options.only:
+        del parts["table1"]
+    obstacle = first_activation.why_missing() if parts.keys() & {"networks", "table1"} else None
     if obstacle is not None:
         report.say(f"No whole networks: {obstacle}.")
-        del parts["networks"]
+        parts = {name: part for name, part in parts.items() if name not in ("networks", "table1")}
     return [(name, module, case) for part in parts.values() for name, module in part.items()
             for case in module.cases(options.quick)]
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from harness import parity, timing
-from torch import nn
 
 from . import first_activation
 
@@ -36,16 +35,14 @@ def cases(quick: bool, dtypes: Iterable[str]) -> list[Case]:
     return [Case(network, dtype) for dtype in dtypes for network in networks]
 
 
-def row(case: Case, batch: int, stock: nn.Module, backend: str | None, missing: dict[str, str],
+def row(case: NamedTuple, batch: int, replaced: dict[str, str], backend: str | None, missing: dict[str, str],
         verdicts: dict[str, parity.Verdict], samples: dict[str, list[float]]) -> dict[str, Any]:
-    """A row of the results."""
-    place = first_activation.PLACES[case.network].path
+    """A row of the results; ``replaced`` says which activations were, and where they stood."""
     times = {name: timing.summary(values) for name, values in samples.items()}
     return {
         **case._asdict(),
         "batch": batch,
-        "replaced": type(stock.get_submodule(place)).__name__,
-        "place": place,
+        **replaced,
         "backend": backend,
         "missing": missing,
         "parity": {name: verdict.as_json() for name, verdict in verdicts.items()},

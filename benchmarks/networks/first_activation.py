@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +48,12 @@ def swapped(network: nn.Module, place: Place, activation: nn.Module) -> nn.Modul
     parent, _, child = place.path.rpartition(".")
     setattr(network.get_submodule(parent), child, activation)
     return network
+
+
+def replaced(network: nn.Module, places: Sequence[str]) -> dict[str, str]:
+    """What a row of results says of the activations at ``places`` of a stock network."""
+    kinds = dict.fromkeys(type(network.get_submodule(place)).__name__ for place in places)
+    return {"replaced": ", ".join(kinds), "place": ", ".join(places)}
 
 
 def noise(count: int) -> Tensor:

@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 from harness import parity, sides, timing
-from torch import Tensor
+from published import LENI_SPEED_CHANGE
+from torch import Tensor, nn
 
 from . import comparison, first_activation
 from .comparison import Case
 
-PUBLISHED = (-2.6, -0.1)
-"""Change of images/s in per cent, lowest and highest, in Table 1 of the LENI paper."""
-
-TITLE = f"Whole networks, inference (published: {PUBLISHED[0]} % to {PUBLISHED[1]} %)"
+LOW, HIGH = LENI_SPEED_CHANGE
+TITLE = f"Whole networks, inference (published: {LOW} % to {HIGH} %)"
 SECONDS = {"cpu": 3.0, "cuda": 2.0, "quick": 1.5}
 
 
@@ -25,15 +24,21 @@ def cases(quick: bool) -> list[Case]:
     return comparison.cases(quick, comparison.DTYPES)
 
 
-@torch.inference_mode()
 def measure(case: Case, device: torch.device, seconds: float, images: Tensor) -> dict[str, Any]:
     """Check and time one network, in channels-last; returns its row of the results."""
     place, batch = first_activation.PLACES[case.network], comparison.BATCHES[device.type][case.network]
-    to = {"device": device, "dtype": comparison.DTYPES[case.dtype], "memory_format": torch.channels_last}
-    x = images[:batch].to(**to)
     stock = first_activation.build(case.network)
-    swapped = first_activation.swapped(stock, place, sides.random_leni(place.channels)).to(**to)
-    stock = stock.to(**to)
+    swapped = first_activation.swapped(stock, place, sides.random_leni(place.channels))
+    replaced = first_activation.replaced(stock, [place.path])
+    return compare(case, stock, swapped, replaced, images[:batch], device, seconds)
+
+
+@torch.inference_mode()
+def compare(case: Any, stock: nn.Module, swapped: nn.Module, replaced: dict[str, str], images: Tensor,
+            device: torch.device, seconds: float) -> dict[str, Any]:
+    """Check ``swapped``, composed and folded, and time both against ``stock``; returns a row of the results."""
+    to = {"device": device, "dtype": comparison.DTYPES[case.dtype], "memory_format": torch.channels_last}
+    x, stock, swapped = (each.to(**to) for each in (images, stock, swapped))
     contenders, missing, backend = {"composed": sides.composed(swapped)}, {}, None
     try:
         ours = sides.folded(swapped)
@@ -46,4 +51,4 @@ def measure(case: Case, device: torch.device, seconds: float, images: Tensor) ->
     timed = {"stock": partial(stock, x)}
     timed |= {name: partial(contender, x) for name, contender in contenders.items() if verdicts[name].passed}
     samples = timing.alternate(timed, timing.timer(device), seconds)
-    return comparison.row(case, batch, stock, backend, missing, verdicts, samples)
+    return comparison.row(case, len(x), replaced, backend, missing, verdicts, samples)

@@ -7,6 +7,8 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
+import leni_kernels as lk
+
 from .activations import by_name
 from .plain import scaled
 
@@ -66,7 +68,10 @@ def activated(network: nn.Module, activation: str, example: Tensor, first: int |
     made = by_name(activation)
     if activation == "relu":
         return network
-    places = _places(network, example)
+    if made.in_convolution:
+        return lk.replace_relu(network, activation, where="all" if first is None else f"first:{first}",
+                               example_input=example)[0]
+    places = places_of_activations(network, example)
     for path, channels in list(places.items())[:first]:
         network.set_submodule(path, made.make(channels))
     if made.growth > 1:
@@ -74,8 +79,8 @@ def activated(network: nn.Module, activation: str, example: Tensor, first: int |
     return network
 
 
-def _places(network: nn.Module, example: Tensor) -> dict[str, int]:
-    """The activations of feature maps in order of execution, and the channels of each."""
+def places_of_activations(network: nn.Module, example: Tensor) -> dict[str, int]:
+    """The paths of the activations of feature maps, in order of execution, and the channels of each."""
     places: dict[str, int] = {}
 
     def note(path: str, y: Tensor) -> None:

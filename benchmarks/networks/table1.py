@@ -7,17 +7,15 @@ at 224×224, in channels-last; their own activations (ReLU, ReLU6, Hardswish) st
 from __future__ import annotations
 
 import copy
-from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
-from harness import parity, sides, timing
+from harness import sides
+from published import LENI_SPEED_CHANGE
 from torch import Tensor, nn
 
-import leni_kernels as lk
-
-from . import comparison
-from .libraries import activated
+from . import comparison, first_activation, inference
+from .libraries import places_of_activations
 
 SOURCES = {
     "vgg16_bn": "torchvision",
@@ -31,6 +29,8 @@ SOURCES = {
 
 NETWORKS = tuple(SOURCES)
 LAYERS = (1, 2, 3)
+TITLE = "Table 1 in full (published, over all rows: {} % to {} %)".format(*LENI_SPEED_CHANGE)
+SECONDS = inference.SECONDS
 BATCHES = {
     "cpu": {"vgg16_bn": 2, "resnet18": 8, "mobilenetv1_100": 16, "mobilenet_v2": 16, "mobilenet_v3_small": 32,
             "mobilenet_v3_large": 16},
@@ -52,3 +52,39 @@ class Case(NamedTuple):
 def places(layers: int) -> str:
     """The layers as Table 1 writes them."""
     return ", ".join(str(layer) for layer in range(1, layers + 1))
+
+
+def cases(quick: bool) -> list[Case]:
+    """All cases of a run."""
+    networks, dtypes = (("mobilenet_v2",), ("float32",)) if quick else (NETWORKS, comparison.DTYPES)
+    return [Case(name, layers, dtype) for dtype in dtypes for name in networks for layers in LAYERS]
+
+
+def measure(case: Case, device: torch.device, seconds: float, images: Tensor) -> dict[str, Any]:
+    """Check and time one network, in channels-last; returns its row of the results."""
+    stock = build(case.network)
+    paths = list(places_of_activations(stock, EXAMPLE))[:case.layers]
+    swapped, replaced = with_leni(stock, case.layers), first_activation.replaced(stock, paths)
+    batch = BATCHES[device.type][case.network]
+    row = inference.compare(case, stock, swapped, replaced, images[:batch], device, seconds)
+    return {**row, "network": f"{case.network}, LENI in {places(case.layers)}"}
+
+
+EXAMPLE = torch.zeros(1, 3, 64, 64)
+
+
+def build(name: str) -> nn.Module:
+    """The network as its library makes it, with random weights, in eval mode."""
+    if SOURCES[name] == "torchvision":
+        return first_activation.build(name)
+    import timm
+
+    return timm.create_model(name).eval()
+
+
+def with_leni(stock: nn.Module, layers: int) -> nn.Module:
+    """A copy of the network with LENI in the place of its first activations."""
+    network = copy.deepcopy(stock)
+    for path, channels in list(places_of_activations(network, EXAMPLE).items())[:layers]:
+        network.set_submodule(path, sides.random_leni(channels))
+    return network

@@ -32,6 +32,7 @@ def measure(case: Case, device: torch.device, seconds: float, images: Tensor) ->
     labels = torch.arange(batch, device=device)
     stock = trainable(first_activation.build(case.network))
     swapped = trainable(first_activation.swapped(stock, place, sides.random_leni(place.channels)))
+    replaced = first_activation.replaced(stock, [place.path])
     stock, swapped = (network.to(device, memory_format=torch.channels_last) for network in (stock, swapped))
     steps, missing, backend = {"composed": sides.composed(_step(swapped))}, {}, None
     try:
@@ -47,7 +48,7 @@ def measure(case: Case, device: torch.device, seconds: float, images: Tensor) ->
     timed = {"stock": partial(_step(stock), x, labels)}
     timed |= {name: partial(step, x, labels) for name, step in steps.items() if verdicts[name].passed}
     samples = timing.alternate(timed, timing.timer(device), seconds, ROUNDS, WARM_UP)
-    return comparison.row(case, batch, stock, backend, missing, verdicts, samples)
+    return comparison.row(case, batch, replaced, backend, missing, verdicts, samples)
 
 
 def trainable(network: nn.Module) -> nn.Module:
