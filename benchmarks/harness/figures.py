@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from .learning import Learner
@@ -34,6 +35,7 @@ def learning_curves(path: Path, results: dict[str, Any], heading: str) -> None:
             axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         axes.set_title(network, loc="left", fontsize=10.5, color=INK)
         axes.set_xlabel("epoch", color=INK)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("%", color=INK)
         axes.grid(color=GRID, linewidth=0.6)
         axes.legend(frameon=False, labelcolor=INK, fontsize=9)
@@ -47,11 +49,11 @@ def maps(path: Path, learners: Sequence[Learner]) -> None:
     for (values, pictures), learner in zip(rows, learners, strict=True):
         before, after = around_first_activation(learner)
         for tensor, label in ((before, "before"), (after, "after")):
-            values.hist(tensor.flatten().numpy(), bins=80, density=True, histtype="step", label=label)
+            values.hist(tensor.flatten().tolist(), bins=80, density=True, histtype="step", label=label)
         values.set_yscale("log")
         values.set_title(f"{learner.run.network}, {learner.run.activation}", loc="left", fontsize=9, color=INK)
         values.legend(frameon=False, fontsize=8)
-        pictures.imshow(torch.cat(list(after[0, :MAPS]), dim=1), cmap="gray")
+        pictures.imshow(torch.cat(list(after[0, :MAPS]), dim=1).tolist(), cmap="gray")
         pictures.set_axis_off()
     _save(figure, path)
 
@@ -63,7 +65,7 @@ def thresholds(path: Path, learners: Sequence[Learner]) -> None:
         return
     figure = _figure(7, 2.6 * len(found) + 0.8, "Learned thresholds, layer by layer")
     for axes, (name, layers) in zip(figure.subplots(len(found), 1, squeeze=False)[:, 0], found.items(), strict=True):
-        axes.boxplot([values.numpy() for values in layers.values()], whis=(0, 100))
+        axes.boxplot([values.tolist() for values in layers.values()], whis=(0, 100))
         axes.set_xticks(range(1, len(layers) + 1), [f"{index}" for index in range(1, len(layers) + 1)])
         axes.axhline(0, color=GRID, linewidth=0.8, zorder=0)
         axes.set_title(name, loc="left", fontsize=9, color=INK)

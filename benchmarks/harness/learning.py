@@ -15,11 +15,16 @@ import torch.nn.functional as F
 from networks import catalogue
 from torch import Tensor, nn
 
+import leni_kernels as lk
+
 from .datasets import Dataset
 
 
 class Recipe(NamedTuple):
-    """SGD with momentum 0.9, whose learning rate falls tenfold at each of the ``steps``, fractions of the epochs."""
+    """SGD with momentum 0.9, whose learning rate falls tenfold at each of the ``steps``, fractions of the epochs.
+
+    Weights and thresholds decay, slopes, norms and biases do not (:func:`leni_kernels.parameter_groups`).
+    """
 
     epochs: int
     learning_rate: float
@@ -32,7 +37,7 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "paper": Recipe(200, 0.1, (0.5, 0.75), batch=64, weight_decay=5e-4, xavier=True, augmented=True),
-    "short": Recipe(8, 0.05, (0.6, 0.85), batch=64, weight_decay=5e-4, xavier=True, augmented=False),
+    "short": Recipe(5, 0.05, (0.6, 0.85), batch=64, weight_decay=5e-4, xavier=True, augmented=False),
 }
 """``paper``: momentum, batch, weight decay, Xavier's initial values, crops and flips are the papers'; the number of
 epochs, the learning rate and where it falls are not available to us, and are the usual ones for small images."""
@@ -80,12 +85,22 @@ class Learner:
         self.format = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         self.network.to(self.device, memory_format=self.format)
         recipe = run.recipe
-        self.optimizer = torch.optim.SGD(self.network.parameters(), recipe.learning_rate, MOMENTUM,
-                                         weight_decay=recipe.weight_decay)
+        groups = lk.parameter_groups(self.network, recipe.weight_decay)
+        self.optimizer = torch.optim.SGD(groups, recipe.learning_rate, MOMENTUM)
         milestones = [round(step * recipe.epochs) for step in recipe.steps]
         self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, milestones)
+        self.alternation = self._alternation()
         self.generator = torch.Generator().manual_seed(run.seed)
         self.history: list[dict[str, float]] = []
+
+    def _alternation(self) -> lk.AlternatingSchedule | None:
+        """Slopes and weights in turn, as FullyParametricReLU's paper trains them, where there are such slopes."""
+        slopes = any(isinstance(module, lk.FullyParametricReLU) for module in self.network.modules())
+        return lk.AlternatingSchedule(self.network) if slopes else None
+
+    def _stateful(self) -> dict[str, Any]:
+        parts = {name: getattr(self, name) for name in ("network", "optimizer", "scheduler", "alternation")}
+        return {name: part for name, part in parts.items() if part is not None}
 
     # ---- an epoch ----
 
@@ -99,6 +114,8 @@ class Learner:
         self.network.train()
         losses = torch.stack([self._step(images, labels) for images, labels in self._batches()])
         self.scheduler.step()
+        if self.alternation is not None:
+            self.alternation.step()
         self.history.append({"loss": losses.mean().item(), "accuracy": self.accuracy(),
                              "seconds": round(time.perf_counter() - began, 2)})
 
@@ -145,7 +162,7 @@ class Learner:
 
     def save(self, path: Path) -> None:
         """Write all state; a kill meanwhile leaves the file as it was."""
-        state = {name: getattr(self, name).state_dict() for name in ("network", "optimizer", "scheduler")}
+        state: dict[str, Any] = {name: part.state_dict() for name, part in self._stateful().items()}
         state |= {"history": self.history, "order": self.generator.get_state(), "random": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -157,8 +174,8 @@ class Learner:
     def load(self, path: Path) -> None:
         """Take up all state."""
         state = torch.load(path, map_location="cpu", weights_only=True)
-        for name in ("network", "optimizer", "scheduler"):
-            getattr(self, name).load_state_dict(state[name])
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
         self.history = state["history"]
         self.generator.set_state(state["order"])
         torch.set_rng_state(state["random"])

@@ -51,7 +51,7 @@ def results():
     }
     return {
         **machine.facts(torch.device("cpu")), "kernels_isa": "avx2", "arguments": {"quick": False},
-        "complete": True, "seconds": 1.0, "leni_inference": inference,
+        "complete": True, "seconds": 1.0, **{name: [] for name in throughput.LISTS}, "leni_inference": inference,
         "leni_training": training, "networks": [network], "networks_training": [network],
     }
 
@@ -59,8 +59,17 @@ def results():
 def test_help_names_every_option():
     command = [sys.executable, "benchmarks/throughput.py", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    for option in ("--quick", "--only", "--device", "--threads", "--images", "--output"):
+    for option in ("--quick", "--only", "--networks", "--device", "--threads", "--images", "--output"):
         assert option in done.stdout
+
+
+def test_table_1_runs_only_if_named():
+    def lists(*arguments):
+        return {name for name, _, _ in throughput._cases(throughput._options(["--device", "cpu", *arguments]))}
+
+    assert lists("--networks") == lists("--only", "table1") == {"table1"}
+    assert "table1" not in lists()
+    assert throughput._suffix(throughput._options(["--networks"])) == "-table1"
 
 
 @pytest.mark.parametrize("arguments", [["--threads", "0"], ["--only", "both"], ["--device", "tpu"]])
