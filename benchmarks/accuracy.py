@@ -140,7 +140,6 @@ def _summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "network": network, "activation": activation, "parameters": found[0]["parameters"],
             "accuracy": statistics.mean(accuracies),
             "deviation": statistics.stdev(accuracies) if len(found) > 1 else None,
-            "seconds": statistics.mean(run["seconds"] for run in found),
         })
     return rows
 
@@ -155,7 +154,7 @@ def title(results: dict[str, Any]) -> str:
             f"{recipe['epochs']} epochs ({recipe['name']} recipe), {seeds} seed{'s' * (seeds != 1)}")
 
 
-HEAD = ("network", "activation", "parameters", "test accuracy, %", "± std", "published", "seconds a run")
+HEAD = ("network", "activation", "parameters", "test accuracy, %", "± std", "published")
 
 
 def cells(results: dict[str, Any]) -> Iterator[list[str]]:
@@ -163,8 +162,7 @@ def cells(results: dict[str, Any]) -> Iterator[list[str]]:
     known = FASHION_MNIST if results["settings"]["dataset"] == "fashion-mnist" else {}
     for row in results["summary"]:
         yield [row["network"], row["activation"], f"{row['parameters']:,}", number(row["accuracy"]),
-               number(row["deviation"]), known.get((row["network"], row["activation"]), "—"),
-               number(row["seconds"], 0)]
+               number(row["deviation"]), known.get((row["network"], row["activation"]), "—")]
 
 
 def _show(results: dict[str, Any]) -> None:

@@ -81,7 +81,7 @@ def _leni_table_1() -> Iterator[Row]:
     for name in table1.NETWORKS:
         stock = table1.build(name)
         for layers in (0, *table1.LAYERS):
-            network = table1.with_leni(stock, layers)
+            network = table1.with_leni(stock, layers)[0] if layers else stock
             activation = f"leni in {table1.places(layers)}" if layers else "stock"
             yield Row(table, name, activation, parameter_count(network),
                       published.PARAMETERS.get((table, name, activation)), "torchvision's and timm's, 1,000 classes")

@@ -16,13 +16,17 @@ from . import parity
 
 def random_leni(channels: int) -> lk.LENI2d:
     """A LENI block in eval mode, with statistics and affine parameters such as training leaves."""
-    block = lk.LENI2d(channels).eval()
-    with torch.no_grad():
-        for norm in (block.bn_negative, block.bn_fusion):
-            norm.running_mean.normal_(0, 0.3)
-            norm.running_var.uniform_(0.5, 1.5)
-            norm.weight.uniform_(0.5, 1.5)
-            norm.bias.normal_(0, 0.3)
+    return as_trained(lk.LENI2d(channels).eval())
+
+
+@torch.no_grad()
+def as_trained(block: lk.LENI2d) -> lk.LENI2d:
+    """The block with random statistics and affine parameters."""
+    for norm in (block.bn_negative, block.bn_fusion):
+        norm.running_mean.normal_(0, 0.3)
+        norm.running_var.uniform_(0.5, 1.5)
+        norm.weight.uniform_(0.5, 1.5)
+        norm.bias.normal_(0, 0.3)
     return block
 
 

@@ -13,7 +13,8 @@ from .activations import by_name
 from .plain import scaled
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
-REPLACED = (nn.ReLU, nn.ReLU6, nn.Hardswish)
+SURGERY = ("leni", "reborn", "conv_relu", "ada_relu", "fully_parametric_relu")
+"""The activations that :func:`leni_kernels.replace_relu` puts in; the others are swapped here."""
 
 
 def resnet(name: str, activation: str, classes: int, channels: int, width: float, first: int | None) -> nn.Module:
@@ -54,10 +55,10 @@ def densenet(name: str, activation: str, classes: int, channels: int, width: flo
 
 
 def activated(network: nn.Module, activation: str, example: Tensor, first: int | None = None) -> nn.Module:
-    """The network with an activation by name in place of its ReLUs; ``network`` itself changes.
+    """The network with an activation by name in place of its ReLUs; ``network`` itself may change.
 
     Args:
-        network: its activations are modules of their own (ReLU, ReLU6 or Hardswish), each called once.
+        network: its ReLUs are modules of their own, each called once; for this package's activations any will do.
         activation: a name of ``ACTIVATIONS``.
         example: an input of the network.
         first: how many of the activations of feature maps to replace, in order of execution; None is all.
@@ -66,21 +67,20 @@ def activated(network: nn.Module, activation: str, example: Tensor, first: int |
         ValueError: for an unknown activation.
     """
     made = by_name(activation)
-    if activation == "relu":
+    if activation == "relu" or first == 0:
         return network
-    if made.in_convolution:
-        return lk.replace_relu(network, activation, where="all" if first is None else f"first:{first}",
+    if activation in SURGERY:
+        return lk.replace_relu(network, activation, "all" if first is None else f"first:{first}",
                                example_input=example)[0]
-    places = places_of_activations(network, example)
-    for path, channels in list(places.items())[:first]:
+    for path, channels in list(places_of_relus(network, example).items())[:first]:
         network.set_submodule(path, made.make(channels))
     if made.growth > 1:
         _widen(network, example)
     return network
 
 
-def places_of_activations(network: nn.Module, example: Tensor) -> dict[str, int]:
-    """The paths of the activations of feature maps, in order of execution, and the channels of each."""
+def places_of_relus(network: nn.Module, example: Tensor) -> dict[str, int]:
+    """The paths of the ReLUs on feature maps, in order of execution, and the channels of each."""
     places: dict[str, int] = {}
 
     def note(path: str, y: Tensor) -> None:
@@ -89,7 +89,7 @@ def places_of_activations(network: nn.Module, example: Tensor) -> dict[str, int]
 
     with ExitStack() as hooks:
         for path, module in network.named_modules():
-            if isinstance(module, REPLACED):
+            if isinstance(module, nn.ReLU):
                 hooks.enter_context(module.register_forward_hook(lambda _, inputs, y, path=path: note(path, y)))
         _run(network, example)
     return places

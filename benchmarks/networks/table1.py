@@ -6,7 +6,6 @@ at 224×224, in channels-last; their own activations (ReLU, ReLU6, Hardswish) st
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -14,18 +13,20 @@ from harness import sides
 from published import LENI_SPEED_CHANGE
 from torch import Tensor, nn
 
+import leni_kernels as lk
+from leni_kernels.surgery import Report
+
 from . import comparison, first_activation, inference
-from .libraries import places_of_activations
 
 SOURCES = {
     "vgg16_bn": "torchvision",
-    "resnet18": "timm",
+    "resnet18": "torchvision",
     "mobilenetv1_100": "timm",
     "mobilenet_v2": "torchvision",
     "mobilenet_v3_small": "torchvision",
     "mobilenet_v3_large": "torchvision",
 }
-"""Where each network is from: timm where torchvision has none, or calls one ReLU twice."""
+"""Where each network is from: timm where torchvision has none."""
 
 NETWORKS = tuple(SOURCES)
 LAYERS = (1, 2, 3)
@@ -63,8 +64,10 @@ def cases(quick: bool) -> list[Case]:
 def measure(case: Case, device: torch.device, seconds: float, images: Tensor) -> dict[str, Any]:
     """Check and time one network, in channels-last; returns its row of the results."""
     stock = build(case.network)
-    paths = list(places_of_activations(stock, EXAMPLE))[:case.layers]
-    swapped, replaced = with_leni(stock, case.layers), first_activation.replaced(stock, paths)
+    swapped, changes = with_leni(stock, case.layers)
+    sites = [row for row in changes.rows if row.replaced]
+    replaced = {"replaced": ", ".join(dict.fromkeys(row.site for row in sites)),
+                "place": ", ".join(row.name for row in sites)}
     batch = BATCHES[device.type][case.network]
     row = inference.compare(case, stock, swapped, replaced, images[:batch], device, seconds)
     return {**row, "network": f"{case.network}, LENI in {places(case.layers)}"}
@@ -82,9 +85,11 @@ def build(name: str) -> nn.Module:
     return timm.create_model(name).eval()
 
 
-def with_leni(stock: nn.Module, layers: int) -> nn.Module:
-    """A copy of the network with LENI in the place of its first activations."""
-    network = copy.deepcopy(stock)
-    for path, channels in list(places_of_activations(network, EXAMPLE).items())[:layers]:
-        network.set_submodule(path, sides.random_leni(channels))
-    return network
+def with_leni(stock: nn.Module, layers: int) -> tuple[nn.Module, Report]:
+    """A copy of the network with LENI in the place of its first activations, and what was changed."""
+    network, changes = lk.replace_relu(stock, "leni", f"first:{layers}", example_input=EXAMPLE,
+                                       include=("relu6", "hardswish"))
+    for module in network.modules():
+        if isinstance(module, lk.LENI2d):
+            sides.as_trained(module)
+    return network, changes

@@ -5,7 +5,7 @@ import torch
 from networks import table1
 from networks.activations import ACTIVATIONS
 from networks.catalogue import NETWORKS, build, parameter_count
-from networks.libraries import activated, places_of_activations
+from networks.libraries import activated, places_of_relus
 from torch import nn
 
 import leni_kernels as lk
@@ -51,7 +51,7 @@ def test_what_each_activation_adds_is_what_its_blocks_hold(name):
     with torch.device("meta"):
         sizes = [module.num_features for module in build("convnet8").modules() if isinstance(module, nn.BatchNorm2d)]
     if name == "resnet18":
-        sizes = list(places_of_activations(build(name), images()).values())
+        sizes = list(places_of_relus(build(name), images()).values())
     stock = parameter_count(build(name))
     for activation in ("prelu", "leni", "reborn", "ada_relu", "fully_parametric_relu", "extended_conv"):
         added = sum(parameter_count(ACTIVATIONS[activation].make(size)) for size in sizes)
@@ -123,7 +123,8 @@ def test_bad_arguments_are_named(arguments, message):
 def test_leni_stands_in_the_first_layers_in_order_of_execution(name, channels):
     stock = table1.build(name)
     for layers in table1.LAYERS:
-        network = table1.with_leni(stock, layers)
+        network, changes = table1.with_leni(stock, layers)
+        assert changes.replaced == layers
         blocks = [module.channels for module in network.modules() if isinstance(module, lk.LENI2d)]
         assert tuple(blocks) == channels[:layers]
         assert not network.training
