@@ -3,14 +3,14 @@
 import pytest
 import torch
 from networks import table1
-from networks.activations import ACTIVATIONS
+from networks.activations import ACTIVATIONS, PYTORCHS
 from networks.catalogue import NETWORKS, build, parameter_count
-from networks.libraries import activated, places_of_relus
+from networks.libraries import activated
 from torch import nn
 
 import leni_kernels as lk
 
-IMAGES = [name for name in NETWORKS if name != "text"]
+PAPERS = [name for name in ACTIVATIONS if name not in PYTORCHS]
 ON_TEXTS = [name for name, activation in ACTIVATIONS.items() if not activation.images_only]
 
 
@@ -18,8 +18,9 @@ def images(size=32):
     return torch.randn(2, 3, size, size)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("name", ["convnet8", "vgg11", "resnet18", "densenet"])
+@pytest.mark.parametrize(("name", "activation"), [
+    *(("convnet8", activation) for activation in ACTIVATIONS), *(("resnet18", activation) for activation in PAPERS),
+    *(("densenet", activation) for activation in ("prelu", "leni", "conv_relu", "crelu"))])
 def test_every_activation_trains_in_every_family(name, activation):
     network = build(name, activation, classes=7, width=0.125)
     y = network(images())
@@ -43,19 +44,19 @@ def test_images_of_every_data_set_fit(name, size):
 @pytest.mark.parametrize(("name", "count"), [
     ("vgg16", 14_728_266), ("resnet18", 11_173_962), ("resnet34", 21_282_122), ("densenet", 769_162)])
 def test_counts_are_those_known_for_ten_classes_of_small_images(name, count):
-    assert parameter_count(build(name)) == count
+    with torch.device("meta"):
+        assert parameter_count(build(name)) == count
 
 
 @pytest.mark.parametrize("name", ["convnet8", "resnet18"])
 def test_what_each_activation_adds_is_what_its_blocks_hold(name):
-    with torch.device("meta"):
-        sizes = [module.num_features for module in build("convnet8").modules() if isinstance(module, nn.BatchNorm2d)]
-    if name == "resnet18":
-        sizes = list(places_of_relus(build(name), images()).values())
-    stock = parameter_count(build(name))
+    # A ReLU on feature maps follows every batch norm but those of ResNet's projected shortcuts.
+    sizes = [module.num_features for path, module in build(name, width=0.125).named_modules()
+             if isinstance(module, nn.BatchNorm2d) and "downsample" not in path]
+    stock = parameter_count(build(name, width=0.125))
     for activation in ("prelu", "leni", "reborn", "ada_relu", "fully_parametric_relu", "extended_conv"):
         added = sum(parameter_count(ACTIVATIONS[activation].make(size)) for size in sizes)
-        assert parameter_count(build(name, activation)) - stock == added, activation
+        assert parameter_count(build(name, activation, width=0.125)) - stock == added, activation
 
 
 def test_extended_conv_has_as_many_parameters_as_reborn():
@@ -75,7 +76,7 @@ def test_crelu_doubles_the_input_of_the_next_layer():
     assert [layer.weight.shape[0] for layer in doubled] == [layer.weight.shape[0] for layer in plain]
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("text", "resnet34")])
 def test_with_thresholds_of_0_conv_relu_is_the_stock_network(name):
     fused, stock = build(name, "conv_relu", width=0.125).eval(), build(name, width=0.125).eval()
     weights = [parameter for path, parameter in fused.named_parameters() if not path.endswith("threshold")]
