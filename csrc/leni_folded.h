@@ -37,6 +37,15 @@ Packed<Product, Scale> pack(const FoldedProblem& problem, const Host& host) {
   return {weight, packed_bias, {packed_taps, padded, steps}};
 }
 
+// A y that the caches cannot hold is not written through them: that would read it first.
+constexpr int64_t kStreamedBytes = 8 * 1024 * 1024;
+
+template <class T>
+bool stream(const FoldedProblem& problem) {
+  const Activation& x = problem.x;
+  return x.batch * x.channels * x.height * x.width * int64_t(sizeof(T)) >= kStreamedBytes;
+}
+
 // ---- one tile ----------------------------------------------------------------------------------------------
 
 template <class Product, int K, class T, class Scale>
@@ -49,14 +58,15 @@ void planar_tile(const FoldedProblem& problem, const Packed<Product, Scale>& pac
     T* out = static_cast<T*>(problem.y) + tile.image * problem.x.channels * plane + (tile.row + run) * problem.x.width +
              tile.column;
     multiply_all<Product, Channels::kRows, T, Scale>(
-        {steps, packed.weight, steps, expanded + run * tile.pitch, pixels, packed.bias, out, plane, runs.length},
+        {steps, packed.weight, steps, expanded + run * tile.pitch, pixels, packed.bias, out, plane, runs.length, 0,
+         stream<T>(problem)},
         problem.x.channels);
   }
 }
 
 template <class Product, int K, class T, class Scale>
 void interleaved_tile(const FoldedProblem& problem, const Packed<Product, Scale>& packed, const Tile& tile,
-                      typename Product::Element* expanded) {
+                      typename Product::Element* expanded, Ahead* ahead) {
   using Expander = InterleavedExpander<Product, K, T, Scale>;
   Expander{problem.x, packed.expansion, tile, reinterpret_cast<typename Expander::Value*>(expanded)}.run();
   const int64_t channels = problem.x.channels, steps = 2 * packed.expansion.branch_steps;
@@ -65,7 +75,8 @@ void interleaved_tile(const FoldedProblem& problem, const Packed<Product, Scale>
     T* out = static_cast<T*>(problem.y) +
              ((tile.image * problem.x.height + tile.row + run) * problem.x.width + tile.column) * channels;
     multiply_all<Product, Channels::kVectors, T, Scale>(
-        {steps, expanded + run * tile.pitch * steps, steps, packed.weight, 0, packed.bias, out, channels, channels},
+        {steps, expanded + run * tile.pitch * steps, steps, packed.weight, 0, packed.bias, out, channels, channels, 0,
+         stream<T>(problem), ahead},
         runs.length);
   }
 }
@@ -82,6 +93,25 @@ struct Job {
   Packed<Product, Scale> packed;
   Tiling tiling;
 
+  // What tile ``index`` fetches for the next one: the rows that it has not read itself. (In NCHW the expander walks
+  // down many planes at once, and fetches for itself.)
+  Ahead next(int64_t index) const {
+    const Activation& x = problem.x;
+    const Tile tile = tiling.tile(index, x), next = tiling.tile(index + 1, x);
+    const Runs runs(x, tile);
+    const int64_t first = next.row + (next.row > 0 ? K / 2 : 0);
+    Ahead ahead;
+    ahead.at = reinterpret_cast<const char*>(static_cast<const T*>(x.data) + next.image * x.stride_batch +
+                                             first * x.stride_row + next.column * x.stride_column);
+    ahead.bytes = next.columns * x.stride_column * sizeof(T);
+    ahead.stride = x.stride_row * sizeof(T);
+    ahead.rows = std::min(next.row + next.rows + K / 2, x.height) - first;
+    const int64_t vectors = ceil_div(x.channels, kChannelVectors * Product::Acc::width);
+    const int64_t blocks = runs.count * std::max<int64_t>(runs.length / kPixelRows, 1) * vectors;
+    ahead.lines = ceil_div(ceil_div(ahead.bytes, 64) * ahead.rows, blocks);
+    return ahead;
+  }
+
   static void tiles(const void* context, int64_t begin, int64_t end) {
     const Job& job = *static_cast<const Job*>(context);
     // A block's last vectors or rows may reach past the tile's pixels.
@@ -93,11 +123,13 @@ struct Job {
     for (int64_t index = begin; index < end; ++index) {
       const Tile tile = job.tiling.tile(index, job.problem.x);
       if (job.problem.x.channels_last) {
-        interleaved_tile<Product, K, T, Scale>(job.problem, job.packed, tile, expanded);
+        Ahead ahead = index + 1 < end ? job.next(index) : Ahead{};
+        interleaved_tile<Product, K, T, Scale>(job.problem, job.packed, tile, expanded, &ahead);
       } else {
         planar_tile<Product, K, T, Scale>(job.problem, job.packed, tile, expanded, pixels);
       }
     }
+    streamed();
   }
 };
 

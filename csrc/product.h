@@ -75,6 +75,26 @@ constexpr int kPixelRows = 6, kChannelVectors = 2;
 constexpr int kChannelRows = 4, kPixelVectors = 3;
 #endif
 
+// What is fetched into the L2 cache for the next tile while this one is multiplied, a few lines before each block, so
+// that expanding the next one does not wait for memory: ``rows`` runs of ``bytes``.
+struct Ahead {
+  const char* at = nullptr;
+  int64_t bytes = 0, stride = 0, rows = 0;
+  int64_t lines = 0;  // to fetch before each block
+  int64_t done = 0;
+
+  void fetch() {
+    for (int64_t line = 0; line < lines; ++line) {
+      __builtin_prefetch(at + done, 0, 2);
+      done += 64;
+      if (done < bytes) continue;
+      done = 0;
+      at += stride;
+      if (--rows == 0) lines = 0;
+    }
+  }
+};
+
 // Where the output channels are: the rows of the product (NCHW), its vectors (channels-last), or its vectors while the
 // pixels are summed over (the gradient of the weights).
 enum class Channels { kRows, kVectors, kSummed };
@@ -97,7 +117,15 @@ struct Block {
   int64_t out_row;
   int64_t columns;  // how many of the block's lanes exist
   int64_t a_step = 0;
+  bool stream = false;  // past the caches, where out allows it
+  Ahead* ahead = nullptr;
 };
+
+// Whether the rows of out begin at whole vectors.
+template <int width, class T>
+inline bool aligned(const T* out, int64_t out_row) {
+  return reinterpret_cast<uintptr_t>(out) % (width * sizeof(T)) == 0 && out_row % width == 0;
+}
 
 // Adds the product of a block's M rows and N vectors to ``acc``, which stays in registers.
 template <class Product, Channels kChannels, int M, int N, class T, class Scale>
@@ -155,6 +183,14 @@ inline void multiply(const Block<Product, T, Scale>& block) {
       }
     }
   }
+  if (block.stream && last == width && aligned<width>(block.out, block.out_row)) {
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) acc[m][n].stream(block.out + m * block.out_row + n * width);
+    }
+    return;
+  }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
     T* out = block.out + m * block.out_row;
@@ -172,6 +208,7 @@ inline void multiply(const Block<Product, T, Scale>& block) {
 template <class Product, Channels kChannels, int M, int N, class T, class Scale>
 inline void multiply_rows(Block<Product, T, Scale> block, int64_t rows) {
   for (; rows >= M; rows -= M) {
+    if (block.ahead != nullptr) block.ahead->fetch();
     multiply<Product, kChannels, M, N>(block);
     block.a += M * block.a_row;
     block.out += M * block.out_row;
@@ -217,35 +254,31 @@ inline int64_t panel_channels(Channels side, int64_t first, int64_t channels) {
   return std::max(Product::tile_rows, 1);
 }
 
-// The packed weight of output channel ``o`` and one step: its group's input channels of that step's branch, zero
-// where there are none.
-template <class Product, class Scale>
-inline typename Product::Element packed_weight(const Scale* weight, int64_t channels, int64_t branches,
-                                               int64_t branch_steps, int64_t o, int64_t step) {
-  const int64_t input = step % branch_steps * Product::group;
-  Scale values[Product::group] = {};
-  for (int g = 0; g < Product::group; ++g) {
-    if (o < channels && input + g < channels) {
-      values[g] = weight[(o * branches + step / branch_steps) * channels + input + g];
-    }
-  }
-  return Product::pack(values);
-}
-
 // Packs weight [channels][branches·channels] into panels of output channels, each [step][channel of the panel], or
-// [channel][step] where channels are rows. Every branch has ``branch_steps`` steps, those past its channels zero.
+// [channel][step] where channels are rows. Every branch has ``branch_steps`` steps, those past its channels zero, as are
+// channels that do not exist.
 template <class Product, class Scale>
 void pack_weight(Channels side, const Scale* weight, int64_t channels, int64_t branches, int64_t branch_steps,
                  typename Product::Element* packed) {
+  constexpr int64_t group = Product::group;
   const int64_t steps = branches * branch_steps;
   const bool by_row = side == Channels::kRows;
   for (int64_t first = 0; first < channels;) {
     const int64_t count = panel_channels<Product>(side, first, channels);
     typename Product::Element* panel = packed + first * steps;
-    for (int64_t s = 0; s < steps; ++s) {
-      for (int64_t o = 0; o < count; ++o) {
-        panel[by_row ? o * steps + s : s * count + o] =
-            packed_weight<Product>(weight, channels, branches, branch_steps, first + o, s);
+    const int64_t step_stride = by_row ? 1 : count, channel_stride = by_row ? steps : 1;
+    for (int64_t o = 0; o < count; ++o) {
+      for (int64_t branch = 0; branch < branches; ++branch) {
+        const int64_t inputs = first + o < channels ? channels : 0;
+        const Scale* row = weight + (std::min(first + o, channels - 1) * branches + branch) * channels;
+        auto* to = panel + o * channel_stride + branch * branch_steps * step_stride;
+        for (int64_t s = 0; s < branch_steps; ++s, to += step_stride) {
+          Scale values[group] = {};
+          for (int64_t g = 0; g < group; ++g) {
+            if (s * group + g < inputs) values[g] = row[s * group + g];
+          }
+          *to = Product::pack(values);
+        }
       }
     }
     first += count;

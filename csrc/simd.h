@@ -7,6 +7,8 @@
 template <class T>
 struct Vec;
 
+// stream() stores a whole, aligned vector past the caches; streamed() then makes it visible to other threads.
+//
 // max(x, 0) and min(x, 0) are named positive() and negative(), max(x, bound) and min(x, bound) at_least() and
 // at_most(): x is the operand that a NaN is taken from. by_sign() is ``positive`` where x > 0, ``negative`` where
 // x < 0, and 0 where x is 0 or NaN. add_by_bound() adds a value to ``within`` where x ≤ bound, and else, as where x is NaN, to
@@ -36,6 +38,8 @@ struct Vec<float> {
   static Vec load(const BFloat16* p, Lanes lanes) { return widen(_mm256_maskz_loadu_epi16(lanes.low(), p)); }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(float* p, Lanes lanes) const { _mm512_mask_storeu_ps(p, lanes.low(), v); }
+  void stream(float* p) const { _mm512_stream_ps(p, v); }
+  void stream(BFloat16* p) const { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow()); }
   void store(BFloat16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow()); }
   void store(BFloat16* p, Lanes lanes) const { _mm256_mask_storeu_epi16(p, lanes.low(), narrow()); }
   static Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -83,6 +87,7 @@ struct Vec<double> {
   }
   void store(double* p) const { _mm512_storeu_pd(p, v); }
   void store(double* p, Lanes lanes) const { _mm512_mask_storeu_pd(p, static_cast<__mmask8>(lanes.mask), v); }
+  void stream(double* p) const { _mm512_stream_pd(p, v); }
   static Vec add(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
   Vec positive() const { return {_mm512_max_pd(_mm512_setzero_pd(), v)}; }
@@ -167,15 +172,17 @@ struct Vec<float> {
   }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   void store(float* p, Lanes lanes) const { _mm256_maskstore_ps(p, lanes.mask32(), v); }
-  void store(BFloat16* p) const {
+  void stream(float* p) const { _mm256_stream_ps(p, v); }
+  void stream(BFloat16* p) const { _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrow()); }
+  void store(BFloat16* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow()); }
+  __m128i narrow() const {
     const __m256i bits = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
     const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
     const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
     const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
-    const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+    return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
   }
   void store(BFloat16* p, Lanes lanes) const {
     BFloat16 copy[width];
@@ -210,6 +217,7 @@ struct Vec<double> {
   static Vec load(const double* p, Lanes lanes) { return {_mm256_maskload_pd(p, lanes.mask64())}; }
   void store(double* p) const { _mm256_storeu_pd(p, v); }
   void store(double* p, Lanes lanes) const { _mm256_maskstore_pd(p, lanes.mask64(), v); }
+  void stream(double* p) const { _mm256_stream_pd(p, v); }
   static Vec add(Vec a, Vec b) { return {_mm256_add_pd(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
   Vec positive() const { return {_mm256_max_pd(_mm256_setzero_pd(), v)}; }
@@ -254,6 +262,10 @@ struct Vec {
   void store(T* p, Lanes lanes) const { scatter(p, lanes.first, lanes.last); }
   void store(BFloat16* p) const { scatter(p, 0, width); }
   void store(BFloat16* p, Lanes lanes) const { scatter(p, lanes.first, lanes.last); }
+  template <class S>
+  void stream(S* p) const {
+    store(p);
+  }
   static Vec add(Vec a, Vec b) { return {a.v + b.v}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
   Vec positive() const { return {v < Native{} ? Native{} : v}; }
@@ -287,6 +299,12 @@ struct Vec {
 };
 
 #endif
+
+inline void streamed() {
+#if defined(LENI_ISA_AVX512) || defined(LENI_ISA_AVX2)
+  _mm_sfence();
+#endif
+}
 
 // The sum of the lanes, always in the same order.
 template <class T>

@@ -501,6 +501,7 @@ def test_exported(make_leni):
         assert_near(program.module()(x), model(x))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap(backend, make_leni):
     block, x = make_leni(4), torch.randn(3, 2, 4, 5, 6)
     with lk.use_backend(backend), torch.no_grad():
