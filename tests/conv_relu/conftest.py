@@ -1,9 +1,14 @@
-"""The backends that ConvReLU can run on without a GPU."""
+"""The backends that ConvReLU can run on without a GPU; the tests of its kernels share their cases."""
+
+import sys
+from pathlib import Path
 
 import pytest
 
 import leni_kernels as lk
 from leni_kernels import extension
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(params=["reference", "kernels"])
