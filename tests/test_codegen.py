@@ -42,10 +42,11 @@ CHOSEN = {
         "leni channels-last C=64 k=3 fp16", "leni channels-last C=64 k=7 bf16", "leni NCHW C=64 k=5 bf16",
         "leni channels-last C=64 k=3 tf32", "leni NCHW C=64 k=3 tf32", "leni NCHW C=128 k=3 fp32",
         "leni channels-last C=64 k=3 fp64",
-        *(f"{name} {layout} {dtype}" for layout in ("channels-last", "NCHW") for dtype in ("bf16", "fp32")
+        *(f"{name} {layout} bf16" for layout in ("channels-last", "NCHW")
           for name in ("ada_relu", "ada_relu backward", "fully_parametric_relu", "fully_parametric_relu backward",
                        "crelu", "crelu backward")),
-        "ada_relu backward of strided bf16", "fully_parametric_relu backward NCHW fp64",
+        "fully_parametric_relu backward channels-last fp32", "ada_relu backward of strided bf16",
+        "fully_parametric_relu backward NCHW fp64",
     ),
     "sm_80": (*EVERYWHERE, "leni channels-last C=256 k=3 bf16"),
     "sm_100": EVERYWHERE,
