@@ -84,6 +84,15 @@ CONV_RELU_CPU = (
 )
 
 
+def _pointwise(name: str, work: str, first: float, moonshot: float | None) -> Bar:
+    return Bar("pointwise", f"{name}, {work}, slowest case: time / ReLU", "float32", f"{name}/ReLU",
+               lambda row: row["work"] == work, max, first, moonshot, at_most=True)
+
+
+POINTWISE_CPU = tuple(_pointwise(name, work, *goals) for name in ("AdaReLU", "FPReLU")
+                      for work, goals in (("forward", (1.1, None)), ("step", (1.8, 1.2))))
+
+
 def _first_layers(row: Row) -> bool:
     return row["channels"] <= 64 and row["layout"] == "channels_last"
 
@@ -98,4 +107,6 @@ LENI_INFERENCE_GPU = (
 
 def of_device(device: str) -> tuple[Bar, ...]:
     """The bars for a device type."""
-    return LENI_INFERENCE_GPU if device == "cuda" else LENI_INFERENCE_CPU + LENI_TRAINING_CPU + CONV_RELU_CPU
+    if device == "cuda":
+        return LENI_INFERENCE_GPU
+    return LENI_INFERENCE_CPU + LENI_TRAINING_CPU + CONV_RELU_CPU + POINTWISE_CPU
