@@ -703,6 +703,17 @@ def test_surgery_on_a_treated_network():
     assert report.replaced == 4
 
 
+def test_exported_explained_and_converted():
+    model, _ = lk.replace_relu(stack(), "leni", example_input=x())
+    images = x()
+    expected = model.eval()(images)
+    torch.testing.assert_close(torch.export.export(model, (images,)).module()(images), expected)
+    assert [decision.operation for decision in lk.explain(model, images)] == ["leni"] * 5
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert type(converted.get_submodule("2.relu_1.bn_fusion")) is nn.SyncBatchNorm
+    torch.testing.assert_close(converted(images), expected)
+
+
 @pytest.mark.parametrize("kind", ["leni", "reborn"])
 def test_folded_and_norms_fused_by_pytorch(kind):
     model = lk.replace_relu(stack(), kind, example_input=x())[0]
@@ -894,6 +905,12 @@ def test_fusion_within_what_can_be_traced():
 def test_bad_arguments(error, message, arguments):
     with pytest.raises(error, match=message):
         lk.replace_relu(**{"model": residual(), "kind": "leni", "example_input": x(), **arguments})
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, torch.jit.script])
+def test_wrapped_models_are_refused(wrap):
+    with pytest.raises(TypeError, match="model must be a module of Python, before it is wrapped, scripted or compiled"):
+        lk.replace_relu(wrap(nn.Sequential(nn.ReLU())), "leni", example_input=x())
 
 
 def test_models_without_relus():

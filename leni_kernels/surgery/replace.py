@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -46,8 +47,8 @@ def replace_relu(model: nn.Module, kind: str, where: Where = "all", *, example_i
     ``requires_grad`` included.
 
     Args:
-        model: any module, before ``torch.compile`` and ``DistributedDataParallel``; it is left as it is, and the result
-            shares nothing with it.
+        model: any module, before ``torch.compile`` and ``DistributedDataParallel``. It is left as it is, and the
+            result shares nothing with it.
         kind: "leni", "reborn", "conv_relu", "ada_relu" or "fully_parametric_relu".
         where: "all"; "first", "first:N" or "last:N" in order of execution; name patterns, as of ``fnmatch``, one of
             which must match; or a function of index and name. What the kind cannot take, as LENI a feature vector,
@@ -65,8 +66,9 @@ def replace_relu(model: nn.Module, kind: str, where: Where = "all", *, example_i
         ValueError: for an unknown kind or ``where``, a pattern that matches nothing, a model without ReLUs or with none
             that the kind can take, an example that the model does not run on, or a call that would have to
             change in a forward that cannot be traced; the message names it.
-        TypeError: for an option that the kind does not take.
+        TypeError: for an option that the kind does not take, or a model that is wrapped, scripted or compiled.
     """
+    _check_model(model)
     _check_arguments(kind, include, options)
     choose = _chooser(where)
     result = copy.deepcopy(model)
@@ -102,6 +104,14 @@ def _rows_not_run(model: nn.Module, observer: Observer, include: Sequence[str]) 
     note = "does not run on the example in eval mode, or runs within a layer of torch.nn"
     return [Row(name, f"nn.{type(module).__name__}", (), False, note) for name, module in model.named_modules()
             if not observer.calls[module] and sort_of(module) in ("relu", *include)]
+
+
+def _check_model(model: nn.Module) -> None:
+    wrapped = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+    # A compiled module's class would cost an import of Dynamo.
+    if wrapped or isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
+        raise TypeError("replace_relu: model must be a module of Python, before it is wrapped, scripted or compiled, "
+                        f"got {type(model).__name__}")
 
 
 def _check_arguments(kind: str, include: Sequence[str], options: Mapping[str, Any]) -> None:
@@ -172,9 +182,11 @@ def _run(model: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]]) ->
     args, kwargs = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, arguments)
     devices = {tensor.device for tensor in (*model.parameters(), *pytree.tree_leaves(arguments))
                if isinstance(tensor, Tensor) and tensor.is_cuda}
+    of_python = random.getstate()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices), mode(model, training=False):
             # Runs are compared. Not torch.manual_seed, which would seed the GPUs that are not forked too.
+            random.seed(0)
             for generator in (torch.default_generator, *(torch.cuda.default_generators[gpu.index] for gpu in devices)):
                 generator.manual_seed(0)
             return model(*args, **kwargs)
@@ -182,6 +194,8 @@ def _run(model: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]]) ->
         shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in pytree.tree_leaves(arguments)]
         raise ValueError(f"replace_relu: {type(model).__name__} does not run on the example of shape "
                          f"{', '.join(map(str, shapes))}: {error}") from error
+    finally:
+        random.setstate(of_python)
 
 
 # ---- the operation ------------------------------------------------------------------------------------------
