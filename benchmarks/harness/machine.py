@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 _ISA = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
-_PACKAGES = ("torch", "torchvision", "triton", "leni-kernels")
+_PACKAGES = ("torch", "torchvision", "timm", "triton", "leni-kernels")
 
 
 def facts(device: torch.device) -> dict[str, Any]:

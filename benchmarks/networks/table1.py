@@ -6,6 +6,7 @@ at 224×224, in channels-last; their own activations (ReLU, ReLU6, Hardswish) st
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -86,9 +87,14 @@ def build(name: str) -> nn.Module:
 
 
 def with_leni(stock: nn.Module, layers: int) -> tuple[nn.Module, Report]:
-    """A copy of the network with LENI in the place of its first activations, and what was changed."""
-    network, changes = lk.replace_relu(stock, "leni", f"first:{layers}", example_input=EXAMPLE,
-                                       include=("relu6", "hardswish"))
+    """A copy of the network with LENI in the place of its first activations, and what was changed.
+
+    An activation on pooled features, as squeeze-and-excitation has, is no layer's.
+    """
+    put_leni = partial(lk.replace_relu, stock, "leni", example_input=EXAMPLE, include=("relu6", "hardswish"))
+    _, everywhere = put_leni("all")
+    layer_names = [row.name for row in everywhere.rows if row.replaced and max(row.shape[2:]) > 1]
+    network, changes = put_leni(layer_names[:layers])
     for module in network.modules():
         if isinstance(module, lk.LENI2d):
             sides.as_trained(module)

@@ -119,7 +119,7 @@ def test_bad_arguments_are_named(arguments, message):
 
 
 @pytest.mark.parametrize(("name", "channels"), [
-    ("resnet18", (64, 64, 64)), ("mobilenet_v2", (32, 32, 96)), ("mobilenet_v3_small", (16, 16, 8)),
+    ("resnet18", (64, 64, 64)), ("mobilenet_v2", (32, 32, 96)), ("mobilenet_v3_small", (16, 16, 72)),
     ("mobilenetv1_100", (32, 32, 64))])
 def test_leni_stands_in_the_first_layers_in_order_of_execution(name, channels):
     stock = table1.build(name)
