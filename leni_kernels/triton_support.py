@@ -48,7 +48,7 @@ def why_not_here(x: Tensor) -> str | None:
 # ---- operators ---------------------------------------------------------------------------------------------
 
 
-def define_operator(name: str, launch: Callable[..., Tensor]) -> None:
+def define_operator(name: str, launch: Callable[..., Any]) -> None:
     """Register ``launch`` as the operator ``leni_kernels::name``; Inductor sees the kernels inside it."""
     # The interpreter's kernels are plain Python, into which the compiler cannot look: there it is opaque.
     define: Any = torch.library.custom_op if interpreting else torch.library.triton_op

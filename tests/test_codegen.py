@@ -35,6 +35,9 @@ EVERYWHERE = (
     "leni channels-last C=64 k=3 bf16", "leni NCHW C=64 k=3 bf16",
     "fully_parametric_relu backward channels-last bf16", "fully_parametric_relu backward NCHW bf16",
 )
+TRAINING = tuple(f"leni {which} gradient {layout} C=64 k=3 bf16"
+                 for which in ("weight", "input") for layout in ("channels-last", "NCHW"))
+EVERYWHERE = ("leni channels-last C=64 k=3 bf16", "leni NCHW C=64 k=3 bf16")
 CHOSEN = {
     "sm_90": (
         *(f"leni {layout} C={channels} k=3 bf16"
@@ -47,10 +50,12 @@ CHOSEN = {
                        "crelu", "crelu backward")),
         "fully_parametric_relu backward channels-last fp32", "ada_relu backward of strided bf16",
         "fully_parametric_relu backward NCHW fp64",
+        *TRAINING, "leni statistics channels-last C=64 k=3 bf16", "leni statistics NCHW C=64 k=3 bf16",
+        "leni weight gradient NCHW C=64 k=3 tf32", "leni input gradient channels-last C=64 k=3 tf32",
     ),
-    "sm_80": (*EVERYWHERE, "leni channels-last C=256 k=3 bf16"),
-    "sm_100": EVERYWHERE,
-    "gfx942": EVERYWHERE,
+    "sm_80": (*EVERYWHERE, "leni channels-last C=256 k=3 bf16", TRAINING[0], TRAINING[2]),
+    "sm_100": (*EVERYWHERE, TRAINING[1], TRAINING[2]),
+    "gfx942": (*EVERYWHERE, TRAINING[0], TRAINING[2]),
 }
 
 

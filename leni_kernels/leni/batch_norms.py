@@ -22,6 +22,14 @@ class Statistics(NamedTuple):
     count: Tensor
 
 
+def merged(parts: Statistics) -> Statistics:
+    """The statistics of several parts ``[parts, …]`` of a batch together, whose counts may differ."""
+    counts = parts.count[:, None]
+    count = parts.count.sum()
+    mean = (parts.mean * counts).sum(0) / count
+    return Statistics(mean, ((parts.variance + (parts.mean - mean).square()) * counts).sum(0) / count, count)
+
+
 def merged_over(group: str, own: Statistics) -> Statistics:
     """The statistics of all processes of a group together, whose batches may differ in size."""
     process_group = distributed.distributed_c10d._resolve_process_group(group)
@@ -29,11 +37,7 @@ def merged_over(group: str, own: Statistics) -> Statistics:
     gathered = [torch.empty_like(packed) for _ in range(process_group.size())]
     distributed.all_gather(gathered, packed, group=process_group)
     everyone = torch.stack(gathered)
-    means, variances = everyone[:, :-1].chunk(2, dim=1)
-    counts = everyone[:, -1:]
-    count = counts.sum()
-    mean = (means * counts).sum(0) / count
-    return Statistics(mean, ((variances + (means - mean).square()) * counts).sum(0) / count, count)
+    return merged(Statistics(*everyone[:, :-1].chunk(2, dim=1), everyone[:, -1]))
 
 
 def summed_over(group: str, *vectors: Tensor) -> tuple[Tensor, ...]:

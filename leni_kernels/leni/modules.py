@@ -69,9 +69,9 @@ class LENI2d(_Block):
     """LENI (Cai, Peng, Shen 2023, §3.1): ``compress(bn_fusion([max(x,0); bn_negative(deconv(min(x,0)))]))``.
 
     Takes and returns ``[N, C, H, W]``, in any floating dtype and memory format. The block is one fused
-    operation that reads the children's tensors at every call and keeps only its input for backward; in training it
-    needs a CPU so far. Where no kernel serves, or if a child has a hook or was replaced by another kind of layer,
-    its layers run one by one; :func:`leni_kernels.explain` tells.
+    operation that reads the children's tensors at every call and keeps only its input for backward. Where no kernel
+    serves, or if a child has a hook or was replaced by another kind of layer, its layers run one by one;
+    :func:`leni_kernels.explain` tells.
 
     Args:
         channels: C.

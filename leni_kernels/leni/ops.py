@@ -1,7 +1,7 @@
 """LENI and Reborn as PyTorch operators: schemas, fakes, autograd, autocast and the choice of backend.
 
-No arithmetic here: the definitions and the folding are in ``reference.py``, the kernels in ``csrc/`` and
-``triton_kernels.py``.
+No arithmetic here: the definitions and the folding are in ``reference.py``, the kernels in ``csrc/``,
+``triton_kernels.py`` and ``triton_training.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import checks, extension, triton_support
 from ..backends import Backend, Operation
 from ..conv_relu import ops as conv_relu_ops
-from . import reference, triton_kernels
+from . import reference, triton_kernels, triton_training
 from .batch_norms import BatchNorms, Statistics, fold_backward, merged_over, summed_over, through_statistics
 from .reference import Folded, Layer, Norm
 
@@ -124,7 +124,7 @@ def _define_training(backend: str, kernels: Kernels) -> Any:
                 fusion_eps: float, channels_last: bool, group: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         norms = BatchNorms(negative_weight, fusion_weight, fusion_bias, compress_weight, compress_bias, negative_eps,
                            fusion_eps)
-        statistics = Statistics(*kernels.statistics(x, taps, channels_last), taps.new_tensor(_values(x)))
+        statistics = Statistics(*kernels.statistics(x, taps, channels_last), taps.new_full((), _values(x)))
         mean, variance, count = merged_over(group, statistics) if group else statistics
         return kernels.folded(x, taps, *norms.fold(mean, variance), channels_last), mean, variance, count
 
@@ -182,10 +182,14 @@ if extension.why_missing is None:
                                     setup_context=_save_folded)
     _leni_training_cpp = _define_training("cpp", _CPP)
 if triton_support.why_no_operators is None:
-    triton_support.define_operator("leni_folded_triton", triton_kernels.leni_folded)
-    (_leni_folded_triton,) = _operators("triton", ("folded",))
-    torch.library.register_autograd("leni_kernels::leni_folded_triton", _backward_by_reference,
+    for name, launch in zip(Kernels._fields, (
+            triton_kernels.leni_folded, triton_training.leni_statistics, triton_training.leni_weight_gradient,
+            triton_training.leni_input_gradient), strict=True):
+        triton_support.define_operator(f"leni_{name}_triton", launch)
+    _TRITON = Kernels(*_operators("triton", Kernels._fields))
+    torch.library.register_autograd("leni_kernels::leni_folded_triton", partial(_backward_by_kernels, _TRITON),
                                     setup_context=_save_folded)
+    _leni_training_triton = _define_training("triton", _TRITON)
 
 
 # ---- which backend, and why --------------------------------------------------------------------------------
@@ -233,7 +237,7 @@ def _run_cpp(x: Tensor, folded: Folded) -> Tensor:
 
 def _run_triton(x: Tensor, folded: Folded) -> Tensor:
     x = x.to(checks.autocast_dtype(x))
-    return _leni_folded_triton(x, *folded, _channels_last(x))
+    return _TRITON.folded(x, *folded, _channels_last(x))
 
 
 # ---- LENI in its folded form -------------------------------------------------------------------------------
@@ -349,13 +353,15 @@ def _why_leni_not_cpp(call: LeniCall) -> str | None:
 
 
 def _why_leni_not_triton(call: LeniCall) -> str | None:
-    reason = call.why_not_fused() or _why_not_triton(call.x, call.kernel_size)
-    return reason or ("a batch norm uses batch statistics (training mode), and its Triton kernels fuse inference only"
-                      if call.trains else None)
+    return call.why_not_fused() or _why_not_triton(call.x, call.kernel_size)
 
 
 def _run_leni_cpp(call: LeniCall) -> Tensor:
     return _run_training(call, _leni_training_cpp) if call.trains else _run_cpp(call.x, call.folded())
+
+
+def _run_leni_triton(call: LeniCall) -> Tensor:
+    return _run_training(call, _leni_training_triton) if call.trains else _run_triton(call.x, call.folded())
 
 
 def _run_training(call: LeniCall, operator: Any) -> Tensor:
@@ -387,7 +393,7 @@ def _run_training(call: LeniCall, operator: Any) -> Tensor:
 _LENI = Operation(
     "leni",
     Backend("cpp", _why_leni_not_cpp, _run_leni_cpp),
-    Backend("triton", _why_leni_not_triton, lambda call: _run_triton(call.x, call.folded())),
+    Backend("triton", _why_leni_not_triton, _run_leni_triton),
     Backend("reference", lambda call: None, lambda call: reference.leni(call.x, *call.layers)),
 )
 

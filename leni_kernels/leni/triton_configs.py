@@ -35,16 +35,19 @@ def choose(channels: int, kernel_size: int, operand: str, architecture: str, cha
     return exception or _rule(padded, kernel_size, operand, architecture, channels_last)
 
 
+def _from_shared(architecture: str) -> bool:
+    """Whether the matrix units read shared memory, as datacentre Hopper's and Blackwell's; others read registers."""
+    return architecture.startswith(("sm_9", "sm_10"))
+
+
 def _rule(channels: int, kernel_size: int, operand: str, architecture: str, channels_last: bool) -> Config:
     """The default, by what compiles without spilling: a vector or two of x a thread, 2 or 4 rows of sums."""
     amd = architecture.startswith("gfx")
     if operand == "fp64":
         return Config(4, 4, 16, 16, 2 if amd else 4)
-    # Datacentre Hopper and Blackwell multiply from shared memory; others hold both operands in registers.
-    from_shared = architecture.startswith(("sm_9", "sm_10"))
     half = itemsize(operand) == 2
     large = kernel_size == 7
-    if operand == "fp32" or (channels_last and not from_shared and not amd):
+    if operand == "fp32" or (channels_last and not _from_shared(architecture) and not amd):
         outputs = min(channels, 64)
     else:
         outputs = min(channels, 256 if half and not (large or amd or channels_last) else 128)
@@ -61,3 +64,71 @@ def _rule(channels: int, kernel_size: int, operand: str, architecture: str, chan
         positions = max(4, threads // block)
         rows = 4 if channels <= 64 and kernel_size == 3 else 2
     return Config(rows, positions, block, outputs, threads // (64 if amd else 32))
+
+
+# ---- training ----------------------------------------------------------------------------------------------
+
+
+class StatisticsConfig(NamedTuple):
+    """A tiling of the statistics' pass; positions as in :class:`Config`."""
+
+    rows: int
+    positions: int
+    channels: int
+    warps: int
+
+
+class InputGradientConfig(NamedTuple):
+    """A tiling of the pass for x's gradient."""
+
+    pixels: int
+    """Of one product."""
+    step: int
+    """Pixels that are finished at a time: each keeps k² sums of the taps' gradient, and k² taps, in registers."""
+    channels: int
+    outputs: int
+    """Of dy, in one step of the product; all of them where they fit, so that the weights stay on the chip."""
+    warps: int
+
+
+def statistics(channels: int, kernel_size: int, operand: str, architecture: str,
+               channels_last: bool) -> StatisticsConfig:
+    """The tiling of the statistics' pass, by what compiles without spilling."""
+    block = min(max(16, power_of_two(channels)), 64)
+    rows = 2 if kernel_size == 7 or operand == "fp64" else 4
+    threads = 128
+    elements = full_vector(operand) // (2 if kernel_size == 7 else 1)
+    pixels = max(1, threads * elements // block)
+    positions = pixels if channels_last else max(1, pixels // full_vector(operand))
+    return StatisticsConfig(rows, positions, block, threads // (64 if architecture.startswith("gfx") else 32))
+
+
+def weight_gradient(channels: int, kernel_size: int, operand: str, architecture: str, channels_last: bool) -> Config:
+    """The tiling of the weight's gradient: rows of pixels, and blocks of channels and outputs of dy."""
+    padded = max(16, power_of_two(channels))
+    if operand == "fp64":
+        return Config(2, 16 if channels_last else 8, 16, 16, 4)
+    outputs = min(padded, 128)
+    block = min(padded, 64 if _from_shared(architecture) or not channels_last else 32)
+    threads = 256 if outputs == 128 or (channels_last and block == 64) else 128
+    elements = full_vector(operand) // (2 if kernel_size == 7 else 1)
+    pixels = max(8, threads * elements // block)
+    positions = pixels if channels_last else max(1, pixels // full_vector(operand))
+    return Config(4 if kernel_size == 3 and not channels_last else 2, positions, block, outputs,
+                  threads // (64 if architecture.startswith("gfx") else 32))
+
+
+def input_gradient(channels: int, kernel_size: int, operand: str, architecture: str,
+                   channels_last: bool) -> InputGradientConfig:
+    """The tiling of the gradient of x."""
+    padded = max(16, power_of_two(channels))
+    if operand == "fp64":
+        return InputGradientConfig(32, 16, 16, 16, 4)
+    if operand == "fp32":
+        return InputGradientConfig(32, 16, min(padded, 32), min(padded, 32), 2 if architecture.startswith("gfx") else 4)
+    block, outputs = (64, 64) if _from_shared(architecture) else (32, 32)
+    threads = 256 if padded >= 64 == block else 128
+    block = min(padded, block)
+    step = threads * (4 if kernel_size == 3 else 2) // block
+    return InputGradientConfig(64, max(step, full_vector(operand)), block, min(padded, outputs),
+                               threads // (64 if architecture.startswith("gfx") else 32))

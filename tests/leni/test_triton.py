@@ -145,7 +145,7 @@ def test_many_tiles_to_a_program_and_wide_offsets(channels_last, monkeypatch):
     from leni_kernels.leni import triton_kernels
 
     monkeypatch.setattr(triton_kernels, "_ENOUGH_PROGRAMS", 1)
-    monkeypatch.setattr(triton_kernels, "_wide", lambda x, y: True)
+    monkeypatch.setattr(triton_kernels, "wide", lambda x, y: True)
     x = feature_map(5, 16, 9, 24, dtype=torch.float32, channels_last=channels_last)
     assert_right(x, parameters(16, 3, x.dtype), channels_last)
 

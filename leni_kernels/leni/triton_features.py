@@ -1,0 +1,288 @@
+"""What LENI's Triton kernels share: a tile of x as both branches, read in place in either layout.
+
+A stride-1 transposed convolution is a correlation with flipped taps. A tile is a set of *positions*: a
+position is ``ROWS`` output pixels under each other (in NCHW, ``VECTOR`` times as many, side by side), so
+that one load of x serves up to k output rows; positions are numbered across rows and images, so that narrow
+images fill a tile too. z is formed in float32 (float64 for float64).
+"""
+# ruff: noqa: RUF005 (kernels cannot unpack tuples)
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..triton_support import float32_operand, full_vector, itemsize, jit, tl, vector_length
+
+
+@jit
+def positive_part(x):
+    """max(x, 0) in x's dtype; a NaN stays a NaN."""
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
+
+
+@jit
+def negative_part(x, ACCUMULATOR: tl.constexpr):
+    """min(x, 0) in the accumulator's dtype; a NaN stays a NaN."""
+    return tl.minimum(x.to(ACCUMULATOR), 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@jit
+def _zeros(COUNT: tl.constexpr, like):
+    """A tuple of COUNT zero tensors."""
+    zeros = ()
+    for _ in tl.static_range(COUNT):
+        zeros = zeros + (tl.zeros_like(like),)
+    return zeros
+
+
+@jit
+def _add_tap_row(sums, x, taps, INPUT_ROW: tl.constexpr):
+    """Add one input row's share to every output row it reaches: ``sums[r] += taps[INPUT_ROW - r] · x``."""
+    added = ()
+    for r in tl.static_range(len(sums)):
+        if r <= INPUT_ROW and INPUT_ROW - r < len(taps):
+            added = added + (sums[r] + x * taps[INPUT_ROW - r],)
+        else:
+            added = added + (sums[r],)
+    return added
+
+
+@jit
+def locate(position, width, height, ROWS: tl.constexpr):
+    """The (image, first row, column) of a position, where ``width`` positions stand side by side in a row."""
+    band = position // width
+    bands = tl.cdiv(height, ROWS)
+    return band // bands, band % bands * ROWS, position % width
+
+
+@jit
+def weight_tiles(weight, output, channel, C: tl.constexpr):
+    """The two [outputs, channels] tiles of the [C, 2C] weight: positive branch, negative branch."""
+    pointer = weight + output[:, None] * (2 * C) + channel[None, :]
+    mask = (output < C)[:, None] & (channel < C)[None, :]
+    return tl.load(pointer, mask, 0.0), tl.load(pointer + C, mask, 0.0)
+
+
+@jit
+def _concatenate(tiles, AXIS: tl.constexpr):
+    """A tuple of [A, B] tiles (a power of two of them) as one tile, along AXIS."""
+    if len(tiles) == 1:
+        return tiles[0]
+    else:
+        half: tl.constexpr = len(tiles) // 2
+        first = _concatenate(tiles[:half], AXIS)
+        second = _concatenate(tiles[half:], AXIS)
+        both = tl.permute(tl.join(first, second), (2, 0, 1) if AXIS == 0 else (0, 2, 1))
+        return tl.reshape(both, (first.shape[0] * (2 - AXIS), first.shape[1] * (1 + AXIS)))
+
+
+@jit
+def join_rows(rows, AXIS: tl.constexpr):
+    """A tuple of output rows, [A, B] each, concatenated along AXIS as an operand for the matrix units.
+
+    No data moves between threads. Even and odd elements are concatenated apart: that leaves neighbours along
+    B in neighbouring registers, and so lets Triton store the operand to shared memory 128 bits at a time.
+    """
+    if AXIS == 1 and rows[0].dtype == tl.float32:
+        # Hopper's TF32 products want channels side by side, across B; and where no cast follows, as here,
+        # Triton (3.6 and 3.8) aborts on pairs.
+        return _concatenate(rows, AXIS)
+    else:
+        even = ()
+        odd = ()
+        for r in tl.static_range(len(rows)):
+            pairs = tl.reshape(rows[r], (rows[r].shape[0], rows[r].shape[1] // 2, 2))
+            first, second = tl.split(pairs)
+            even = even + (first,)
+            odd = odd + (second,)
+        both = tl.join(_concatenate(even, AXIS), _concatenate(odd, AXIS))
+        return tl.reshape(both, (both.shape[0], both.shape[1] * 2))
+
+
+# ---- channels last -----------------------------------------------------------------------------------------
+
+
+@jit
+def rows_channels_last(x, taps, row, column, inside, channel, height, width, stride_h, stride_w,
+                       C: tl.constexpr, KERNEL: tl.constexpr, ROWS: tl.constexpr):
+    """ROWS rows of x and of z, [P, K] each, of K channels at P positions; ``x`` [P, K] points at first rows."""
+    half: tl.constexpr = KERNEL // 2
+    centre = ()
+    sums = _zeros(ROWS, tl.zeros(x.shape, taps.dtype.element_ty))
+    has_channel = channel < C
+    # Stepping, rather than an offset for each tap: the offsets would be kept in registers through the tiles.
+    corner = x - half * (stride_h + stride_w)
+    # Columns outside, rows inside: only one column of the taps is held in registers at a time.
+    for j in tl.static_range(KERNEL):
+        tap_column = ()
+        for i in tl.static_range(KERNEL):
+            flipped = taps + (KERNEL * KERNEL - 1 - i * KERNEL - j) * C
+            tap_column = tap_column + (tl.load(flipped + channel, has_channel, 0.0)[None, :],)
+        inside_column = inside & (column >= half - j) & (column < width + half - j)
+        pointer = corner + j * stride_w
+        for i in tl.static_range(ROWS + KERNEL - 1):
+            inside_row = inside_column & (row >= half - i) & (row < height + half - i)
+            values = tl.load(pointer, inside_row[:, None] & has_channel[None, :], 0.0)
+            pointer += stride_h
+            sums = _add_tap_row(sums, negative_part(values, taps.dtype.element_ty), tap_column, i)
+            if j == half and i >= half and i < half + ROWS:
+                centre = centre + (values,)
+    return centre, sums
+
+
+# ---- NCHW --------------------------------------------------------------------------------------------------
+
+
+@jit
+def _split_vector(vectors):
+    """[K, P, VECTOR] as a tuple of VECTOR [K, P] tiles."""
+    if vectors.shape[2] == 1:
+        return (tl.reshape(vectors, (vectors.shape[0], vectors.shape[1])),)
+    else:
+        pairs = tl.reshape(vectors, (vectors.shape[0], vectors.shape[1], vectors.shape[2] // 2, 2))
+        even, odd = tl.split(pairs)
+        if vectors.shape[2] == 2:
+            return (tl.reshape(even, (vectors.shape[0], vectors.shape[1])),
+                    tl.reshape(odd, (vectors.shape[0], vectors.shape[1])))
+        else:
+            return _interleave(_split_vector(even), _split_vector(odd))
+
+
+@jit
+def _interleave(even, odd):
+    elements = ()
+    for e in tl.static_range(len(even)):
+        elements = elements + (even[e], odd[e])
+    return elements
+
+
+@jit
+def _join_vector(elements):
+    """A tuple of VECTOR [K, P] tiles as [K, P, VECTOR]."""
+    if len(elements) == 1:
+        return tl.expand_dims(elements[0], 2)
+    elif len(elements) == 2:
+        return tl.join(elements[0], elements[1])
+    else:
+        both = tl.join(_join_vector(elements[::2]), _join_vector(elements[1::2]))
+        return tl.reshape(both, (both.shape[0], both.shape[1], both.shape[2] * 2))
+
+
+@jit
+def _load_negative(pointer, mask, ACCUMULATOR: tl.constexpr):
+    return negative_part(tl.load(pointer, mask, 0.0), ACCUMULATOR)
+
+
+@jit
+def rows_contiguous(x, taps, row, column, inside, channel, height, width, stride_h,
+                    C: tl.constexpr, KERNEL: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr):
+    """ROWS rows of x and of z, [K, P·VECTOR] each, of K channels at P positions; ``x`` [K, P] points at firsts."""
+    half: tl.constexpr = KERNEL // 2
+    accumulator_type: tl.constexpr = taps.dtype.element_ty
+    centre = ()
+    sums = _zeros(ROWS, tl.zeros((x.shape[0], x.shape[1], VECTOR), accumulator_type))
+    has_channel = channel < C
+    vector = tl.arange(0, VECTOR)[None, None, :]
+    flipped = ()
+    for i in tl.static_range(KERNEL * KERNEL):
+        tap = tl.load(taps + (KERNEL * KERNEL - 1 - i) * C + channel, has_channel, 0.0)
+        flipped = flipped + (tap[:, None, None],)
+    pointer = x - half * stride_h
+    for i in tl.static_range(ROWS + KERNEL - 1):
+        inside_row = has_channel[:, None] & (inside & (row >= half - i) & (row < height + half - i))[None, :]
+        values = tl.load(tl.expand_dims(pointer, 2) + vector, tl.expand_dims(inside_row, 2), 0.0)
+        if i >= half and i < half + ROWS:
+            centre = centre + (tl.reshape(values, (x.shape[0], x.shape[1] * VECTOR)),)
+        # The vector and its halo, element by element: column shifts are then a choice of registers.
+        line = ()
+        for j in tl.static_range(half):
+            inside_halo = inside_row & (column >= half - j)[None, :]
+            line = line + (_load_negative(pointer + (j - half), inside_halo, accumulator_type),)
+        line = line + _split_vector(negative_part(values, accumulator_type))
+        for j in tl.static_range(half):
+            inside_halo = inside_row & (column + VECTOR + j < width)[None, :]
+            line = line + (_load_negative(pointer + (VECTOR + j), inside_halo, accumulator_type),)
+        for j in tl.static_range(KERNEL):
+            sums = _add_tap_row(sums, _join_vector(line[j:j + VECTOR]), flipped[j::KERNEL], i)
+        pointer += stride_h
+    lines = ()
+    for r in tl.static_range(ROWS):
+        lines = lines + (tl.reshape(sums[r], (x.shape[0], x.shape[1] * VECTOR)),)
+    return centre, lines
+
+
+# ---- either layout -----------------------------------------------------------------------------------------
+# Here ``stride_o`` is the stride of the dimension that, with rows and images, is not x's stride-1 dimension: columns
+# in channels-last, channels in NCHW. SPAN is the pixels of a position that stand side by side: 1, or VECTOR in NCHW.
+
+
+@jit
+def rows_of(x, taps, position, inside, channel, height, width, stride_n, stride_h, stride_o,
+            C: tl.constexpr, KERNEL: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr,
+            CHANNELS_LAST: tl.constexpr):
+    """ROWS rows of x and of z, [P, K] each (in NCHW, [K, P·SPAN]), of K channels at P positions."""
+    image, row, column = locate(position, width, height, ROWS)
+    first = image * stride_n + row * stride_h
+    if CHANNELS_LAST:
+        base = x + (first + column * stride_o)[:, None] + channel[None, :]
+        return rows_channels_last(base, taps, row, column, inside, channel, height, width, stride_h, stride_o,
+                                  C, KERNEL, ROWS)
+    else:
+        base = x + (first + column * SPAN)[None, :] + (channel * stride_o)[:, None]
+        return rows_contiguous(base, taps, row, column * SPAN, inside, channel, height, width * SPAN, stride_h,
+                               C, KERNEL, SPAN, ROWS)
+
+
+@jit
+def pixels_of(origin, height, width, POSITIONS: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr):
+    """Of each pixel of a tile, in the order of :func:`join_rows`: its position, image, row and column."""
+    pixel = tl.arange(0, ROWS * POSITIONS * SPAN)
+    position = origin + pixel // SPAN % POSITIONS
+    image, row, column = locate(position, width, height, ROWS)
+    return position, image, row + pixel // (POSITIONS * SPAN), column * SPAN + pixel % SPAN
+
+
+# ---- launches ----------------------------------------------------------------------------------------------
+
+
+_OPERANDS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+
+
+def operand_of(x: Tensor, architecture: str) -> str:
+    """What the matrix units multiply for x's dtype: "fp16", "bf16", "tf32", "fp32" or "fp64"."""
+    return _OPERANDS.get(x.dtype) or float32_operand(architecture)
+
+
+def vectors(x: Tensor, channels_last: bool) -> tuple[int, tuple[int, int, int]]:
+    """The length of an aligned vector along x's stride-1 dimension, and the other strides in vectors."""
+    inner, others = (1, (0, 2, 3)) if channels_last else (3, (0, 2, 1))
+    steps = [x.stride(dimension) for dimension in others if x.shape[dimension] > 1]
+    length = vector_length(x.dtype.itemsize, x.shape[inner], *steps)
+    return length, tuple(x.stride(dimension) // length for dimension in others)
+
+
+def block_positions(positions: int, vector: int, operand: str, channels_last: bool) -> int:
+    """The positions of a tile: a configuration counts NCHW's in full vectors; narrower ones take more."""
+    return positions if channels_last else positions * full_vector(operand) // vector
+
+
+def wide(*tensors: Tensor) -> bool:
+    """Whether offsets into one of the tensors may not fit in 32 bits."""
+    last = max(sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+               for tensor in tensors)
+    # Some room is left for positions past the last.
+    return last >= 2**31 - 2**16
+
+
+def loads_of_rows(kernel_size: int, operand: str, config: Any, vector: int, channels_last: bool,
+                  architecture: str) -> tuple[int, int]:
+    """The bits of a load of x, and how many such loads a thread should make for one block of channels."""
+    threads = config.warps * (64 if architecture.startswith("gfx") else 32)
+    elements = config.positions * config.channels * (1 if channels_last else full_vector(operand))
+    vector = min(vector, max(1, elements // threads))
+    shifts = kernel_size if channels_last else 1
+    loads = (config.rows + kernel_size - 1) * shifts * max(1, elements // (threads * vector))
+    return vector * itemsize(operand) * 8, loads

@@ -1,0 +1,465 @@
+"""The Triton kernels of training compute the definition's gradients: on a GPU, else in Triton's interpreter.
+
+As in ``test_triton.py``, ``test_in_the_interpreter`` runs this file once more where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck
+from torch.autograd.graph import saved_tensors_hooks
+
+import leni_kernels as lk
+from leni_kernels import triton_support
+from leni_kernels.leni import reference
+
+GPU = torch.cuda.is_available() and not triton_support.interpreting
+DEVICE = "cuda" if GPU else "cpu"
+
+if triton_support.why_missing is not None:
+    pytest.skip(triton_support.why_missing, allow_module_level=True)
+
+runs_kernels = pytest.mark.skipif(not (GPU or triton_support.interpreting),
+                                  reason="no GPU; runs in the interpreter, through test_in_the_interpreter")
+needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
+layouts = pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "nchw"])
+
+
+@pytest.mark.skipif(GPU or triton_support.interpreting, reason="the tests of this file run directly")
+def test_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    finished = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True,
+                              text=True)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert " passed" in finished.stdout
+
+
+# ---- material ----------------------------------------------------------------------------------------------
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float64, channels_last: bool = False) -> Tensor:
+    tensor = torch.randn(shape, dtype=torch.float64, device=DEVICE).to(dtype)
+    return tensor.to(memory_format=torch.channels_last) if channels_last else tensor
+
+
+def parameters(channels: int, kernel_size: int, dtype: torch.dtype, sloped: bool = True) -> tuple[Tensor | None, ...]:
+    """taps, weight, and mean, constant and slope of both branches; the last two are None in eval mode."""
+    dtype = reference.folding_dtype(dtype)
+    taps, weight = normal(channels, kernel_size, kernel_size) / kernel_size, normal(channels, 2 * channels)
+    mean, constant, slope = normal(3, 2 * channels, dtype=dtype)
+    return taps.to(dtype), (weight / channels**0.5).to(dtype), mean, *((constant, slope) if sloped else (None, None))
+
+
+def passes(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, mean: Tensor, constant: Tensor | None,
+           slope: Tensor | None, channels_last: bool) -> dict[str, Tensor]:
+    """What the three kernels make of an input."""
+    ops = torch.ops.leni_kernels
+    means, variances = ops.leni_statistics_triton(x, taps, channels_last)
+    grad_weight, grad_bias = ops.leni_weight_gradient_triton(grad, x, taps, channels_last, mean)
+    grad_x, grad_taps = ops.leni_input_gradient_triton(grad, x, taps, weight, constant, slope, channels_last)
+    assert grad_x.dtype == x.dtype
+    assert grad_x.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return {"mean": means, "variance": variances, "weight": grad_weight, "bias": grad_bias, "x": grad_x,
+            "taps": grad_taps}
+
+
+def definition(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, mean: Tensor, constant: Tensor | None,
+               slope: Tensor | None) -> dict[str, Tensor]:
+    """The same from the definition by autograd, all in x's dtype but for sums over pixels."""
+    dtype = reference.folding_dtype(x.dtype)
+    means, variances = reference.leni_statistics(x, taps.to(dtype))
+    leaf, taps = x.detach().requires_grad_(), taps.to(x.dtype).requires_grad_()
+    positive, negative = reference.split_signs(leaf)
+    deconvolved = torch.nn.functional.conv_transpose2d(negative, taps.unsqueeze(1), padding=taps.shape[-1] // 2,
+                                                       groups=x.shape[1])
+    a = torch.cat([positive, deconvolved], 1)
+    of_a = torch.nn.functional.conv2d(grad, weight.to(x.dtype).t()[:, :, None, None])
+    if slope is not None:
+        of_a = of_a + (constant[:, None, None] + slope[:, None, None] * a.detach()).to(x.dtype)
+    centred = (a.detach() - mean[:, None, None]).to(x.dtype).to(dtype)
+    grad_x, grad_taps = torch.autograd.grad(a, (leaf, taps), of_a)
+    return {"mean": means, "variance": variances,
+            "weight": torch.einsum("nohw,nkhw->ok", grad.to(dtype), centred), "bias": grad.sum((0, 2, 3), dtype=dtype),
+            "x": grad_x, "taps": grad_taps}
+
+
+def relative(got: Tensor, wanted: Tensor) -> float:
+    assert got.shape == wanted.shape
+    assert got.isfinite().all()
+    return float((got.double() - wanted).norm() / wanted.norm())
+
+
+def assert_right(x: Tensor, grad: Tensor, channels_last: bool, kernel_size: int = 3, sloped: bool = True) -> None:
+    tensors = parameters(x.shape[1], kernel_size, x.dtype, sloped)
+    got = passes(grad, x, *tensors, channels_last)
+    exact = definition(*(None if tensor is None else tensor.double() for tensor in (grad, x, *tensors)))
+    composed = definition(grad, x, *tensors) if x.dtype.itemsize == 2 else None
+    for name, wanted in exact.items():
+        allowed = 1e-12 if x.dtype == torch.float64 else 1e-5
+        if composed is not None and name not in ("mean", "variance"):
+            allowed = 2 * relative(composed[name], wanted) + 1e-6
+        assert relative(got[name], wanted) <= allowed, name
+
+
+# ---- the same numbers as the definition --------------------------------------------------------------------
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 3, 5), (1, 20, 2, 8)], ids=str)
+def test_right_for_any_size(shape, dtype, channels_last):
+    x, grad = (normal(*shape, dtype=dtype, channels_last=channels_last) for _ in range(2))
+    assert_right(x, grad, channels_last, sloped=shape[1] == 3)
+
+
+@runs_kernels
+@layouts
+def test_right_for_one_pixel(channels_last):
+    shape = (2, 1, 1, 1)
+    tensors = parameters(1, 3, torch.float64)
+    x, grad = (normal(*shape, channels_last=channels_last) for _ in range(2))
+    got, wanted = passes(grad, x, *tensors, channels_last), definition(grad, x, *tensors)
+    for name, exact in wanted.items():
+        assert (got[name] - exact).abs().max() <= 1e-12, name
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("kernel_size", [5, 7])
+def test_right_for_each_kernel_size(kernel_size, channels_last):
+    x, grad = (normal(1, 4, 3, 4, channels_last=channels_last) for _ in range(2))
+    assert_right(x, grad, channels_last, kernel_size)
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize(("channels", "dtype"), [(17, torch.float64), (130, torch.float16)], ids=str)
+def test_right_over_several_blocks(channels, dtype, channels_last):
+    """Several blocks of channels and of outputs, the last of each not full."""
+    x, grad = (normal(1, channels, 1, 8, dtype=dtype, channels_last=channels_last) for _ in range(2))
+    assert_right(x, grad, channels_last, sloped=False)
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize(("programs", "kernel_size", "shape"), [(1, 5, (1, 2, 18, 8)), (3, 3, (2, 3, 18, 7))])
+def test_several_tiles_to_a_program(programs, kernel_size, shape, channels_last, monkeypatch):
+    """The ring wraps, neighbours' rows are computed again, and sums are of several programs'."""
+    from leni_kernels.leni import triton_training
+
+    monkeypatch.setattr(triton_training, "_PROGRAMS", programs)
+    monkeypatch.setattr(triton_training, "wide", lambda *tensors: True)
+    x, grad = (normal(*shape, channels_last=channels_last) for _ in range(2))
+    assert_right(x, grad, channels_last, kernel_size)
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_the_tilings_of_architectures_are_right(architecture, channels_last, monkeypatch):
+    from leni_kernels.leni import triton_training
+
+    monkeypatch.setattr(triton_training, "architecture", lambda x: architecture)
+    x, grad = (normal(1, 17, 9, 8, dtype=torch.float16, channels_last=channels_last) for _ in range(2))
+    assert_right(x, grad, channels_last)
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("mean", [10, 1000])
+def test_statistics_where_the_mean_is_many_deviations_away(mean, channels_last):
+    """D only scales, so that the mean of z is as large against its deviation."""
+    signs = torch.tensor([1.0, -1.0], device=DEVICE).repeat(8)[:, None, None]
+    x = mean * signs + normal(2, 16, 32, 16, dtype=torch.float32, channels_last=channels_last)
+    taps = torch.zeros(16, 3, 3, device=DEVICE)
+    taps[:, 1, 1] = 1
+    got = torch.ops.leni_kernels.leni_statistics_triton(x, taps, channels_last)
+    mean, variance = reference.leni_statistics(x.double(), taps.double())
+    deviation = torch.where(variance > 0.5, variance, 1).sqrt()
+    assert (((got[0] - mean) / deviation).abs() <= 1e-4).all()
+    assert ((got[1] - variance).abs() <= 1e-4 * deviation.square()).all()
+
+
+# ---- x and gradients as they come --------------------------------------------------------------------------
+
+GRADIENTS = {
+    "the other layout": lambda n, c, h, w, last: normal(n, c, h, w, channels_last=not last),
+    "a slice of channels": lambda n, c, h, w, last: normal(n, 2 * c + 1, h, w, channels_last=last)[:, 1:-c],
+    "every other row and column": lambda n, c, h, w, _: normal(n, c, 2 * h, 2 * w)[:, :, ::2, 1::2],
+    "transposed": lambda n, c, h, w, _: normal(n, c, w, h).transpose(2, 3),
+    "one number, expanded": lambda n, c, h, w, _: normal(1)[:, None, None, None].expand(n, c, h, w),
+    "one number a channel, expanded": lambda n, c, h, w, _: normal(c, 1, 1).expand(n, c, h, w),
+    "one number a site, expanded": lambda n, c, h, w, _: normal(n, 1, h, w).expand(n, c, h, w),
+}
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("make_grad", GRADIENTS.values(), ids=GRADIENTS)
+def test_gradients_of_any_strides(make_grad, channels_last):
+    x = normal(2, 4, 2, 4, channels_last=channels_last)
+    assert_right(x, make_grad(*x.shape, channels_last), channels_last, sloped=False)
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("part", [(slice(None), slice(2, 6), slice(1, 5), slice(2, 6)),
+                                  (slice(1, 2), slice(None), slice(None, None, 2))], ids=["slices", "every other row"])
+def test_slices_of_a_larger_tensor_are_read_in_place(part, channels_last):
+    x = normal(2, 8, 6, 8, channels_last=channels_last)[part]
+    assert_right(x, normal(*x.shape), channels_last)
+
+
+@runs_kernels
+@layouts
+def test_an_empty_batch_launches_nothing(channels_last):
+    x = normal(0, 4, 3, 5, dtype=torch.float16, channels_last=channels_last)
+    results = passes(x, x, *parameters(4, 3, x.dtype), channels_last)
+    assert results["x"].shape == x.shape
+    assert not any(result.any() for result in results.values())
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_nan_and_infinity_stay_in_their_channel(value, channels_last):
+    x, grad = (normal(1, 4, 3, 4, channels_last=channels_last) for _ in range(2))
+    x[0, 2, 2, 1] = value
+    tensors = parameters(4, 3, x.dtype, sloped=False)
+    got = passes(grad, x, *tensors, channels_last)
+    others = torch.tensor([0, 1, 3, 4, 5, 7], device=DEVICE)
+    assert not got["mean"][2::4].isfinite().all()
+    assert got["mean"][others].isfinite().all()
+    wanted = definition(grad, x, *tensors)["weight"]
+    assert torch.equal(got["weight"].isfinite(), wanted.isfinite())
+    assert torch.equal(got["weight"].isnan(), wanted.isnan())
+    assert got["taps"][others[:3]].isfinite().all()
+    assert not (value < 0 and got["taps"][2].isfinite().all())
+
+
+# ---- the block ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def train(make_leni):
+    """LENI2d in training mode whose norms are nothing trivial."""
+    return lambda *arguments, **options: make_leni(*arguments, **options).train().to(DEVICE)
+
+
+def step(backend: str, block: torch.nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    """y, the gradients and the buffers that one step of a copy of the block leaves on a backend."""
+    block, x = copy.deepcopy(block), x.detach().requires_grad_()
+    with lk.use_backend(backend):
+        y = block(x)
+    y.backward(grad)
+    gradients = {name: parameter.grad for name, parameter in block.named_parameters()}
+    return {"y": y.detach(), "x": x.grad, **gradients, **dict(block.named_buffers())}
+
+
+def errors(got: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
+    """Each result's largest error, relative to its largest magnitude; BN2 cancels what BN1's bias adds."""
+    assert got.keys() == exact.keys()
+    return {name: float((got[name].double() - wanted).abs().max() / wanted.double().abs().max().clamp(min=1e-300))
+            for name, wanted in exact.items() if name != "bn_negative.bias"}
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("training", [True, False])
+def test_gradcheck(train, training, channels_last):
+    block = train(2, dtype=torch.float64).train(training)
+    x = normal(2, 2, 2, 3, channels_last=channels_last)
+    names, tensors = zip(*block.named_parameters(), strict=True)
+
+    def call(x, *tensors):
+        return torch.func.functional_call(block, dict(zip(names, tensors, strict=True)), x)
+
+    with lk.use_backend("triton"):
+        assert gradcheck(call, ((x + 0.05 * x.sign()).requires_grad_(), *tensors), fast_mode=True)
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)], ids=str)
+def test_a_step_is_the_definition_s(train, dtype, tolerance, training, channels_last):
+    block = train(5, dtype=dtype).train(training)
+    x, grad = (normal(2, 5, 4, 6, dtype=dtype, channels_last=channels_last) for _ in range(2))
+    exact = step("reference", copy.deepcopy(block).double(), x.double(), grad.double())
+    for name, error in errors(step("triton", block, x, grad), exact).items():
+        assert error <= tolerance, f"{name}: {error:.3g}"
+
+
+@runs_kernels
+@layouts
+def test_half_precision_is_no_worse_than_composed(train, channels_last):
+    block = train(16, dtype=torch.float16)
+    x, grad = (normal(4, 16, 9, 8, dtype=torch.float16, channels_last=channels_last) for _ in range(2))
+    exact = step("reference", copy.deepcopy(block).double(), x.double(), grad.double())
+    composed = errors(step("reference", block, x, grad), exact)
+    for name, error in errors(step("triton", block, x, grad), exact).items():
+        assert error <= 2 * composed[name], f"{name}: {error:.3g} > 2 × {composed[name]:.3g}"
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("mean", [10, 1000])
+def test_gradients_where_the_mean_is_many_deviations_away(mean, channels_last):
+    """The norms' gradients are of a less its mean, which as a difference of sums would cancel."""
+    block = lk.LENI2d(8).to(DEVICE)
+    x = normal(2, 8, 12, 12, dtype=torch.float32, channels_last=channels_last) + mean
+    grad = normal(*x.shape, dtype=torch.float32) + 1
+    exact = step("reference", copy.deepcopy(block).double(), x.double(), grad.double())
+    composed, fused = (errors(step(name, block, x, grad), exact) for name in ("reference", "triton"))
+    for name in ("compress.weight", "bn_fusion.weight"):
+        assert fused[name] <= 2 * composed[name], name
+
+
+@runs_kernels
+@layouts
+def test_the_same_bits_on_two_runs(train, channels_last):
+    block = train(5)
+    x, grad = (normal(2, 5, 4, 6, dtype=torch.float32, channels_last=channels_last) for _ in range(2))
+    first, second = (step("triton", block, x, grad) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@runs_kernels
+@layouts
+def test_no_gradient_at_ties(train, channels_last):
+    block, grad = train(5, dtype=torch.float64), normal(2, 5, 4, 6)
+    x = normal(2, 5, 4, 6, channels_last=channels_last)
+    x = x.masked_fill(torch.rand_like(x) < 0.3, 0).masked_fill(x > 1.5, -0.0)
+    got = step("triton", block, x, grad)
+    assert torch.equal(got["x"] == 0, x == 0)
+    assert max(errors(got, step("reference", block, x, grad)).values()) <= 1e-11
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("training", [True, False])
+def test_x_alone_is_kept(train, training, channels_last):
+    block = train(3).train(training)
+    x = normal(2, 3, 8, 8, dtype=torch.float32, channels_last=channels_last).requires_grad_()
+    kept = []
+    with lk.use_backend("triton"), saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor,
+                                                       lambda tensor: tensor):
+        block(x).sum().backward()
+    large = [tensor for tensor in kept if tensor.numel() > 3 * 3 * 3]
+    assert [tensor.data_ptr() for tensor in large] == [x.data_ptr()]
+    assert sum(tensor.nbytes for tensor in large) == x.nbytes
+
+
+@runs_kernels
+def test_double_backward_names_the_remedy(train):
+    block, x = train(2, dtype=torch.float64), normal(1, 2, 3, 4).requires_grad_()
+    with lk.use_backend("triton"):
+        gradient, = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
+        with pytest.raises(NotImplementedError, match=r"double backward .* use_backend\('reference'\) supports it"):
+            gradient.square().sum().backward()
+
+
+# ---- as operators ------------------------------------------------------------------------------------------
+
+
+@runs_kernels
+@layouts
+def test_opcheck_of_the_passes(channels_last):
+    ops = torch.ops.leni_kernels
+    x = normal(1, 4, 3, 4, dtype=torch.float32, channels_last=channels_last)
+    taps, weight, mean, constant, slope = parameters(4, 3, x.dtype)
+    for operator, inputs in (
+            (ops.leni_statistics_triton, (x, taps, channels_last)),
+            (ops.leni_weight_gradient_triton, (x, x, taps, channels_last, mean)),
+            (ops.leni_input_gradient_triton, (x, x, taps, weight, constant, slope, channels_last))):
+        torch.library.opcheck(operator.default, inputs, test_utils=("test_schema", "test_faketensor"))
+
+
+@runs_kernels
+@layouts
+def test_opcheck_of_training(channels_last):
+    x = normal(2, 2, 2, 3, dtype=torch.float32, channels_last=channels_last)
+    taps, weight, *_ = parameters(2, 3, x.dtype)
+    vectors = [torch.rand(size, device=DEVICE) + 0.5 for size in (2, 2, 4, 4)]
+    tensors = [tensor.requires_grad_() for tensor in (x, taps, *vectors, weight, vectors[0].clone())]
+    torch.library.opcheck(torch.ops.leni_kernels.leni_training_triton.default,
+                          (*tensors, 1e-3, 1e-2, channels_last, ""))
+
+
+@pytest.mark.skipif(triton_support.interpreting, reason="the interpreter's operator is opaque to tracing")
+@layouts
+def test_the_launches_can_be_traced_without_a_gpu(channels_last):
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    from leni_kernels.leni import triton_training
+
+    def launch(grad, x, taps, weight, vector):
+        return (triton_training.leni_statistics(x, taps, channels_last),
+                triton_training.leni_weight_gradient(grad, x, taps, channels_last, vector),
+                triton_training.leni_input_gradient(grad, x, taps, weight, vector, vector, channels_last))
+
+    with FakeTensorMode():
+        x = torch.empty(2, 16, 5, 8, device="cuda", dtype=torch.float16)
+        x = x.to(memory_format=torch.channels_last) if channels_last else x
+        small = [torch.empty(shape, device="cuda") for shape in ((16, 3, 3), (16, 32), (32,))]
+        graph = make_fx(launch)(x, x, *small)
+    assert graph.code.count("triton_kernel_wrapper") >= 3
+
+
+@runs_kernels
+def test_a_process_group_of_one_changes_nothing(train, tmp_path):
+    """The sums of a group are the same algebra on every backend; ``test_distributed.py`` has two processes."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_gloo_available()):
+        pytest.skip("needs torch.distributed with gloo")
+    x, vectors = normal(2, 3, 4, 5), [torch.rand(size, device=DEVICE).double() + 0.5 for size in (3, 3, 6, 6)]
+    taps, weight, *_ = parameters(3, 3, x.dtype)
+    operator = torch.ops.leni_kernels.leni_training_triton
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        alone, grouped = (operator(x, taps, *vectors, weight, vectors[0], 1e-3, 1e-2, False, group)
+                          for group in ("", distributed.group.WORLD.group_name))
+    finally:
+        distributed.destroy_process_group()
+    for ours, theirs in zip(alone, grouped, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+# ---- on a GPU ----------------------------------------------------------------------------------------------
+
+
+@needs_gpu
+@pytest.mark.gpu
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("channels", "size"), [(16, 112), (32, 112), (64, 56), (128, 28), (256, 14), (512, 7)])
+@pytest.mark.parametrize("kernel_size", [3, 5, 7])
+def test_right_at_the_sizes_of_networks(channels, size, kernel_size, dtype, channels_last):
+    x, grad = (normal(8, channels, size, size, dtype=dtype, channels_last=channels_last) for _ in range(2))
+    assert_right(x, grad, channels_last, kernel_size)
+
+
+@needs_gpu
+@pytest.mark.gpu
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_the_same_bits_at_the_size_of_a_network(dtype, channels_last):
+    """Where warps of one program race for the ring, or programs for a result, bits differ from run to run."""
+    x, grad = (normal(32, 64, 112, 112, dtype=dtype, channels_last=channels_last) for _ in range(2))
+    tensors = parameters(64, 3, dtype)
+    first = passes(grad, x, *tensors, channels_last)
+    for _ in range(5):
+        again = passes(grad, x, *tensors, channels_last)
+        assert all(torch.equal(first[name], again[name]) for name in first)
