@@ -163,6 +163,7 @@ def _weight_gradient_kernel(grad, x, taps, mean, weight_parts, bias_parts, heigh
     grad_stride_n = _index(grad_stride_n, WIDE) * GRAD_VECTOR
     grad_stride_h = _index(grad_stride_h, WIDE) * GRAD_VECTOR
     grad_stride_o = _index(grad_stride_o, WIDE) * GRAD_VECTOR
+    grad_stride_i = _index(grad_stride_i, WIDE)
     channel_blocks: tl.constexpr = tl.cdiv(C, BLOCK_CHANNELS)
     output_blocks: tl.constexpr = tl.cdiv(C, BLOCK_OUTPUTS)
     channel_block = tl.program_id(0) % channel_blocks
@@ -283,6 +284,7 @@ def _input_gradient_kernel(grad, x, taps, weight, constant, slope, ring, dx, tap
     grad_stride_n = _index(grad_stride_n, WIDE) * GRAD_VECTOR
     grad_stride_h = _index(grad_stride_h, WIDE) * GRAD_VECTOR
     grad_stride_o = _index(grad_stride_o, WIDE) * GRAD_VECTOR
+    grad_stride_i = _index(grad_stride_i, WIDE)
     columns = width * span
     plane = _index(height, WIDE) * columns
     blocks: tl.constexpr = tl.cdiv(C, BLOCK_CHANNELS)
