@@ -91,44 +91,53 @@ class InputGradientConfig(NamedTuple):
     warps: int
 
 
+def _warps(threads: int, architecture: str) -> int:
+    return threads // (64 if architecture.startswith("gfx") else 32)
+
+
+def _positions(pixels: int, operand: str, channels_last: bool) -> int:
+    return max(1, pixels if channels_last else pixels // full_vector(operand))
+
+
 def statistics(channels: int, kernel_size: int, operand: str, architecture: str,
                channels_last: bool) -> StatisticsConfig:
     """The tiling of the statistics' pass, by what compiles without spilling."""
-    block = min(max(16, power_of_two(channels)), 64)
-    rows = 2 if kernel_size == 7 or operand == "fp64" else 4
-    threads = 128
-    elements = full_vector(operand) // (2 if kernel_size == 7 else 1)
-    pixels = max(1, threads * elements // block)
-    positions = pixels if channels_last else max(1, pixels // full_vector(operand))
-    return StatisticsConfig(rows, positions, block, threads // (64 if architecture.startswith("gfx") else 32))
+    block = min(max(16, power_of_two(channels)), 64 if channels_last or kernel_size < 7 else 32)
+    rows = 2 if kernel_size > 3 or operand == "fp64" else 4
+    threads, elements = 128, max(1, full_vector(operand) // {3: 1, 5: 2, 7: 4}[kernel_size])
+    positions = _positions(threads * elements // block, operand, channels_last)
+    return StatisticsConfig(rows, positions, block, _warps(threads, architecture))
 
 
 def weight_gradient(channels: int, kernel_size: int, operand: str, architecture: str, channels_last: bool) -> Config:
     """The tiling of the weight's gradient: rows of pixels, and blocks of channels and outputs of dy."""
     padded = max(16, power_of_two(channels))
     if operand == "fp64":
-        return Config(2, 16 if channels_last else 8, 16, 16, 4)
-    outputs = min(padded, 128)
-    block = min(padded, 64 if _from_shared(architecture) or not channels_last else 32)
-    threads = 256 if outputs == 128 or (channels_last and block == 64) else 128
-    elements = full_vector(operand) // (2 if kernel_size == 7 else 1)
-    pixels = max(8, threads * elements // block)
-    positions = pixels if channels_last else max(1, pixels // full_vector(operand))
-    return Config(4 if kernel_size == 3 and not channels_last else 2, positions, block, outputs,
-                  threads // (64 if architecture.startswith("gfx") else 32))
+        return Config(2, _positions(16, operand, channels_last), 16, 16, 4)
+    outputs, large = min(padded, 128), kernel_size > 3
+    narrow = large or not _from_shared(architecture) if channels_last else kernel_size == 7
+    block = min(padded, 32 if narrow else 64)
+    threads = 256 if outputs == 128 or (channels_last and (block == 64 or (large and block == 32))) else 128
+    elements = max(1, full_vector(operand) // (4 if large and narrow else 1))
+    positions = _positions(max(8, threads * elements // block), operand, channels_last)
+    return Config(2 if large or channels_last else 4, positions, block, outputs, _warps(threads, architecture))
 
 
 def input_gradient(channels: int, kernel_size: int, operand: str, architecture: str,
                    channels_last: bool) -> InputGradientConfig:
     """The tiling of the gradient of x."""
-    padded = max(16, power_of_two(channels))
+    padded, large = max(16, power_of_two(channels)), kernel_size > 3
+    elements = {3: 4, 5: 2, 7: 1}[kernel_size]
     if operand == "fp64":
         return InputGradientConfig(32, 16, 16, 16, 4)
     if operand == "fp32":
-        return InputGradientConfig(32, 16, min(padded, 32), min(padded, 32), 2 if architecture.startswith("gfx") else 4)
-    block, outputs = (64, 64) if _from_shared(architecture) else (32, 32)
-    threads = 256 if padded >= 64 == block else 128
+        pixels, block, outputs, threads = 32, 32, 32, 128
+    elif _from_shared(architecture):
+        pixels, block, outputs, threads = 64, 32 if large else 64, 64, 256
+    else:
+        pixels, block, outputs, threads = 64, 32, 32, 256 if large else 128
+    if padded <= 32 and not large:
+        threads = 128
     block = min(padded, block)
-    step = threads * (4 if kernel_size == 3 else 2) // block
-    return InputGradientConfig(64, max(step, full_vector(operand)), block, min(padded, outputs),
-                               threads // (64 if architecture.startswith("gfx") else 32))
+    step = max(threads * elements // block, full_vector(operand))
+    return InputGradientConfig(pixels, step, block, min(padded, outputs), _warps(threads, architecture))

@@ -7,11 +7,12 @@ of dy. Both branches are recomputed from x, tile by tile; only x is kept. What a
 and x and dy once for each block of channels) comes from L1 and L2.
 
 dx needs g_z, the gradient of z, on a halo, and Triton cannot shift a tile on the chip: a shift goes through memory.
-Writing g_z out and reading it back with x and dy is 7T; the halo's product for each of the k column shifts is more
-than k times the product. So a program walks down its image with a ring of the last rows' g_z, in a buffer of its
-own of some rows, which the L2 holds: 3T of device memory, and 2T through L2. The product of the rows before its
-first and after its last is computed twice, by the neighbour too. A barrier of the program orders the ring's
-writes before its reads; programs share nothing, and no sum is atomic: equal shapes give equal bits.
+Writing g_z out and reading it back, with x and dy, is 7T; the halo's product for each of the k column shifts is more
+than k products. So a program walks down its images with a ring of the last rows' g_p and g_z, a buffer of its own that
+it keeps writing over and L2 can hold: 3T of device memory, and 4T through L2. What lies just before a program's
+first tile and after its last is its neighbours', and computed twice. A barrier of the program orders the ring's
+writes before its reads; programs share nothing, and no sum is atomic: equal shapes give equal bits. The tilings are
+those that compile without spilling (``tests/test_codegen.py``).
 """
 # ruff: noqa: RUF005 (kernels cannot unpack tuples)
 
@@ -204,14 +205,6 @@ def _weight_gradient_kernel(grad, x, taps, mean, weight_parts, bias_parts, heigh
 
 
 # ---- the gradient of x and taps ----------------------------------------------------------------------------
-
-
-@jit
-def _wrapped(slot, slots):
-    """Consecutive slots of a ring of ``slots``, a multiple of any vector's length."""
-    slot = tl.where(slot < 0, slot + slots, tl.where(slot < slots, slot, slot - slots))
-    # Not where the ring wraps; but no aligned vector lies across that.
-    return tl.max_contiguous(slot, slot.shape[0])
 
 
 @jit
