@@ -37,7 +37,6 @@ EVERYWHERE = (
 )
 TRAINING = tuple(f"leni {which} gradient {layout} C=64 k=3 bf16"
                  for which in ("weight", "input") for layout in ("channels-last", "NCHW"))
-EVERYWHERE = ("leni channels-last C=64 k=3 bf16", "leni NCHW C=64 k=3 bf16")
 CHOSEN = {
     "sm_90": (
         *(f"leni {layout} C={channels} k=3 bf16"
