@@ -26,12 +26,13 @@ from functools import partial
 from pathlib import Path
 
 from leni_kernels import triton_support
+from leni_kernels.conv_relu import triton_kernels as conv_relu
 from leni_kernels.leni import triton_kernels as leni
 from leni_kernels.leni import triton_training as leni_training
 from leni_kernels.pointwise import triton_kernels as pointwise
 from leni_kernels.triton_support import CompileCase
 
-ROOMS = (leni, leni_training, pointwise)
+ROOMS = (leni, leni_training, conv_relu, pointwise)
 """The modules whose ``compile_cases(architecture)`` are compiled; a new mechanism adds its own here."""
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -75,7 +76,7 @@ def compile_case(architecture: str, case: CompileCase) -> Report:
     types = {name: case.signature.get(name, "constexpr") for name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if types[name].startswith("*")}
     source = ASTSource(case.kernel, types, case.constants, aligned)
-    options = {"num_warps": case.warps, "num_stages": 1}
+    options = {"num_warps": case.warps, "num_stages": case.stages}
     log = io.StringIO()
     with contextlib.redirect_stdout(log), knobs.nvidia.scope(), knobs.compilation.scope():
         knobs.nvidia.dump_ptxas_log = True

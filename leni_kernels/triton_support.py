@@ -109,6 +109,8 @@ class CompileCase(NamedTuple):
     """The width that loads of x should have in the hot loop."""
     vector_loads: int
     """How many such loads each thread should make there, at least."""
+    stages: int = 1
+    """How many iterations of a loop overlap."""
 
 
 def power_of_two(size: int) -> int:
@@ -124,6 +126,11 @@ def ceil_div(size: int, block: int) -> int:
 def itemsize(operand: str) -> int:
     """Bytes of one element of an operand."""
     return {"fp16": 2, "bf16": 2, "tf32": 4, "fp32": 4, "fp64": 8}[operand]
+
+
+def last_element(x: Tensor) -> int:
+    """The offset of x's last element from its first."""
+    return sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
 def full_vector(operand: str) -> int:

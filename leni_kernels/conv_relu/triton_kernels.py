@@ -1,0 +1,730 @@
+"""ConvReLU and its gradients in Triton: implicit matrix products that apply the threshold to what they load.
+
+A convolution is a list of taps. Tap t of the output site q reads x at q·stride + offset, where a site outside x is 0,
+and takes max(x, θ[c, t]) of it, or min(x, θ[c, t]) where the tap is *below*. So one, two and three dimensions, padding,
+dilation, 'same' and Reborn's folded form (k² taps below, one above) are the same kernel.
+
+Forward reads x from device memory once, writes y once and saves nothing: 1T of x and 1T of y, which is the least. The
+taps read x again through L1 and L2: channels are the outer loop and taps the inner, so that what one tap has read the
+next finds there. Backward keeps nothing but x. The gradient of x reads x and y's gradient and writes dx; every tap has
+a product of its own, because x against its threshold decides who takes that. The gradient of the weight reads both once
+for each tap, through L2. No sum depends on timing: a program writes its share, and the shares are added afterwards.
+
+Where groups have one channel (depthwise) there is no matrix to multiply, and the same kernels multiply elementwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..triton_support import (
+    CompileCase,
+    architecture,
+    ceil_div,
+    float32_operand,
+    jit,
+    last_element,
+    launchable,
+    on_device_of,
+    power_of_two,
+    tl,
+    vector_length,
+)
+from .triton_configs import Config, choose
+
+# ---- what the kernels share --------------------------------------------------------------------------------
+# A tile is [sites, channels] whatever the layout in memory, but is loaded and stored in memory's order, so that
+# neighbouring threads access neighbouring elements. Positions, sizes, offsets and steps are tuples (d, h, w); a step is
+# the distance in memory between neighbours. CHANNELS and OUTPUTS are those of one group.
+
+
+@jit
+def _in_memory(site, channel, CHANNELS_LAST: tl.constexpr):
+    """A vector over sites and one over channels, shaped so that combining them gives a tile in memory's order."""
+    if CHANNELS_LAST:
+        return site[:, None], channel[None, :]
+    else:
+        return site[None, :], channel[:, None]
+
+
+@jit
+def _load_tile(base, site, channel, has_site, has_channel, CHANNELS_LAST: tl.constexpr):
+    """The tile at offsets ``site`` + ``channel``; 0 where there is no such site or channel."""
+    site, channel = _in_memory(site, channel, CHANNELS_LAST)
+    has_site, has_channel = _in_memory(has_site, has_channel, CHANNELS_LAST)
+    tile = tl.load(base + site + channel, has_site & has_channel, 0.0)
+    return tile if CHANNELS_LAST else tl.trans(tile)
+
+
+@jit
+def _store_tile(base, tile, site, channel, has_site, has_channel, plane, ALL: tl.constexpr,
+                CHANNELS_LAST: tl.constexpr):
+    """Store a tile to a dense activation of ALL channels; sites count through its planes of ``plane`` sites."""
+    if CHANNELS_LAST:
+        site = site * ALL
+    else:
+        site = site // plane * (ALL * plane) + site % plane
+        channel = channel * plane
+        tile = tl.trans(tile)
+    site, channel = _in_memory(site, channel, CHANNELS_LAST)
+    has_site, has_channel = _in_memory(has_site, has_channel, CHANNELS_LAST)
+    tl.store(base + site + channel, tile.to(base.dtype.element_ty), has_site & has_channel)
+
+
+@jit
+def _locate(site, size):
+    """The image of a site that is counted through a batch, and the site's position there."""
+    row = site // size[2]
+    slab = row // size[1]
+    return slab // size[0], (slab % size[0], row % size[1], site % size[2])
+
+
+@jit
+def _plus(a, b):
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2]
+
+
+@jit
+def _times(a, b):
+    return a[0] * b[0], a[1] * b[1], a[2] * b[2]
+
+
+@jit
+def _total(a):
+    return a[0] + a[1] + a[2]
+
+
+@jit
+def _inside(position, size):
+    within_d = (position[0] >= 0) & (position[0] < size[0])
+    within_h = (position[1] >= 0) & (position[1] < size[1])
+    within_w = (position[2] >= 0) & (position[2] < size[2])
+    return within_d & within_h & within_w
+
+
+@jit
+def _steps(step_d, step_h, step_w, VECTOR: tl.constexpr, index_type: tl.constexpr):
+    """Steps in elements, of the type that offsets need, from steps in vectors."""
+    return (tl.cast(step_d, index_type) * VECTOR, tl.cast(step_h, index_type) * VECTOR,
+            tl.cast(step_w, index_type) * VECTOR)
+
+
+@jit
+def _grid_offset(tap, GRID: tl.constexpr):
+    """The offset of a tap of GRID = (first, step, count)."""
+    first: tl.constexpr = GRID[0]
+    step: tl.constexpr = GRID[1]
+    count: tl.constexpr = GRID[2]
+    place = tap // (count[1] * count[2]), tap // count[2] % count[1], tap % count[2]
+    return _plus(_times(place, step), first)
+
+
+@jit
+def _chosen(tap, TAPS: tl.constexpr, AXIS: tl.constexpr):
+    """``TAPS[tap][AXIS]`` for a tap that the compiler does not know."""
+    value = tap * 0 + TAPS[0][AXIS]
+    for t in tl.static_range(1, len(TAPS)):
+        value = tl.where(tap == t, TAPS[t][AXIS], value)
+    return value
+
+
+@jit
+def _activated(x, threshold, BELOW: tl.constexpr):
+    """max(x, θ), or min(x, θ) where BELOW, in x's dtype; a NaN in x stays a NaN, and one in θ leaves x as it is."""
+    if BELOW:
+        threshold = tl.where(threshold == threshold, threshold, float("inf"))
+        return tl.minimum(x, threshold[None, :], propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
+    else:
+        threshold = tl.where(threshold == threshold, threshold, float("-inf"))
+        return tl.maximum(x, threshold[None, :], propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
+
+
+@jit
+def _load_weight(base, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    mask = (row < ROWS)[:, None] & (column < COLUMNS)[None, :]
+    return tl.load(base + row[:, None] * COLUMNS + column[None, :], mask, 0.0)
+
+
+# ---- forward -----------------------------------------------------------------------------------------------
+
+
+@jit
+def _load_operands(x, weight, threshold, first, position, size, steps, step_c, has_site, channel, output, tap, offset,
+                   CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """What one tap multiplies: x [sites, channels], θ [channels], and the weight [outputs, channels].
+
+    x, weight and threshold point at the group's first channel; depthwise, at all groups', and the weight is [outputs].
+    """
+    inside = has_site & _inside(_plus(position, offset), size)
+    has_channel = channel < (GROUPS if CHANNELS == 1 else CHANNELS)
+    tile = _load_tile(x + _total(_times(offset, steps)), first, channel * step_c, inside, has_channel, CHANNELS_LAST)
+    theta = tl.load(threshold + tap * (GROUPS * CHANNELS) + channel, has_channel, 0.0)
+    of_tap = weight + tap * (GROUPS * OUTPUTS * CHANNELS)
+    if CHANNELS == 1:
+        return tile, theta, tl.load(of_tap + output, output < GROUPS * OUTPUTS, 0.0)
+    else:
+        return tile, theta, _load_weight(of_tap, output, channel, OUTPUTS, CHANNELS)
+
+
+@jit
+def _add_product(sums, operands, BELOW: tl.constexpr, CHANNELS: tl.constexpr, PRECISION: tl.constexpr):
+    tile, theta, weight = operands
+    tile = _activated(tile, theta, BELOW)
+    if CHANNELS == 1:
+        return sums + tile.to(sums.dtype) * weight[None, :].to(sums.dtype)
+    else:
+        return tl.dot(tile, tl.trans(weight), sums, PRECISION, out_dtype=sums.dtype)
+
+
+@jit
+def _forward_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, in_d, in_h, in_w,
+                    step_n, step_d, step_h, step_w, step_c,
+                    TAPS: tl.constexpr, GRID: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr,
+                    OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+                    BLOCK_SITES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr,
+                    WIDE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr):
+    """weight: [T, outputs, channels of a group]; threshold: [T, channels]; x's steps count vectors, step_c elements."""
+    index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
+    # Depthwise, a block of outputs runs through all groups, each output with its own channel.
+    blocks: tl.constexpr = tl.cdiv(GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS, BLOCK_OUTPUTS)
+    groups: tl.constexpr = 1 if CHANNELS == 1 else GROUPS
+    output = tl.program_id(0) % blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    group = tl.program_id(0) // blocks % groups
+    channel = output // OUTPUTS if CHANNELS == 1 else tl.arange(0, BLOCK_CHANNELS)
+    step_c = tl.cast(step_c, index_type)
+    steps = _steps(step_d, step_h, step_w, VECTOR, index_type)
+    size = in_d, in_h, in_w
+    site = tl.cast(tl.program_id(0) // (blocks * groups), index_type) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
+    has_site = site < sites
+    image, position = _locate(site, (out_d, out_h, out_w))
+    position = _times(position, STRIDE)
+    first = image * (tl.cast(step_n, index_type) * VECTOR) + _total(_times(position, steps))
+    x += group * CHANNELS * step_c
+    threshold += group * CHANNELS
+    weight += group * (OUTPUTS * CHANNELS)
+    sums = tl.zeros((BLOCK_SITES, BLOCK_OUTPUTS), ACCUMULATOR)
+    for k in range(0, CHANNELS, BLOCK_CHANNELS):
+        if GRID is None:
+            # The next tap's operands are on their way while this tap's are multiplied.
+            following = _load_operands(x, weight, threshold, first, position, size, steps, step_c, has_site,
+                                       k + channel, output, 0, TAPS[0], CHANNELS, OUTPUTS, GROUPS, CHANNELS_LAST)
+            for t in tl.static_range(len(TAPS)):
+                operands = following
+                if t + 1 < len(TAPS):
+                    following = _load_operands(x, weight, threshold, first, position, size, steps, step_c, has_site,
+                                               k + channel, output, t + 1, TAPS[t + 1], CHANNELS, OUTPUTS, GROUPS,
+                                               CHANNELS_LAST)
+                sums = _add_product(sums, operands, TAPS[t][3], CHANNELS, PRECISION)
+        else:
+            for t in range(len(TAPS)):
+                operands = _load_operands(x, weight, threshold, first, position, size, steps, step_c, has_site,
+                                          k + channel, output, t, _grid_offset(t, GRID), CHANNELS, OUTPUTS, GROUPS,
+                                          CHANNELS_LAST)
+                sums = _add_product(sums, operands, TAPS[0][3], CHANNELS, PRECISION)
+    has_output = output < (GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS)
+    output += group * OUTPUTS
+    if bias is not None:
+        sums += tl.load(bias + output, has_output, 0.0)[None, :].to(ACCUMULATOR)
+    plane = tl.cast(out_d, index_type) * out_h * out_w
+    _store_tile(y, sums, site, output, has_site, has_output, plane, GROUPS * OUTPUTS, CHANNELS_LAST)
+
+
+# ---- the gradients of x and θ ------------------------------------------------------------------------------
+
+
+@jit
+def _tap_gradient(gradient, grad, weight, first, position, size, steps, step_c, has_site, channel, lag, tap,
+                  STRIDE: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr,
+                  CHANNELS_LAST: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, PRECISION: tl.constexpr):
+    """``gradient`` [sites, channels], zero, plus that of what one tap reads there.
+
+    The tap brings a site to the output site ``position`` + ``lag`` / STRIDE; where that is not whole, to none.
+    """
+    shift = lag[0] // STRIDE[0], lag[1] // STRIDE[1], lag[2] // STRIDE[2]
+    outputs = OUTPUTS
+    if STRIDE[0] * STRIDE[1] * STRIDE[2] > 1:
+        whole = (lag[0] % STRIDE[0] == 0) & (lag[1] % STRIDE[1] == 0) & (lag[2] % STRIDE[2] == 0)
+        outputs = tl.where(whole, OUTPUTS, 0)
+    inside = has_site & _inside(_plus(position, shift), size)
+    grad += _total(_times(shift, steps))
+    weight += tap * (GROUPS * CHANNELS * OUTPUTS)
+    if CHANNELS == 1:
+        for o in range(outputs):
+            output = channel * OUTPUTS + o
+            tile = _load_tile(grad, first, output * step_c, inside, channel < GROUPS, CHANNELS_LAST)
+            scale = tl.load(weight + output, channel < GROUPS, 0.0)
+            gradient += tile.to(gradient.dtype) * scale[None, :].to(gradient.dtype)
+    else:
+        for o in range(0, outputs, BLOCK_OUTPUTS):
+            output = o + tl.arange(0, BLOCK_OUTPUTS)
+            tile = _load_tile(grad, first, output * step_c, inside, output < OUTPUTS, CHANNELS_LAST)
+            matrix = _load_weight(weight, channel, output, CHANNELS, OUTPUTS)
+            gradient = tl.dot(tile, tl.trans(matrix), gradient, PRECISION, out_dtype=gradient.dtype)
+    return gradient
+
+
+@jit
+def _share(sums, shares, gradient, x, theta, tap):
+    """Give one tap's gradient to x or, where x ≤ θ, to θ: row ``tap`` of ``shares`` [taps, channels], if asked for."""
+    to_threshold = x <= theta[None, :]
+    if shares is not None:
+        share = tl.sum(tl.where(to_threshold, gradient, 0.0), 0)
+        row = tl.arange(0, shares.shape[0])[:, None]
+        shares += tl.where(row == tap, share[None, :], 0.0)
+    return sums + tl.where(to_threshold, 0.0, gradient), shares
+
+
+@jit
+def _input_gradient_kernel(x, weight, threshold, grad, dx, partial, sites, tiles, span_d, span_h, span_w,
+                           in_d, in_h, in_w, out_d, out_h, out_w, step_n, step_d, step_h, step_w, step_c,
+                           grad_step_n, grad_step_d, grad_step_h, grad_step_w, grad_step_c,
+                           TAPS: tl.constexpr, GRID: tl.constexpr, STRIDE: tl.constexpr, MARGIN: tl.constexpr,
+                           CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr,
+                           GRAD_VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_TAPS: tl.constexpr,
+                           BLOCK_SITES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr,
+                           WIDE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr):
+    """weight: [T, channels, outputs of a group]; partial: [programs over sites, T, channels].
+
+    x's sites, with MARGIN before each of its sides where they count for θ, are dealt out by their residues modulo
+    STRIDE: all sites of a program then meet the same taps. ``span`` is how many each residue has in each dimension.
+    """
+    index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
+    every: tl.constexpr = GROUPS if CHANNELS == 1 else CHANNELS
+    blocks: tl.constexpr = tl.cdiv(every, BLOCK_CHANNELS)
+    groups: tl.constexpr = 1 if CHANNELS == 1 else GROUPS
+    channel = tl.program_id(0) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    has_channel = channel < every
+    group = tl.program_id(0) // blocks % groups
+    place = tl.program_id(0) // (blocks * groups)
+    residues: tl.constexpr = STRIDE[0] * STRIDE[1] * STRIDE[2]
+    residue = place % residues
+    corner = _plus((residue // (STRIDE[1] * STRIDE[2]), residue // STRIDE[2] % STRIDE[1], residue % STRIDE[2]),
+                   (-MARGIN[0], -MARGIN[1], -MARGIN[2]))
+    first_tile = place // residues * tiles
+    size = in_d, in_h, in_w
+    out_size = out_d, out_h, out_w
+    step_c = tl.cast(step_c, index_type)
+    steps = _steps(step_d, step_h, step_w, VECTOR, index_type)
+    grad_step_c = tl.cast(grad_step_c, index_type)
+    grad_steps = _steps(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR, index_type)
+    x += group * CHANNELS * step_c
+    grad += group * OUTPUTS * grad_step_c
+    threshold += group * CHANNELS
+    weight += group * (CHANNELS * OUTPUTS)
+    shares = None
+    if partial is not None:
+        shares = tl.zeros((BLOCK_TAPS, BLOCK_CHANNELS), ACCUMULATOR)
+    for tile in range(tiles):
+        number = tl.cast(first_tile + tile, index_type) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
+        image, position = _locate(number, (span_d, span_h, span_w))
+        site = _plus(_times(position, STRIDE), corner)
+        inside = (number < sites) & _inside(site, size)
+        first = image * (tl.cast(step_n, index_type) * VECTOR) + _total(_times(site, steps))
+        values = _load_tile(x, first, channel * step_c, inside, has_channel, CHANNELS_LAST)
+        grad_first = image * (tl.cast(grad_step_n, index_type) * GRAD_VECTOR) + _total(_times(position, grad_steps))
+        sums = tl.zeros((BLOCK_SITES, BLOCK_CHANNELS), ACCUMULATOR)
+        if GRID is None:
+            for t in tl.static_range(len(TAPS)):
+                lag = corner[0] - TAPS[t][0], corner[1] - TAPS[t][1], corner[2] - TAPS[t][2]
+                gradient = _tap_gradient(tl.zeros_like(sums), grad, weight, grad_first, position, out_size, grad_steps,
+                                         grad_step_c, number < sites, channel, lag, t, STRIDE, CHANNELS, OUTPUTS,
+                                         GROUPS, CHANNELS_LAST, BLOCK_OUTPUTS, PRECISION)
+                theta = tl.load(threshold + t * (GROUPS * CHANNELS) + channel, has_channel, 0.0)
+                sums, shares = _share(sums, shares, gradient, values, theta, t)
+        else:
+            for t in range(len(TAPS)):
+                offset = _grid_offset(t, GRID)
+                lag = corner[0] - offset[0], corner[1] - offset[1], corner[2] - offset[2]
+                gradient = _tap_gradient(tl.zeros_like(sums), grad, weight, grad_first, position, out_size, grad_steps,
+                                         grad_step_c, number < sites, channel, lag, t, STRIDE, CHANNELS, OUTPUTS,
+                                         GROUPS, CHANNELS_LAST, BLOCK_OUTPUTS, PRECISION)
+                theta = tl.load(threshold + t * (GROUPS * CHANNELS) + channel, has_channel, 0.0)
+                sums, shares = _share(sums, shares, gradient, values, theta, t)
+        if dx is not None:
+            site_number = ((image * in_d + site[0]) * in_h + site[1]) * in_w + site[2]
+            plane = tl.cast(in_d, index_type) * in_h * in_w
+            _store_tile(dx, sums, site_number, group * CHANNELS + channel, inside, has_channel, plane,
+                        GROUPS * CHANNELS, CHANNELS_LAST)
+    if partial is not None:
+        tap = tl.arange(0, BLOCK_TAPS)
+        row = (tl.cast(place, index_type) * len(TAPS) + tap) * (GROUPS * CHANNELS) + group * CHANNELS
+        mask = (tap < len(TAPS))[:, None] & has_channel[None, :]
+        tl.store(partial + row[:, None] + channel[None, :], shares, mask)
+
+
+# ---- the weight's gradient ---------------------------------------------------------------------------------
+
+
+@jit
+def _weight_gradient_kernel(x, threshold, grad, partial, sites, tiles, out_d, out_h, out_w, in_d, in_h, in_w,
+                            step_n, step_d, step_h, step_w, step_c,
+                            grad_step_n, grad_step_d, grad_step_h, grad_step_w, grad_step_c,
+                            TAPS: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,
+                            GROUPS: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr,
+                            CHANNELS_LAST: tl.constexpr, BLOCK_SITES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+                            BLOCK_OUTPUTS: tl.constexpr, WIDE: tl.constexpr, ACCUMULATOR: tl.constexpr,
+                            PRECISION: tl.constexpr):
+    """partial: [programs over sites, T, outputs, channels of a group]. A program has one tap and ``tiles`` tiles."""
+    index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
+    every: tl.constexpr = GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS
+    output_blocks: tl.constexpr = tl.cdiv(every, BLOCK_OUTPUTS)
+    channel_blocks: tl.constexpr = tl.cdiv(CHANNELS, BLOCK_CHANNELS)
+    groups: tl.constexpr = 1 if CHANNELS == 1 else GROUPS
+    output = tl.program_id(0) % output_blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    has_output = output < every
+    rest = tl.program_id(0) // output_blocks
+    if CHANNELS == 1:
+        channel = output // OUTPUTS
+        has_channel = has_output
+    else:
+        channel = rest % channel_blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+        has_channel = channel < CHANNELS
+    rest //= channel_blocks
+    group = rest % groups
+    tap = rest // groups % len(TAPS)
+    part = rest // (groups * len(TAPS))
+    offset = _chosen(tap, TAPS, 0), _chosen(tap, TAPS, 1), _chosen(tap, TAPS, 2)
+    step_c = tl.cast(step_c, index_type)
+    steps = _steps(step_d, step_h, step_w, VECTOR, index_type)
+    grad_step_c = tl.cast(grad_step_c, index_type)
+    grad_steps = _steps(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR, index_type)
+    x += group * CHANNELS * step_c
+    grad += group * OUTPUTS * grad_step_c
+    theta = tl.load(threshold + (tap * GROUPS + group) * CHANNELS + channel, has_channel, 0.0)
+    sums = tl.zeros((BLOCK_SITES if CHANNELS == 1 else BLOCK_OUTPUTS, theta.shape[0]), ACCUMULATOR)
+    for tile in range(tiles):
+        number = tl.cast(part * tiles + tile, index_type) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
+        has_site = number < sites
+        image, position = _locate(number, (out_d, out_h, out_w))
+        first = image * (tl.cast(grad_step_n, index_type) * GRAD_VECTOR) + _total(_times(position, grad_steps))
+        gradient = _load_tile(grad, first, output * grad_step_c, has_site, has_output, CHANNELS_LAST)
+        site = _plus(_times(position, STRIDE), offset)
+        first = image * (tl.cast(step_n, index_type) * VECTOR) + _total(_times(site, steps))
+        inside = has_site & _inside(site, (in_d, in_h, in_w))
+        values = _load_tile(x, first, channel * step_c, inside, has_channel, CHANNELS_LAST)
+        values = _activated(values, theta, False)
+        if CHANNELS == 1:
+            sums += gradient.to(ACCUMULATOR) * values.to(ACCUMULATOR)
+        else:
+            sums = tl.dot(tl.trans(gradient), values, sums, PRECISION, out_dtype=ACCUMULATOR)
+    partial += (tl.cast(part, index_type) * len(TAPS) + tap) * (GROUPS * OUTPUTS * CHANNELS)
+    if CHANNELS == 1:
+        tl.store(partial + output, tl.sum(sums, 0), has_output)
+    else:
+        row = (group * OUTPUTS + output) * CHANNELS
+        tl.store(partial + row[:, None] + channel[None, :], sums, has_output[:, None] & has_channel[None, :])
+
+
+# ---- launches ----------------------------------------------------------------------------------------------
+# The operators' signatures, those of the CPU's. x may have any strides; ``channels_last`` says along what it is read
+# fast, and how y and dx are laid out.
+
+_MOST_UNROLLED = 50
+"""A grid of more taps is a loop of the compiled kernel: its code would not fit the instruction cache."""
+_ENOUGH_PROGRAMS = 1024
+_OPERANDS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+
+
+class _Problem(NamedTuple):
+    """A convolution as a list of taps over three spatial dimensions, of which the missing ones have size 1."""
+
+    x: Tensor
+    taps: tuple[tuple[int, int, int, bool], ...]
+    """(d, h, w, below) of each."""
+    grid: tuple[tuple[int, ...], ...] | None
+    """(first, step, count) of the taps, if they form a grid that is too large to unroll."""
+    stride: tuple[int, ...]
+    out_size: tuple[int, ...]
+    channels: int
+    outputs: int
+    groups: int
+    channels_last: bool
+
+    @property
+    def matrix(self) -> bool:
+        """Whether there are matrices to multiply; else groups have one channel, and a block runs through them all."""
+        return self.channels > 1
+
+    def blocks(self, count: int, block: int) -> int:
+        """How many blocks cover ``count`` channels or outputs of every group."""
+        return self.groups * ceil_div(count, block) if self.matrix else ceil_div(self.groups * count, block)
+
+
+def conv_relu(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | None, stride: Sequence[int],
+              pads: Sequence[int], dilation: Sequence[int], groups: int, channels_last: bool) -> Tensor:
+    """Launch on x ``[N, C, *spatial]``, weight ``[O, C // groups, *kernel]``, threshold ``[C, *kernel]``; returns y.
+
+    ``pads`` has two numbers per dimension, before and after. Parameters are of x's dtype, float32 or float64.
+    """
+    problem = _convolution(x, weight, stride, pads, dilation, groups, channels_last)
+    return _forward(problem, weight.flatten(2), threshold.flatten(1), bias, x.dim() - 2)
+
+
+def conv_relu_taps(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | None, offsets: Sequence[int],
+                   below: Sequence[bool], channels_last: bool) -> Tensor:
+    """Launch with stride 1 and a list of taps on x ``[N, C, H, W]``: what Reborn folds into; returns y ``[N, O, H, W]``.
+
+    Weight is ``[O, C, T]``, threshold ``[C, T]``, ``offsets`` ``[2 · T]``, each tap's (h, w). A tap that is ``below``
+    takes min(x, θ).
+    """
+    taps = tuple((0, *offset, flag) for *offset, flag in zip(offsets[::2], offsets[1::2], below, strict=True))
+    problem = _Problem(x[:, :, None], taps, None, (1, 1, 1), (1, *x.shape[2:]), weight.shape[1], weight.shape[0], 1,
+                       channels_last)
+    return _forward(problem, weight, threshold, bias, 2)
+
+
+def conv_relu_input_gradient(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor, stride: Sequence[int],
+                             pads: Sequence[int], dilation: Sequence[int], groups: int, channels_last: bool,
+                             needs_x: bool, needs_threshold: bool) -> tuple[Tensor, Tensor]:
+    """The gradients of x and threshold for a ``grad`` of y; one that is not needed is empty.
+
+    Where x equals the threshold the gradient is the threshold's; sites outside x count for the threshold.
+    """
+    problem = _convolution(x, weight, stride, pads, dilation, groups, channels_last)
+    dx = _empty(x.shape if needs_x else (0,), x, channels_last)
+    if x.numel() == 0 or grad.numel() == 0 or not (needs_x or needs_threshold):
+        return dx.zero_(), torch.zeros_like(threshold) if needs_threshold else threshold.new_empty(0)
+    operand = _operand(x)
+    config = choose("input", problem.channels, problem.outputs, operand, architecture(x))
+    margin, span = _spans(problem, needs_threshold)
+    residues = math.prod(problem.stride)
+    sites = x.shape[0] * math.prod(span)
+    blocks = residues * problem.blocks(problem.channels, config.channels)
+    # A program that does several tiles writes its share of θ's gradient once.
+    tiles = _tiles(sites, config.sites, blocks) if needs_threshold else 1
+    parts = ceil_div(sites, config.sites * tiles)
+    accumulator = _accumulator(x)
+    taps = len(problem.taps)
+    partial = x.new_empty(parts * residues, taps, x.shape[1], dtype=accumulator) if needs_threshold else None
+    constants = _constants(problem, config, operand) | {
+        "GRID": problem.grid, "MARGIN": margin, "BLOCK_TAPS": power_of_two(taps),
+        **_vectors(problem, grad), "WIDE": _wide(x, dx, grad)}
+    matrices = weight.to(x.dtype).reshape(groups, problem.outputs, problem.channels, taps)
+    with on_device_of(x):
+        launchable(_input_gradient_kernel)[(parts * blocks,)](
+            problem.x, matrices.permute(3, 0, 2, 1).contiguous(), _by_tap(threshold, x), grad,
+            dx if needs_x else None, partial, sites, tiles, *span, *problem.x.shape[2:], *problem.out_size,
+            *_steps_of(problem.x, constants["VECTOR"]),
+            *_steps_of(_three_dimensional(grad), constants["GRAD_VECTOR"]), **constants,
+            num_warps=config.warps, num_stages=config.stages)
+    if partial is None:
+        return dx, threshold.new_empty(0)
+    return dx, partial.sum(0).t().reshape(threshold.shape).to(threshold.dtype)
+
+
+def conv_relu_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor, stride: Sequence[int],
+                              pads: Sequence[int], dilation: Sequence[int], groups: int, channels_last: bool,
+                              needs_weight: bool, needs_bias: bool) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and bias for a ``grad`` of y; one that is not needed is empty."""
+    accumulator = _accumulator(x)
+    dbias = grad.sum([0, *range(2, grad.dim())], dtype=accumulator).to(weight.dtype) if needs_bias else (
+        weight.new_empty(0))
+    if not needs_weight:
+        return weight.new_empty(0), dbias
+    if x.numel() == 0 or grad.numel() == 0:
+        return weight.new_zeros(weight.shape), dbias
+    problem = _convolution(x, weight, stride, pads, dilation, groups, channels_last)
+    operand = _operand(x)
+    config = choose("weight", problem.channels, problem.outputs, operand, architecture(x))
+    sites = grad.numel() // grad.shape[1]
+    taps = len(problem.taps)
+    blocks = taps * problem.blocks(problem.outputs, config.outputs) * ceil_div(problem.channels, config.channels)
+    tiles = _tiles(sites, config.sites, blocks)
+    parts = ceil_div(sites, config.sites * tiles)
+    partial = x.new_empty(parts, taps, *weight.shape[:2], dtype=accumulator)
+    constants = _constants(problem, config, operand) | _vectors(problem, grad) | {"WIDE": _wide(x, grad)}
+    with on_device_of(x):
+        launchable(_weight_gradient_kernel)[(parts * blocks,)](
+            problem.x, _by_tap(threshold, x), grad, partial, sites, tiles, *problem.out_size, *problem.x.shape[2:],
+            *_steps_of(problem.x, constants["VECTOR"]),
+            *_steps_of(_three_dimensional(grad), constants["GRAD_VECTOR"]), **constants,
+            num_warps=config.warps, num_stages=config.stages)
+    return partial.sum(0).permute(1, 2, 0).reshape(weight.shape).to(weight.dtype), dbias
+
+
+def _forward(problem: _Problem, weight: Tensor, threshold: Tensor, bias: Tensor | None, dimensions: int) -> Tensor:
+    """Launch with weight [O, C // groups, T] and threshold [C, T]; y has ``dimensions`` spatial dimensions."""
+    x = problem.x
+    shape = (x.shape[0], weight.shape[0], *problem.out_size[-dimensions:])
+    y = _empty(shape, x, problem.channels_last)
+    if y.numel() == 0:
+        return y
+    operand = _operand(x)
+    config = choose("forward", problem.channels, problem.outputs, operand, architecture(x))
+    sites = y.numel() // y.shape[1]
+    programs = ceil_div(sites, config.sites) * problem.blocks(problem.outputs, config.outputs)
+    vector = _vector_of(x, problem.channels_last)
+    constants = _constants(problem, config, operand) | {"GRID": problem.grid, "VECTOR": vector, "WIDE": _wide(x, y)}
+    with on_device_of(x):
+        launchable(_forward_kernel)[(programs,)](
+            x, weight.to(x.dtype).permute(2, 0, 1).contiguous(), _by_tap(threshold, x),
+            None if bias is None else bias.contiguous(), y, sites, *problem.out_size, *x.shape[2:],
+            *_steps_of(x, vector), **constants, num_warps=config.warps, num_stages=config.stages)
+    return y
+
+
+def _convolution(x: Tensor, weight: Tensor, stride: Sequence[int], pads: Sequence[int], dilation: Sequence[int],
+                 groups: int, channels_last: bool) -> _Problem:
+    missing = 5 - x.dim()
+    none, one = (0,) * missing, (1,) * missing
+    kernel, stride, dilation = ((*one, *each) for each in (weight.shape[2:], stride, dilation))
+    before, after = (*none, *pads[::2]), (*none, *pads[1::2])
+    x = _three_dimensional(x)
+    offsets = product(*(range(-b, k * d - b, d) for b, k, d in zip(before, kernel, dilation, strict=True)))
+    taps = tuple((*offset, False) for offset in offsets)
+    grid = (tuple(-b for b in before), dilation, kernel) if len(taps) > _MOST_UNROLLED else None
+    out_size = tuple((size + b + a - d * (k - 1) - 1) // s + 1 for size, b, a, d, k, s in zip(
+        x.shape[2:], before, after, dilation, kernel, stride, strict=True))
+    return _Problem(x, taps, grid, stride, out_size, weight.shape[1], weight.shape[0] // groups, groups,
+                    channels_last)
+
+
+def _three_dimensional(x: Tensor) -> Tensor:
+    """x with the spatial dimensions that it lacks, of size 1, before those it has."""
+    return x[(slice(None), slice(None), *[None] * (5 - x.dim()))]
+
+
+def _empty(shape: Sequence[int], like: Tensor, channels_last: bool) -> Tensor:
+    """A dense activation; there is no memory format of the name in one dimension."""
+    if channels_last and len(shape) > 2:
+        return like.new_empty(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+    return like.new_empty(shape)
+
+
+def _operand(x: Tensor) -> str:
+    return _OPERANDS.get(x.dtype) or float32_operand(architecture(x))
+
+
+def _accumulator(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _by_tap(threshold: Tensor, x: Tensor) -> Tensor:
+    return threshold.to(x.dtype).flatten(1).t().contiguous()
+
+
+def _constants(problem: _Problem, config: Config, operand: str) -> dict[str, Any]:
+    return {
+        "TAPS": problem.taps, "STRIDE": problem.stride, "CHANNELS": problem.channels, "OUTPUTS": problem.outputs,
+        "GROUPS": problem.groups, "CHANNELS_LAST": problem.channels_last, "BLOCK_SITES": config.sites,
+        "BLOCK_CHANNELS": config.channels, "BLOCK_OUTPUTS": config.outputs,
+        "ACCUMULATOR": tl.float64 if operand == "fp64" else tl.float32,
+        "PRECISION": "tf32" if operand == "tf32" else "ieee",
+    }
+
+
+def _vector_of(x: Tensor, channels_last: bool) -> int:
+    """The length of an aligned vector of channels; along columns taps begin anywhere."""
+    if not channels_last:
+        return 1
+    steps = [x.stride(dimension) for dimension in (0, 2, 3, 4) if x.shape[dimension] > 1]
+    return vector_length(x.dtype.itemsize, *steps)
+
+
+def _vectors(problem: _Problem, grad: Tensor) -> dict[str, int]:
+    return {"VECTOR": _vector_of(problem.x, problem.channels_last),
+            "GRAD_VECTOR": _vector_of(_three_dimensional(grad), problem.channels_last)}
+
+
+def _steps_of(x: Tensor, vector: int) -> tuple[int, ...]:
+    """The steps of x along images and positions, in vectors, and along channels."""
+    return *(x.stride(dimension) // vector for dimension in (0, 2, 3, 4)), x.stride(1)
+
+
+def _wide(*tensors: Tensor) -> bool:
+    """Whether offsets into a tensor may not fit in 32 bits; some room is left for sites past the last."""
+    return max(max(last_element(tensor), tensor.numel()) for tensor in tensors) >= 2**31 - 2**20
+
+
+def _tiles(sites: int, block: int, programs: int) -> int:
+    """Tiles per program, so that there are enough programs, each with its share of a sum, and no more."""
+    return max(1, ceil_div(sites, block) * programs // _ENOUGH_PROGRAMS)
+
+
+def _spans(problem: _Problem, margin: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How far before x its sites begin, and how many have each residue modulo the stride, per dimension.
+
+    With a ``margin`` they are all sites that a tap reads, else x's own.
+    """
+    before, spans = [], []
+    for axis, (size, out, stride) in enumerate(zip(problem.x.shape[2:], problem.out_size, problem.stride, strict=True)):
+        offsets = [tap[axis] for tap in problem.taps]
+        first = min(0, *offsets) if margin else 0
+        last = max(size - 1, (out - 1) * stride + max(offsets)) if margin else size - 1
+        before.append(-first)
+        spans.append(ceil_div(last + 1 - first, stride))
+    return tuple(before), tuple(spans)
+
+
+# ---- compilation ahead of time -----------------------------------------------------------------------------
+
+
+def compile_cases(architecture: str) -> Iterator[CompileCase]:
+    """The kernels on a choice of layers, in the configurations that ``architecture`` gets."""
+    for kernel in ("forward", "input", "weight"):
+        for channels_last in (True, False):
+            for operand in ("fp16", "bf16", "tf32", "fp32", "fp64"):
+                if operand == "tf32" and architecture.startswith("gfx"):
+                    continue
+                for layer in _LAYERS:
+                    yield _compile_case(kernel, layer, operand, architecture, channels_last)
+
+
+class _Layer(NamedTuple):
+    """A layer that is compiled ahead of time."""
+
+    channels: int
+    outputs: int
+    kernel: tuple[int, ...] = (3, 3)
+    stride: int = 1
+    groups: int = 1
+
+    def __str__(self) -> str:
+        text = f"{self.channels}→{self.outputs} k={'×'.join(map(str, self.kernel))}"
+        return text + f" stride={self.stride}" * (self.stride > 1) + f" groups={self.groups}" * (self.groups > 1)
+
+
+_LAYERS = (
+    _Layer(3, 64, (7, 7), 2), _Layer(16, 16), _Layer(32, 32), _Layer(64, 64), _Layer(128, 128), _Layer(256, 256),
+    _Layer(64, 128, stride=2), _Layer(64, 256, (1, 1)), _Layer(256, 64, (1, 1)), _Layer(64, 64, groups=64),
+    _Layer(128, 128, (5,)), _Layer(32, 64, (3, 3, 3)), _Layer(64, 64, (11, 11)),
+)
+
+
+def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, channels_last: bool) -> CompileCase:
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}.get(operand, torch.float32)
+    x = _empty((1, layer.channels, *[64] * len(layer.kernel)), torch.empty(0, dtype=dtype, device="meta"), channels_last)
+    weight = x.new_empty(layer.outputs, layer.channels // layer.groups, *layer.kernel)
+    dimensions = len(layer.kernel)
+    pads = [count for size in layer.kernel for count in (size // 2, size // 2)]
+    problem = _convolution(x, weight, (layer.stride,) * dimensions, pads, (1,) * dimensions, layer.groups,
+                           channels_last)
+    config = choose(kernel, problem.channels, problem.outputs, operand, architecture)
+    grad = _empty((1, layer.outputs, *problem.out_size), x, channels_last)
+    constants = _constants(problem, config, operand) | _vectors(problem, grad) | {
+        "WIDE": False, ("step_c" if channels_last else "step_w"): 1}
+    if kernel == "forward":
+        function = _forward_kernel
+        constants |= {"GRID": problem.grid}
+        del constants["GRAD_VECTOR"]
+    else:
+        constants |= {"grad_step_c" if channels_last else "grad_step_w": 1}
+        function = _input_gradient_kernel if kernel == "input" else _weight_gradient_kernel
+    if kernel == "input":
+        constants |= {"GRID": problem.grid, "MARGIN": _spans(problem, True)[0],
+                      "BLOCK_TAPS": power_of_two(len(problem.taps))}
+    element = "fp32" if operand == "tf32" else operand
+    exact = "fp64" if operand == "fp64" else "fp32"
+    pointers = dict.fromkeys(("x", "weight", "threshold", "grad", "y", "dx"), element) | {"bias": exact, "partial": exact}
+    signature = {name: f"*{pointers[name]}" if name in pointers else "i32"
+                 for name in function.arg_names if name not in constants}
+    rows = config.outputs if kernel == "weight" else config.sites
+    layout = "channels-last" if channels_last else "NCHW"
+    return CompileCase(f"conv_relu {kernel} {layout} {layer}", function, signature, constants, config.warps,
+                       operand if problem.matrix else "none", rows, 128, 1, config.stages)
