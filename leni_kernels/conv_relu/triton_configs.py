@@ -33,7 +33,7 @@ def choose(kernel: str, channels: int, outputs: int, operand: str, architecture:
 def _rule(kernel: str, channels: int, outputs: int, operand: str) -> Config:
     """The default, by what compiles without spilling: 64 float32 sums a thread or fewer, 64 bytes of x an inner step."""
     if operand == "fp64":
-        return Config(16, 16, 16, 4)
+        return Config(64, 16, 16, 4)
     half = itemsize(operand) == 2
     step = 64 if half else 32
     if operand == "fp32":

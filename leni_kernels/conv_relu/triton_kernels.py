@@ -32,7 +32,6 @@ from ..triton_support import (
     last_element,
     launchable,
     on_device_of,
-    power_of_two,
     tl,
     vector_length,
 )
@@ -54,11 +53,20 @@ def _in_memory(site, channel, CHANNELS_LAST: tl.constexpr):
 
 
 @jit
-def _load_tile(base, site, channel, has_site, has_channel, CHANNELS_LAST: tl.constexpr):
-    """The tile at offsets ``site`` + ``channel``; 0 where there is no such site or channel."""
+def _pointers(base, site, channel, CHANNELS_LAST: tl.constexpr):
+    """Pointers to a tile, from its offsets along sites and along channels.
+
+    They are made once and moved from tap to tap: offsets of every tap would be kept in registers through the loops.
+    """
     site, channel = _in_memory(site, channel, CHANNELS_LAST)
+    return base + site + channel
+
+
+@jit
+def _load_tile(pointers, has_site, has_channel, CHANNELS_LAST: tl.constexpr):
+    """A tile; 0 where there is no such site or channel."""
     has_site, has_channel = _in_memory(has_site, has_channel, CHANNELS_LAST)
-    tile = tl.load(base + site + channel, has_site & has_channel, 0.0)
+    tile = tl.load(pointers, has_site & has_channel, 0.0)
     return tile if CHANNELS_LAST else tl.trans(tile)
 
 
@@ -126,15 +134,6 @@ def _grid_offset(tap, GRID: tl.constexpr):
 
 
 @jit
-def _chosen(tap, TAPS: tl.constexpr, AXIS: tl.constexpr):
-    """``TAPS[tap][AXIS]`` for a tap that the compiler does not know."""
-    value = tap * 0 + TAPS[0][AXIS]
-    for t in tl.static_range(1, len(TAPS)):
-        value = tl.where(tap == t, TAPS[t][AXIS], value)
-    return value
-
-
-@jit
 def _activated(x, threshold, BELOW: tl.constexpr):
     """max(x, θ), or min(x, θ) where BELOW, in x's dtype; a NaN in x stays a NaN, and one in θ leaves x as it is."""
     if BELOW:
@@ -146,30 +145,28 @@ def _activated(x, threshold, BELOW: tl.constexpr):
 
 
 @jit
-def _load_weight(base, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    mask = (row < ROWS)[:, None] & (column < COLUMNS)[None, :]
-    return tl.load(base + row[:, None] * COLUMNS + column[None, :], mask, 0.0)
+def _load_matrix(pointers, has_row, has_column):
+    return tl.load(pointers, has_row[:, None] & has_column[None, :], 0.0)
 
 
 # ---- forward -----------------------------------------------------------------------------------------------
 
 
 @jit
-def _load_operands(x, weight, threshold, first, position, size, steps, step_c, has_site, channel, output, tap, offset,
+def _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel, has_output, tap, offset,
                    CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """What one tap multiplies: x [sites, channels], θ [channels], and the weight [outputs, channels].
 
-    x, weight and threshold point at the group's first channel; depthwise, at all groups', and the weight is [outputs].
+    Depthwise the weight is [outputs]. ``x``, ``weight`` and ``threshold`` point at those of a tap 0 without an offset.
     """
     inside = has_site & _inside(_plus(position, offset), size)
-    has_channel = channel < (GROUPS if CHANNELS == 1 else CHANNELS)
-    tile = _load_tile(x + _total(_times(offset, steps)), first, channel * step_c, inside, has_channel, CHANNELS_LAST)
-    theta = tl.load(threshold + tap * (GROUPS * CHANNELS) + channel, has_channel, 0.0)
-    of_tap = weight + tap * (GROUPS * OUTPUTS * CHANNELS)
+    tile = _load_tile(x + _total(_times(offset, steps)), inside, has_channel, CHANNELS_LAST)
+    theta = tl.load(threshold + tap * (GROUPS * CHANNELS), has_channel, 0.0)
+    weight += tap * (GROUPS * OUTPUTS * CHANNELS)
     if CHANNELS == 1:
-        return tile, theta, tl.load(of_tap + output, output < GROUPS * OUTPUTS, 0.0)
+        return tile, theta, tl.load(weight, has_output, 0.0)
     else:
-        return tile, theta, _load_weight(of_tap, output, channel, OUTPUTS, CHANNELS)
+        return tile, theta, _load_matrix(weight, has_output, has_channel)
 
 
 @jit
@@ -195,6 +192,7 @@ def _forward_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, i
     blocks: tl.constexpr = tl.cdiv(GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS, BLOCK_OUTPUTS)
     groups: tl.constexpr = 1 if CHANNELS == 1 else GROUPS
     output = tl.program_id(0) % blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    has_output = output < (GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS)
     group = tl.program_id(0) // blocks % groups
     channel = output // OUTPUTS if CHANNELS == 1 else tl.arange(0, BLOCK_CHANNELS)
     step_c = tl.cast(step_c, index_type)
@@ -205,29 +203,34 @@ def _forward_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, i
     image, position = _locate(site, (out_d, out_h, out_w))
     position = _times(position, STRIDE)
     first = image * (tl.cast(step_n, index_type) * VECTOR) + _total(_times(position, steps))
-    x += group * CHANNELS * step_c
-    threshold += group * CHANNELS
-    weight += group * (OUTPUTS * CHANNELS)
+    x = _pointers(x + group * CHANNELS * step_c, first, channel * step_c, CHANNELS_LAST)
+    threshold += group * CHANNELS + channel
+    if CHANNELS == 1:
+        weight += output
+    else:
+        weight += (group * OUTPUTS + output)[:, None] * CHANNELS + channel[None, :]
     sums = tl.zeros((BLOCK_SITES, BLOCK_OUTPUTS), ACCUMULATOR)
     for k in range(0, CHANNELS, BLOCK_CHANNELS):
+        has_channel = has_output if CHANNELS == 1 else k + channel < CHANNELS
         if GRID is None:
             # The next tap's operands are on their way while this tap's are multiplied.
-            following = _load_operands(x, weight, threshold, first, position, size, steps, step_c, has_site,
-                                       k + channel, output, 0, TAPS[0], CHANNELS, OUTPUTS, GROUPS, CHANNELS_LAST)
+            following = _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel, has_output,
+                                       0, TAPS[0], CHANNELS, OUTPUTS, GROUPS, CHANNELS_LAST)
             for t in tl.static_range(len(TAPS)):
                 operands = following
                 if t + 1 < len(TAPS):
-                    following = _load_operands(x, weight, threshold, first, position, size, steps, step_c, has_site,
-                                               k + channel, output, t + 1, TAPS[t + 1], CHANNELS, OUTPUTS, GROUPS,
-                                               CHANNELS_LAST)
+                    following = _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel,
+                                               has_output, t + 1, TAPS[t + 1], CHANNELS, OUTPUTS, GROUPS, CHANNELS_LAST)
                 sums = _add_product(sums, operands, TAPS[t][3], CHANNELS, PRECISION)
         else:
-            for t in range(len(TAPS)):
-                operands = _load_operands(x, weight, threshold, first, position, size, steps, step_c, has_site,
-                                          k + channel, output, t, _grid_offset(t, GRID), CHANNELS, OUTPUTS, GROUPS,
+            for t in range(GRID[2][0] * GRID[2][1] * GRID[2][2]):
+                operands = _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel,
+                                          has_output, t, _grid_offset(t, GRID), CHANNELS, OUTPUTS, GROUPS,
                                           CHANNELS_LAST)
-                sums = _add_product(sums, operands, TAPS[0][3], CHANNELS, PRECISION)
-    has_output = output < (GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS)
+                sums = _add_product(sums, operands, False, CHANNELS, PRECISION)
+        x += BLOCK_CHANNELS * step_c
+        weight += BLOCK_CHANNELS
+        threshold += BLOCK_CHANNELS
     output += group * OUTPUTS
     if bias is not None:
         sums += tl.load(bias + output, has_output, 0.0)[None, :].to(ACCUMULATOR)
@@ -235,13 +238,13 @@ def _forward_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, i
     _store_tile(y, sums, site, output, has_site, has_output, plane, GROUPS * OUTPUTS, CHANNELS_LAST)
 
 
-# ---- the gradients of x and θ ------------------------------------------------------------------------------
+# ---- the gradient of x -------------------------------------------------------------------------------------
 
 
 @jit
-def _tap_gradient(gradient, grad, weight, first, position, size, steps, step_c, has_site, channel, lag, tap,
-                  STRIDE: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr,
-                  CHANNELS_LAST: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, PRECISION: tl.constexpr):
+def _tap_gradient(gradient, grad, weight, position, size, steps, step_c, has_site, has_channel, lag,
+                  STRIDE: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+                  BLOCK_OUTPUTS: tl.constexpr, PRECISION: tl.constexpr):
     """``gradient`` [sites, channels], zero, plus that of what one tap reads there.
 
     The tap brings a site to the output site ``position`` + ``lag`` / STRIDE; where that is not whole, to none.
@@ -253,46 +256,38 @@ def _tap_gradient(gradient, grad, weight, first, position, size, steps, step_c, 
         outputs = tl.where(whole, OUTPUTS, 0)
     inside = has_site & _inside(_plus(position, shift), size)
     grad += _total(_times(shift, steps))
-    weight += tap * (GROUPS * CHANNELS * OUTPUTS)
     if CHANNELS == 1:
-        for o in range(outputs):
-            output = channel * OUTPUTS + o
-            tile = _load_tile(grad, first, output * step_c, inside, channel < GROUPS, CHANNELS_LAST)
-            scale = tl.load(weight + output, channel < GROUPS, 0.0)
+        for _ in range(outputs):
+            tile = _load_tile(grad, inside, has_channel, CHANNELS_LAST)
+            scale = tl.load(weight, has_channel, 0.0)
             gradient += tile.to(gradient.dtype) * scale[None, :].to(gradient.dtype)
+            grad += step_c
+            weight += 1
     else:
         for o in range(0, outputs, BLOCK_OUTPUTS):
-            output = o + tl.arange(0, BLOCK_OUTPUTS)
-            tile = _load_tile(grad, first, output * step_c, inside, output < OUTPUTS, CHANNELS_LAST)
-            matrix = _load_weight(weight, channel, output, CHANNELS, OUTPUTS)
+            has_output = o + tl.arange(0, BLOCK_OUTPUTS) < OUTPUTS
+            tile = _load_tile(grad, inside, has_output, CHANNELS_LAST)
+            matrix = _load_matrix(weight, has_channel, has_output)
             gradient = tl.dot(tile, tl.trans(matrix), gradient, PRECISION, out_dtype=gradient.dtype)
+            grad += BLOCK_OUTPUTS * step_c
+            weight += BLOCK_OUTPUTS
     return gradient
 
 
 @jit
-def _share(sums, shares, gradient, x, theta, tap):
-    """Give one tap's gradient to x or, where x ≤ θ, to θ: row ``tap`` of ``shares`` [taps, channels], if asked for."""
-    to_threshold = x <= theta[None, :]
-    if shares is not None:
-        share = tl.sum(tl.where(to_threshold, gradient, 0.0), 0)
-        row = tl.arange(0, shares.shape[0])[:, None]
-        shares += tl.where(row == tap, share[None, :], 0.0)
-    return sums + tl.where(to_threshold, 0.0, gradient), shares
-
-
-@jit
-def _input_gradient_kernel(x, weight, threshold, grad, dx, partial, sites, tiles, span_d, span_h, span_w,
-                           in_d, in_h, in_w, out_d, out_h, out_w, step_n, step_d, step_h, step_w, step_c,
+def _input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h, span_w, in_d, in_h, in_w,
+                           out_d, out_h, out_w, step_n, step_d, step_h, step_w, step_c,
                            grad_step_n, grad_step_d, grad_step_h, grad_step_w, grad_step_c,
-                           TAPS: tl.constexpr, GRID: tl.constexpr, STRIDE: tl.constexpr, MARGIN: tl.constexpr,
-                           CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr,
-                           GRAD_VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_TAPS: tl.constexpr,
-                           BLOCK_SITES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr,
-                           WIDE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr):
-    """weight: [T, channels, outputs of a group]; partial: [programs over sites, T, channels].
+                           GRID: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,
+                           GROUPS: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr,
+                           CHANNELS_LAST: tl.constexpr, BLOCK_SITES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+                           BLOCK_OUTPUTS: tl.constexpr, WIDE: tl.constexpr, ACCUMULATOR: tl.constexpr,
+                           PRECISION: tl.constexpr):
+    """weight: [T, channels, outputs of a group].
 
-    x's sites, with MARGIN before each of its sides where they count for θ, are dealt out by their residues modulo
-    STRIDE: all sites of a program then meet the same taps. ``span`` is how many each residue has in each dimension.
+    x's sites are dealt out by their residues modulo STRIDE: all sites of a program then meet the same taps. ``span`` is
+    how many each residue has in each dimension. Taps are a loop of the compiled kernel: each has its own product, and
+    is compared on its own, so that unrolling would gain nothing.
     """
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
     every: tl.constexpr = GROUPS if CHANNELS == 1 else CHANNELS
@@ -304,78 +299,67 @@ def _input_gradient_kernel(x, weight, threshold, grad, dx, partial, sites, tiles
     place = tl.program_id(0) // (blocks * groups)
     residues: tl.constexpr = STRIDE[0] * STRIDE[1] * STRIDE[2]
     residue = place % residues
-    corner = _plus((residue // (STRIDE[1] * STRIDE[2]), residue // STRIDE[2] % STRIDE[1], residue % STRIDE[2]),
-                   (-MARGIN[0], -MARGIN[1], -MARGIN[2]))
-    first_tile = place // residues * tiles
+    residue = residue // (STRIDE[1] * STRIDE[2]), residue // STRIDE[2] % STRIDE[1], residue % STRIDE[2]
     size = in_d, in_h, in_w
     out_size = out_d, out_h, out_w
+    number = tl.cast(place // residues, index_type) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
+    has_site = number < sites
+    image, position = _locate(number, (span_d, span_h, span_w))
+    site = _plus(_times(position, STRIDE), residue)
+    inside = has_site & _inside(site, size)
     step_c = tl.cast(step_c, index_type)
     steps = _steps(step_d, step_h, step_w, VECTOR, index_type)
-    grad_step_c = tl.cast(grad_step_c, index_type)
-    grad_steps = _steps(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR, index_type)
-    x += group * CHANNELS * step_c
-    grad += group * OUTPUTS * grad_step_c
-    threshold += group * CHANNELS
-    weight += group * (CHANNELS * OUTPUTS)
-    shares = None
-    if partial is not None:
-        shares = tl.zeros((BLOCK_TAPS, BLOCK_CHANNELS), ACCUMULATOR)
-    for tile in range(tiles):
-        number = tl.cast(first_tile + tile, index_type) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
-        image, position = _locate(number, (span_d, span_h, span_w))
-        site = _plus(_times(position, STRIDE), corner)
-        inside = (number < sites) & _inside(site, size)
-        first = image * (tl.cast(step_n, index_type) * VECTOR) + _total(_times(site, steps))
-        values = _load_tile(x, first, channel * step_c, inside, has_channel, CHANNELS_LAST)
-        grad_first = image * (tl.cast(grad_step_n, index_type) * GRAD_VECTOR) + _total(_times(position, grad_steps))
-        sums = tl.zeros((BLOCK_SITES, BLOCK_CHANNELS), ACCUMULATOR)
-        if GRID is None:
-            for t in tl.static_range(len(TAPS)):
-                lag = corner[0] - TAPS[t][0], corner[1] - TAPS[t][1], corner[2] - TAPS[t][2]
-                gradient = _tap_gradient(tl.zeros_like(sums), grad, weight, grad_first, position, out_size, grad_steps,
-                                         grad_step_c, number < sites, channel, lag, t, STRIDE, CHANNELS, OUTPUTS,
-                                         GROUPS, CHANNELS_LAST, BLOCK_OUTPUTS, PRECISION)
-                theta = tl.load(threshold + t * (GROUPS * CHANNELS) + channel, has_channel, 0.0)
-                sums, shares = _share(sums, shares, gradient, values, theta, t)
-        else:
-            for t in range(len(TAPS)):
-                offset = _grid_offset(t, GRID)
-                lag = corner[0] - offset[0], corner[1] - offset[1], corner[2] - offset[2]
-                gradient = _tap_gradient(tl.zeros_like(sums), grad, weight, grad_first, position, out_size, grad_steps,
-                                         grad_step_c, number < sites, channel, lag, t, STRIDE, CHANNELS, OUTPUTS,
-                                         GROUPS, CHANNELS_LAST, BLOCK_OUTPUTS, PRECISION)
-                theta = tl.load(threshold + t * (GROUPS * CHANNELS) + channel, has_channel, 0.0)
-                sums, shares = _share(sums, shares, gradient, values, theta, t)
-        if dx is not None:
-            site_number = ((image * in_d + site[0]) * in_h + site[1]) * in_w + site[2]
-            plane = tl.cast(in_d, index_type) * in_h * in_w
-            _store_tile(dx, sums, site_number, group * CHANNELS + channel, inside, has_channel, plane,
-                        GROUPS * CHANNELS, CHANNELS_LAST)
-    if partial is not None:
-        tap = tl.arange(0, BLOCK_TAPS)
-        row = (tl.cast(place, index_type) * len(TAPS) + tap) * (GROUPS * CHANNELS) + group * CHANNELS
-        mask = (tap < len(TAPS))[:, None] & has_channel[None, :]
-        tl.store(partial + row[:, None] + channel[None, :], shares, mask)
+    first = image * (tl.cast(step_n, index_type) * VECTOR) + _total(_times(site, steps))
+    x = _pointers(x + group * CHANNELS * step_c, first, channel * step_c, CHANNELS_LAST)
+    values = _load_tile(x, inside, has_channel, CHANNELS_LAST)
+    output = channel * OUTPUTS if CHANNELS == 1 else tl.arange(0, BLOCK_OUTPUTS)
+    step_c = tl.cast(grad_step_c, index_type)
+    steps = _steps(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR, index_type)
+    first = image * (tl.cast(grad_step_n, index_type) * GRAD_VECTOR) + _total(_times(position, steps))
+    grad = _pointers(grad + group * OUTPUTS * step_c, first, output * step_c, CHANNELS_LAST)
+    threshold += group * CHANNELS + channel
+    if CHANNELS == 1:
+        weight += output
+    else:
+        weight += (group * CHANNELS + channel)[:, None] * OUTPUTS + output[None, :]
+    sums = tl.zeros((BLOCK_SITES, BLOCK_CHANNELS), ACCUMULATOR)
+    for t in range(GRID[2][0] * GRID[2][1] * GRID[2][2]):
+        offset = _grid_offset(t, GRID)
+        lag = residue[0] - offset[0], residue[1] - offset[1], residue[2] - offset[2]
+        gradient = _tap_gradient(tl.zeros_like(sums), grad, weight, position, out_size, steps, step_c, has_site,
+                                 has_channel, lag, STRIDE, CHANNELS, OUTPUTS, CHANNELS_LAST, BLOCK_OUTPUTS, PRECISION)
+        theta = tl.load(threshold, has_channel, 0.0)
+        sums += tl.where(values <= theta[None, :], 0.0, gradient)
+        weight += GROUPS * CHANNELS * OUTPUTS
+        threshold += GROUPS * CHANNELS
+    number = ((image * in_d + site[0]) * in_h + site[1]) * in_w + site[2]
+    plane = tl.cast(in_d, index_type) * in_h * in_w
+    _store_tile(dx, sums, number, group * CHANNELS + channel, inside, has_channel, plane, GROUPS * CHANNELS,
+                CHANNELS_LAST)
 
 
-# ---- the weight's gradient ---------------------------------------------------------------------------------
+# ---- the gradients of weight and θ -------------------------------------------------------------------------
+# Of tap t: dw[o, c] = Σ_q dy[q, o] · max(x̂[q, c], θ[c]). And because dθ[c] = Σ_q [x̂[q, c] ≤ θ[c]] · Σ_o w[o, c] · dy[q, o],
+# it is Σ_o w[o, c] · M[o, c], where M[o, c] = Σ_q dy[q, o] · [x̂[q, c] ≤ θ[c]]: the same product, of a mask of zeros
+# and ones. So θ's gradient needs no sum over sites of its own, and sites outside x count without being sought.
 
 
 @jit
-def _weight_gradient_kernel(x, threshold, grad, partial, sites, tiles, out_d, out_h, out_w, in_d, in_h, in_w,
-                            step_n, step_d, step_h, step_w, step_c,
-                            grad_step_n, grad_step_d, grad_step_h, grad_step_w, grad_step_c,
-                            TAPS: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,
-                            GROUPS: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr,
-                            CHANNELS_LAST: tl.constexpr, BLOCK_SITES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
-                            BLOCK_OUTPUTS: tl.constexpr, WIDE: tl.constexpr, ACCUMULATOR: tl.constexpr,
-                            PRECISION: tl.constexpr):
+def _correlation_kernel(x, threshold, grad, partial, sites, tiles, out_d, out_h, out_w, in_d, in_h, in_w,
+                        step_n, step_d, step_h, step_w, step_c,
+                        grad_step_n, grad_step_d, grad_step_h, grad_step_w, grad_step_c,
+                        OF_MASK: tl.constexpr, GRID: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr,
+                        OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr,
+                        CHANNELS_LAST: tl.constexpr, BLOCK_SITES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+                        BLOCK_OUTPUTS: tl.constexpr, WIDE: tl.constexpr, ACCUMULATOR: tl.constexpr,
+                        PRECISION: tl.constexpr):
     """partial: [programs over sites, T, outputs, channels of a group]. A program has one tap and ``tiles`` tiles."""
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
     every: tl.constexpr = GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS
     output_blocks: tl.constexpr = tl.cdiv(every, BLOCK_OUTPUTS)
     channel_blocks: tl.constexpr = tl.cdiv(CHANNELS, BLOCK_CHANNELS)
     groups: tl.constexpr = 1 if CHANNELS == 1 else GROUPS
+    taps: tl.constexpr = GRID[2][0] * GRID[2][1] * GRID[2][2]
     output = tl.program_id(0) % output_blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     has_output = output < every
     rest = tl.program_id(0) // output_blocks
@@ -387,9 +371,9 @@ def _weight_gradient_kernel(x, threshold, grad, partial, sites, tiles, out_d, ou
         has_channel = channel < CHANNELS
     rest //= channel_blocks
     group = rest % groups
-    tap = rest // groups % len(TAPS)
-    part = rest // (groups * len(TAPS))
-    offset = _chosen(tap, TAPS, 0), _chosen(tap, TAPS, 1), _chosen(tap, TAPS, 2)
+    tap = rest // groups % taps
+    part = rest // (groups * taps)
+    offset = _grid_offset(tap, GRID)
     step_c = tl.cast(step_c, index_type)
     steps = _steps(step_d, step_h, step_w, VECTOR, index_type)
     grad_step_c = tl.cast(grad_step_c, index_type)
@@ -403,17 +387,21 @@ def _weight_gradient_kernel(x, threshold, grad, partial, sites, tiles, out_d, ou
         has_site = number < sites
         image, position = _locate(number, (out_d, out_h, out_w))
         first = image * (tl.cast(grad_step_n, index_type) * GRAD_VECTOR) + _total(_times(position, grad_steps))
-        gradient = _load_tile(grad, first, output * grad_step_c, has_site, has_output, CHANNELS_LAST)
+        pointers = _pointers(grad, first, output * grad_step_c, CHANNELS_LAST)
+        gradient = _load_tile(pointers, has_site, has_output, CHANNELS_LAST)
         site = _plus(_times(position, STRIDE), offset)
-        first = image * (tl.cast(step_n, index_type) * VECTOR) + _total(_times(site, steps))
         inside = has_site & _inside(site, (in_d, in_h, in_w))
-        values = _load_tile(x, first, channel * step_c, inside, has_channel, CHANNELS_LAST)
-        values = _activated(values, theta, False)
+        first = image * (tl.cast(step_n, index_type) * VECTOR) + _total(_times(site, steps))
+        values = _load_tile(_pointers(x, first, channel * step_c, CHANNELS_LAST), inside, has_channel, CHANNELS_LAST)
+        if OF_MASK:
+            values = (values <= theta[None, :]).to(values.dtype)
+        else:
+            values = _activated(values, theta, False)
         if CHANNELS == 1:
             sums += gradient.to(ACCUMULATOR) * values.to(ACCUMULATOR)
         else:
             sums = tl.dot(tl.trans(gradient), values, sums, PRECISION, out_dtype=ACCUMULATOR)
-    partial += (tl.cast(part, index_type) * len(TAPS) + tap) * (GROUPS * OUTPUTS * CHANNELS)
+    partial += (tl.cast(part, index_type) * taps + tap) * (GROUPS * OUTPUTS * CHANNELS)
     if CHANNELS == 1:
         tl.store(partial + output, tl.sum(sums, 0), has_output)
     else:
@@ -438,7 +426,7 @@ class _Problem(NamedTuple):
     taps: tuple[tuple[int, int, int, bool], ...]
     """(d, h, w, below) of each."""
     grid: tuple[tuple[int, ...], ...] | None
-    """(first, step, count) of the taps, if they form a grid that is too large to unroll."""
+    """(first, step, count) of the taps, if they form a grid, as those of a convolution do."""
     stride: tuple[int, ...]
     out_size: tuple[int, ...]
     channels: int
@@ -487,65 +475,28 @@ def conv_relu_input_gradient(grad: Tensor, x: Tensor, weight: Tensor, threshold:
     Where x equals the threshold the gradient is the threshold's; sites outside x count for the threshold.
     """
     problem = _convolution(x, weight, stride, pads, dilation, groups, channels_last)
-    dx = _empty(x.shape if needs_x else (0,), x, channels_last)
-    if x.numel() == 0 or grad.numel() == 0 or not (needs_x or needs_threshold):
-        return dx.zero_(), torch.zeros_like(threshold) if needs_threshold else threshold.new_empty(0)
-    operand = _operand(x)
-    config = choose("input", problem.channels, problem.outputs, operand, architecture(x))
-    margin, span = _spans(problem, needs_threshold)
-    residues = math.prod(problem.stride)
-    sites = x.shape[0] * math.prod(span)
-    blocks = residues * problem.blocks(problem.channels, config.channels)
-    # A program that does several tiles writes its share of θ's gradient once.
-    tiles = _tiles(sites, config.sites, blocks) if needs_threshold else 1
-    parts = ceil_div(sites, config.sites * tiles)
-    accumulator = _accumulator(x)
-    taps = len(problem.taps)
-    partial = x.new_empty(parts * residues, taps, x.shape[1], dtype=accumulator) if needs_threshold else None
-    constants = _constants(problem, config, operand) | {
-        "GRID": problem.grid, "MARGIN": margin, "BLOCK_TAPS": power_of_two(taps),
-        **_vectors(problem, grad), "WIDE": _wide(x, dx, grad)}
-    matrices = weight.to(x.dtype).reshape(groups, problem.outputs, problem.channels, taps)
-    with on_device_of(x):
-        launchable(_input_gradient_kernel)[(parts * blocks,)](
-            problem.x, matrices.permute(3, 0, 2, 1).contiguous(), _by_tap(threshold, x), grad,
-            dx if needs_x else None, partial, sites, tiles, *span, *problem.x.shape[2:], *problem.out_size,
-            *_steps_of(problem.x, constants["VECTOR"]),
-            *_steps_of(_three_dimensional(grad), constants["GRAD_VECTOR"]), **constants,
-            num_warps=config.warps, num_stages=config.stages)
-    if partial is None:
-        return dx, threshold.new_empty(0)
-    return dx, partial.sum(0).t().reshape(threshold.shape).to(threshold.dtype)
+    dx, dthreshold = x.new_empty(0), threshold.new_empty(0)
+    if needs_x:
+        dx = _input_gradient(problem, grad, weight, threshold, x.dim() - 2)
+    if needs_threshold:
+        masked = _correlation(problem, grad, threshold, of_mask=True)
+        shares = weight.to(masked.dtype).reshape(groups, problem.outputs, *weight.shape[1:]).flatten(3)
+        shares = shares * masked.reshape(shares.shape)
+        dthreshold = shares.sum(1).reshape(threshold.shape).to(threshold.dtype)
+    return dx, dthreshold
 
 
 def conv_relu_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor, stride: Sequence[int],
                               pads: Sequence[int], dilation: Sequence[int], groups: int, channels_last: bool,
                               needs_weight: bool, needs_bias: bool) -> tuple[Tensor, Tensor]:
     """The gradients of weight and bias for a ``grad`` of y; one that is not needed is empty."""
-    accumulator = _accumulator(x)
-    dbias = grad.sum([0, *range(2, grad.dim())], dtype=accumulator).to(weight.dtype) if needs_bias else (
-        weight.new_empty(0))
-    if not needs_weight:
-        return weight.new_empty(0), dbias
-    if x.numel() == 0 or grad.numel() == 0:
-        return weight.new_zeros(weight.shape), dbias
     problem = _convolution(x, weight, stride, pads, dilation, groups, channels_last)
-    operand = _operand(x)
-    config = choose("weight", problem.channels, problem.outputs, operand, architecture(x))
-    sites = grad.numel() // grad.shape[1]
-    taps = len(problem.taps)
-    blocks = taps * problem.blocks(problem.outputs, config.outputs) * ceil_div(problem.channels, config.channels)
-    tiles = _tiles(sites, config.sites, blocks)
-    parts = ceil_div(sites, config.sites * tiles)
-    partial = x.new_empty(parts, taps, *weight.shape[:2], dtype=accumulator)
-    constants = _constants(problem, config, operand) | _vectors(problem, grad) | {"WIDE": _wide(x, grad)}
-    with on_device_of(x):
-        launchable(_weight_gradient_kernel)[(parts * blocks,)](
-            problem.x, _by_tap(threshold, x), grad, partial, sites, tiles, *problem.out_size, *problem.x.shape[2:],
-            *_steps_of(problem.x, constants["VECTOR"]),
-            *_steps_of(_three_dimensional(grad), constants["GRAD_VECTOR"]), **constants,
-            num_warps=config.warps, num_stages=config.stages)
-    return partial.sum(0).permute(1, 2, 0).reshape(weight.shape).to(weight.dtype), dbias
+    dweight, dbias = weight.new_empty(0), weight.new_empty(0)
+    if needs_weight:
+        dweight = _correlation(problem, grad, threshold, of_mask=False).reshape(weight.shape).to(weight.dtype)
+    if needs_bias:
+        dbias = grad.sum([0, *range(2, grad.dim())], dtype=_accumulator(x)).to(weight.dtype)
+    return dweight, dbias
 
 
 def _forward(problem: _Problem, weight: Tensor, threshold: Tensor, bias: Tensor | None, dimensions: int) -> Tensor:
@@ -559,14 +510,57 @@ def _forward(problem: _Problem, weight: Tensor, threshold: Tensor, bias: Tensor 
     config = choose("forward", problem.channels, problem.outputs, operand, architecture(x))
     sites = y.numel() // y.shape[1]
     programs = ceil_div(sites, config.sites) * problem.blocks(problem.outputs, config.outputs)
-    vector = _vector_of(x, problem.channels_last)
-    constants = _constants(problem, config, operand) | {"GRID": problem.grid, "VECTOR": vector, "WIDE": _wide(x, y)}
+    constants = _forward_constants(problem, config, operand) | {"WIDE": _wide(x, y)}
     with on_device_of(x):
         launchable(_forward_kernel)[(programs,)](
             x, weight.to(x.dtype).permute(2, 0, 1).contiguous(), _by_tap(threshold, x),
             None if bias is None else bias.contiguous(), y, sites, *problem.out_size, *x.shape[2:],
-            *_steps_of(x, vector), **constants, num_warps=config.warps, num_stages=config.stages)
+            *_steps_of(x, constants["VECTOR"]), **constants, num_warps=config.warps, num_stages=config.stages)
     return y
+
+
+def _input_gradient(problem: _Problem, grad: Tensor, weight: Tensor, threshold: Tensor, dimensions: int) -> Tensor:
+    x = problem.x
+    dx = _empty((*x.shape[:2], *x.shape[-dimensions:]), x, problem.channels_last)
+    if dx.numel() == 0 or grad.numel() == 0:
+        return dx.zero_()
+    operand = _operand(x)
+    config = choose("input", problem.channels, problem.outputs, operand, architecture(x))
+    span = tuple(ceil_div(size, stride) for size, stride in zip(x.shape[2:], problem.stride, strict=True))
+    sites = x.shape[0] * math.prod(span)
+    programs = (ceil_div(sites, config.sites) * math.prod(problem.stride)
+                * problem.blocks(problem.channels, config.channels))
+    constants = _gradient_constants(problem, config, operand, grad) | {"WIDE": _wide(x, dx, grad)}
+    matrices = weight.to(x.dtype).reshape(problem.groups, problem.outputs, problem.channels, -1).permute(3, 0, 2, 1)
+    with on_device_of(x):
+        launchable(_input_gradient_kernel)[(programs,)](
+            x, matrices.contiguous(), _by_tap(threshold, x), grad, dx, sites, *span, *x.shape[2:], *problem.out_size,
+            *_steps_of(x, constants["VECTOR"]), *_steps_of(_three_dimensional(grad), constants["GRAD_VECTOR"]),
+            **constants, num_warps=config.warps, num_stages=config.stages)
+    return dx
+
+
+def _correlation(problem: _Problem, grad: Tensor, threshold: Tensor, of_mask: bool) -> Tensor:
+    """``Σ_q grad[q, o] · max(x̂[q, c], θ[c])`` of each tap, or of the mask x̂ ≤ θ, as [O, C // groups, T]."""
+    x = problem.x
+    taps, shape, accumulator = len(problem.taps), (grad.shape[1], problem.channels), _accumulator(x)
+    if x.numel() == 0 or grad.numel() == 0:
+        return x.new_zeros(*shape, taps, dtype=accumulator)
+    operand = _operand(x)
+    config = choose("weight", problem.channels, problem.outputs, operand, architecture(x))
+    sites = grad.numel() // grad.shape[1]
+    blocks = taps * problem.blocks(problem.outputs, config.outputs) * ceil_div(problem.channels, config.channels)
+    # Programs of many tiles write few shares; too few programs leave the GPU idle.
+    tiles = max(1, ceil_div(sites, config.sites) * blocks // _ENOUGH_PROGRAMS)
+    parts = ceil_div(sites, config.sites * tiles)
+    partial = x.new_empty(parts, taps, *shape, dtype=accumulator)
+    constants = _gradient_constants(problem, config, operand, grad) | {"OF_MASK": of_mask, "WIDE": _wide(x, grad)}
+    with on_device_of(x):
+        launchable(_correlation_kernel)[(parts * blocks,)](
+            x, _by_tap(threshold, x), grad, partial, sites, tiles, *problem.out_size, *x.shape[2:],
+            *_steps_of(x, constants["VECTOR"]), *_steps_of(_three_dimensional(grad), constants["GRAD_VECTOR"]),
+            **constants, num_warps=config.warps, num_stages=config.stages)
+    return partial.sum(0).permute(1, 2, 0)
 
 
 def _convolution(x: Tensor, weight: Tensor, stride: Sequence[int], pads: Sequence[int], dilation: Sequence[int],
@@ -578,7 +572,7 @@ def _convolution(x: Tensor, weight: Tensor, stride: Sequence[int], pads: Sequenc
     x = _three_dimensional(x)
     offsets = product(*(range(-b, k * d - b, d) for b, k, d in zip(before, kernel, dilation, strict=True)))
     taps = tuple((*offset, False) for offset in offsets)
-    grid = (tuple(-b for b in before), dilation, kernel) if len(taps) > _MOST_UNROLLED else None
+    grid = tuple(-b for b in before), dilation, kernel
     out_size = tuple((size + b + a - d * (k - 1) - 1) // s + 1 for size, b, a, d, k, s in zip(
         x.shape[2:], before, after, dilation, kernel, stride, strict=True))
     return _Problem(x, taps, grid, stride, out_size, weight.shape[1], weight.shape[0] // groups, groups,
@@ -611,12 +605,23 @@ def _by_tap(threshold: Tensor, x: Tensor) -> Tensor:
 
 def _constants(problem: _Problem, config: Config, operand: str) -> dict[str, Any]:
     return {
-        "TAPS": problem.taps, "STRIDE": problem.stride, "CHANNELS": problem.channels, "OUTPUTS": problem.outputs,
-        "GROUPS": problem.groups, "CHANNELS_LAST": problem.channels_last, "BLOCK_SITES": config.sites,
-        "BLOCK_CHANNELS": config.channels, "BLOCK_OUTPUTS": config.outputs,
+        "STRIDE": problem.stride, "CHANNELS": problem.channels, "OUTPUTS": problem.outputs, "GROUPS": problem.groups,
+        "VECTOR": _vector_of(problem.x, problem.channels_last), "CHANNELS_LAST": problem.channels_last,
+        "BLOCK_SITES": config.sites, "BLOCK_CHANNELS": config.channels, "BLOCK_OUTPUTS": config.outputs,
         "ACCUMULATOR": tl.float64 if operand == "fp64" else tl.float32,
         "PRECISION": "tf32" if operand == "tf32" else "ieee",
     }
+
+
+def _forward_constants(problem: _Problem, config: Config, operand: str) -> dict[str, Any]:
+    looped = problem.grid is not None and len(problem.taps) > _MOST_UNROLLED
+    return _constants(problem, config, operand) | {
+        "TAPS": None if looped else problem.taps, "GRID": problem.grid if looped else None}
+
+
+def _gradient_constants(problem: _Problem, config: Config, operand: str, grad: Tensor) -> dict[str, Any]:
+    vector = _vector_of(_three_dimensional(grad), problem.channels_last)
+    return _constants(problem, config, operand) | {"GRID": problem.grid, "GRAD_VECTOR": vector}
 
 
 def _vector_of(x: Tensor, channels_last: bool) -> int:
@@ -627,11 +632,6 @@ def _vector_of(x: Tensor, channels_last: bool) -> int:
     return vector_length(x.dtype.itemsize, *steps)
 
 
-def _vectors(problem: _Problem, grad: Tensor) -> dict[str, int]:
-    return {"VECTOR": _vector_of(problem.x, problem.channels_last),
-            "GRAD_VECTOR": _vector_of(_three_dimensional(grad), problem.channels_last)}
-
-
 def _steps_of(x: Tensor, vector: int) -> tuple[int, ...]:
     """The steps of x along images and positions, in vectors, and along channels."""
     return *(x.stride(dimension) // vector for dimension in (0, 2, 3, 4)), x.stride(1)
@@ -640,26 +640,6 @@ def _steps_of(x: Tensor, vector: int) -> tuple[int, ...]:
 def _wide(*tensors: Tensor) -> bool:
     """Whether offsets into a tensor may not fit in 32 bits; some room is left for sites past the last."""
     return max(max(last_element(tensor), tensor.numel()) for tensor in tensors) >= 2**31 - 2**20
-
-
-def _tiles(sites: int, block: int, programs: int) -> int:
-    """Tiles per program, so that there are enough programs, each with its share of a sum, and no more."""
-    return max(1, ceil_div(sites, block) * programs // _ENOUGH_PROGRAMS)
-
-
-def _spans(problem: _Problem, margin: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """How far before x its sites begin, and how many have each residue modulo the stride, per dimension.
-
-    With a ``margin`` they are all sites that a tap reads, else x's own.
-    """
-    before, spans = [], []
-    for axis, (size, out, stride) in enumerate(zip(problem.x.shape[2:], problem.out_size, problem.stride, strict=True)):
-        offsets = [tap[axis] for tap in problem.taps]
-        first = min(0, *offsets) if margin else 0
-        last = max(size - 1, (out - 1) * stride + max(offsets)) if margin else size - 1
-        before.append(-first)
-        spans.append(ceil_div(last + 1 - first, stride))
-    return tuple(before), tuple(spans)
 
 
 # ---- compilation ahead of time -----------------------------------------------------------------------------
@@ -707,18 +687,16 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
                            channels_last)
     config = choose(kernel, problem.channels, problem.outputs, operand, architecture)
     grad = _empty((1, layer.outputs, *problem.out_size), x, channels_last)
-    constants = _constants(problem, config, operand) | _vectors(problem, grad) | {
-        "WIDE": False, ("step_c" if channels_last else "step_w"): 1}
+    unit = "step_c" if channels_last else "step_w"
     if kernel == "forward":
         function = _forward_kernel
-        constants |= {"GRID": problem.grid}
-        del constants["GRAD_VECTOR"]
+        constants = _forward_constants(problem, config, operand) | {unit: 1}
     else:
-        constants |= {"grad_step_c" if channels_last else "grad_step_w": 1}
-        function = _input_gradient_kernel if kernel == "input" else _weight_gradient_kernel
-    if kernel == "input":
-        constants |= {"GRID": problem.grid, "MARGIN": _spans(problem, True)[0],
-                      "BLOCK_TAPS": power_of_two(len(problem.taps))}
+        function = _input_gradient_kernel if kernel == "input" else _correlation_kernel
+        constants = _gradient_constants(problem, config, operand, grad) | {unit: 1, f"grad_{unit}": 1}
+        if kernel == "weight":
+            constants |= {"OF_MASK": False}
+    constants |= {"WIDE": False}
     element = "fp32" if operand == "tf32" else operand
     exact = "fp64" if operand == "fp64" else "fp32"
     pointers = dict.fromkeys(("x", "weight", "threshold", "grad", "y", "dx"), element) | {"bias": exact, "partial": exact}
