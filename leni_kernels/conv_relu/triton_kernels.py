@@ -507,7 +507,8 @@ def _forward(problem: _Problem, weight: Tensor, threshold: Tensor, bias: Tensor 
     if y.numel() == 0:
         return y
     operand = _operand(x)
-    config = choose("forward", problem.channels, problem.outputs, operand, architecture(x))
+    config = choose("forward", problem.channels, problem.outputs, operand, architecture(x),
+                    problem.channels_last)
     sites = y.numel() // y.shape[1]
     programs = ceil_div(sites, config.sites) * problem.blocks(problem.outputs, config.outputs)
     constants = _forward_constants(problem, config, operand) | {"WIDE": _wide(x, y)}
@@ -525,7 +526,8 @@ def _input_gradient(problem: _Problem, grad: Tensor, weight: Tensor, threshold: 
     if dx.numel() == 0 or grad.numel() == 0:
         return dx.zero_()
     operand = _operand(x)
-    config = choose("input", problem.channels, problem.outputs, operand, architecture(x))
+    config = choose("input", problem.channels, problem.outputs, operand, architecture(x),
+                    problem.channels_last)
     span = tuple(ceil_div(size, stride) for size, stride in zip(x.shape[2:], problem.stride, strict=True))
     sites = x.shape[0] * math.prod(span)
     programs = (ceil_div(sites, config.sites) * math.prod(problem.stride)
@@ -547,7 +549,8 @@ def _correlation(problem: _Problem, grad: Tensor, threshold: Tensor, of_mask: bo
     if x.numel() == 0 or grad.numel() == 0:
         return x.new_zeros(*shape, taps, dtype=accumulator)
     operand = _operand(x)
-    config = choose("weight", problem.channels, problem.outputs, operand, architecture(x))
+    config = choose("weight", problem.channels, problem.outputs, operand, architecture(x),
+                    problem.channels_last)
     sites = grad.numel() // grad.shape[1]
     blocks = taps * problem.blocks(problem.outputs, config.outputs) * ceil_div(problem.channels, config.channels)
     # Programs of many tiles write few shares; too few programs leave the GPU idle.
@@ -685,7 +688,7 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
     pads = [count for size in layer.kernel for count in (size // 2, size // 2)]
     problem = _convolution(x, weight, (layer.stride,) * dimensions, pads, (1,) * dimensions, layer.groups,
                            channels_last)
-    config = choose(kernel, problem.channels, problem.outputs, operand, architecture)
+    config = choose(kernel, problem.channels, problem.outputs, operand, architecture, channels_last)
     grad = _empty((1, layer.outputs, *problem.out_size), x, channels_last)
     unit = "step_c" if channels_last else "step_w"
     if kernel == "forward":
