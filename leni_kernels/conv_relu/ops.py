@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import checks, extension
+from .. import checks, extension, triton_support
 from ..backends import Backend, Operation
-from . import reference
+from . import reference, triton_kernels
 from .reference import Pads
 
 # ---- the operators -----------------------------------------------------------------------------------------
@@ -103,6 +103,11 @@ def _operators(backend: str) -> Kernels:
 
 if extension.why_missing is None:
     _CPP = _operators("cpp")
+if triton_support.why_no_operators is None:
+    for launch in (triton_kernels.conv_relu, triton_kernels.conv_relu_input_gradient,
+                   triton_kernels.conv_relu_weight_gradient):
+        triton_support.define_operator(f"{launch.__name__}_triton", launch)
+    _TRITON = _operators("triton")
 
 
 # ---- which backend, and why --------------------------------------------------------------------------------
@@ -149,6 +154,10 @@ def why_not_cpp(x: Tensor) -> str | None:
     return _why_no_kernel(x)
 
 
+def _why_not_triton(call: ConvReluCall) -> str | None:
+    return triton_support.why_not_here(call.x) or _why_no_kernel(call.x)
+
+
 def _run(kernels: Kernels, call: ConvReluCall) -> Tensor:
     x, weight, threshold, bias, stride, pads, dilation, groups = call
     x = x.to(checks.autocast_dtype(x))
@@ -170,6 +179,7 @@ def run_taps_cpp(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor, off
 def _operation(dimensions: int) -> Operation:
     return Operation(f"conv_relu{dimensions}d",
                      Backend("cpp", lambda call: why_not_cpp(call.x), lambda call: _run(_CPP, call)),
+                     Backend("triton", _why_not_triton, lambda call: _run(_TRITON, call)),
                      Backend("reference", lambda call: None, lambda call: reference.conv_relu(*call)))
 
 

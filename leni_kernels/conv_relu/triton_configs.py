@@ -36,11 +36,15 @@ def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: 
     if operand == "fp64":
         return Config(64, 16, 16, 4)
     amd = architecture.startswith("gfx")
-    # The depth of a product: in NCHW a thread holds a pointer to each element that it loads.
-    depth = (64 if channels_last else 32) // (1 if itemsize(operand) == 2 else 2)
+    half = itemsize(operand) == 2
     warps = 4 if amd else 8
+    stages = 1 if amd else 3
+    # The depth of a product. In NCHW a thread keeps a pointer to each element that it loads.
+    depth = (64 if channels_last else 32) // (1 if half else 2)
     if kernel == "forward":
+        if channels > depth or outputs > 64 or (architecture.startswith("sm_10") and not channels_last):
+            depth //= 2
         return Config(128, min(channels, depth), min(outputs, 128 if channels_last else 64), warps)
     if kernel == "input":
-        return Config(128, min(channels, 64 if channels_last else 32), min(outputs, depth), warps, 1 if amd else 3)
-    return Config(depth, min(channels, 64), min(outputs, 64), warps // 2, 1 if amd else 3)
+        return Config(128, min(channels, 64 if channels_last else 32), min(outputs, depth), warps, stages)
+    return Config(depth, min(channels, 64), min(outputs, 64), warps // 2, stages)

@@ -339,9 +339,9 @@ def _input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h
 
 
 # ---- the gradients of weight and θ -------------------------------------------------------------------------
-# Of tap t: dw[o, c] = Σ_q dy[q, o] · max(x̂[q, c], θ[c]). And because dθ[c] = Σ_q [x̂[q, c] ≤ θ[c]] · Σ_o w[o, c] · dy[q, o],
-# it is Σ_o w[o, c] · M[o, c], where M[o, c] = Σ_q dy[q, o] · [x̂[q, c] ≤ θ[c]]: the same product, of a mask of zeros
-# and ones. So θ's gradient needs no sum over sites of its own, and sites outside x count without being sought.
+# Of a tap, dw[o, c] = Σ_q dy[q, o] · max(x̂[q, c], θ[c]), and dθ[c] = Σ_q [x̂[q, c] ≤ θ[c]] · Σ_o w[o, c] · dy[q, o], which
+# is Σ_o w[o, c] · M[o, c] with M[o, c] = Σ_q dy[q, o] · [x̂[q, c] ≤ θ[c]]: the same product, of a mask of zeros and ones.
+# So θ's gradient needs no sum over sites of its own, and sites outside x count without being sought.
 
 
 @jit
@@ -393,10 +393,8 @@ def _correlation_kernel(x, threshold, grad, partial, sites, tiles, out_d, out_h,
         inside = has_site & _inside(site, (in_d, in_h, in_w))
         first = image * (tl.cast(step_n, index_type) * VECTOR) + _total(_times(site, steps))
         values = _load_tile(_pointers(x, first, channel * step_c, CHANNELS_LAST), inside, has_channel, CHANNELS_LAST)
-        if OF_MASK:
-            values = (values <= theta[None, :]).to(values.dtype)
-        else:
-            values = _activated(values, theta, False)
+        below = values <= theta[None, :]
+        values = below.to(values.dtype) if OF_MASK else _activated(values, theta, False)
         if CHANNELS == 1:
             sums += gradient.to(ACCUMULATOR) * values.to(ACCUMULATOR)
         else:
@@ -456,7 +454,7 @@ def conv_relu(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | None,
 
 def conv_relu_taps(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | None, offsets: Sequence[int],
                    below: Sequence[bool], channels_last: bool) -> Tensor:
-    """Launch with stride 1 and a list of taps on x ``[N, C, H, W]``: what Reborn folds into; returns y ``[N, O, H, W]``.
+    """Launch a list of taps with stride 1, such as Reborn folds into, on x ``[N, C, H, W]``; returns y ``[N, O, H, W]``.
 
     Weight is ``[O, C, T]``, threshold ``[C, T]``, ``offsets`` ``[2 · T]``, each tap's (h, w). A tap that is ``below``
     takes min(x, θ).
@@ -554,7 +552,7 @@ def _correlation(problem: _Problem, grad: Tensor, threshold: Tensor, of_mask: bo
     sites = grad.numel() // grad.shape[1]
     blocks = taps * problem.blocks(problem.outputs, config.outputs) * ceil_div(problem.channels, config.channels)
     # Programs of many tiles write few shares; too few programs leave the GPU idle.
-    tiles = max(1, ceil_div(sites, config.sites) * blocks // _ENOUGH_PROGRAMS)
+    tiles = ceil_div(ceil_div(sites, config.sites), ceil_div(_ENOUGH_PROGRAMS, blocks))
     parts = ceil_div(sites, config.sites * tiles)
     partial = x.new_empty(parts, taps, *shape, dtype=accumulator)
     constants = _gradient_constants(problem, config, operand, grad) | {"OF_MASK": of_mask, "WIDE": _wide(x, grad)}
@@ -563,7 +561,7 @@ def _correlation(problem: _Problem, grad: Tensor, threshold: Tensor, of_mask: bo
             x, _by_tap(threshold, x), grad, partial, sites, tiles, *problem.out_size, *x.shape[2:],
             *_steps_of(x, constants["VECTOR"]), *_steps_of(_three_dimensional(grad), constants["GRAD_VECTOR"]),
             **constants, num_warps=config.warps, num_stages=config.stages)
-    return partial.sum(0).permute(1, 2, 0)
+    return partial.sum(0).permute(1, 2, 0).contiguous()
 
 
 def _convolution(x: Tensor, weight: Tensor, stride: Sequence[int], pads: Sequence[int], dilation: Sequence[int],
@@ -682,7 +680,8 @@ _LAYERS = (
 
 def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, channels_last: bool) -> CompileCase:
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}.get(operand, torch.float32)
-    x = _empty((1, layer.channels, *[64] * len(layer.kernel)), torch.empty(0, dtype=dtype, device="meta"), channels_last)
+    like = torch.empty(0, dtype=dtype, device="meta")
+    x = _empty((1, layer.channels, *[64] * len(layer.kernel)), like, channels_last)
     weight = x.new_empty(layer.outputs, layer.channels // layer.groups, *layer.kernel)
     dimensions = len(layer.kernel)
     pads = [count for size in layer.kernel for count in (size // 2, size // 2)]
@@ -702,7 +701,8 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
     constants |= {"WIDE": False}
     element = "fp32" if operand == "tf32" else operand
     exact = "fp64" if operand == "fp64" else "fp32"
-    pointers = dict.fromkeys(("x", "weight", "threshold", "grad", "y", "dx"), element) | {"bias": exact, "partial": exact}
+    pointers = {"x": element, "weight": element, "threshold": element, "grad": element, "y": element, "dx": element,
+                "bias": exact, "partial": exact}
     signature = {name: f"*{pointers[name]}" if name in pointers else "i32"
                  for name in function.arg_names if name not in constants}
     rows = config.outputs if kernel == "weight" else config.sites

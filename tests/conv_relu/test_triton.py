@@ -1,0 +1,432 @@
+"""ConvReLU's Triton kernels compute the definition: on a GPU where there is one, else in Triton's interpreter.
+
+The interpreter has to be asked for before the kernels are defined, so without a GPU ``test_in_the_interpreter`` runs
+this file once more, in a process with TRITON_INTERPRET=1, and every other test is skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import leni_kernels as lk
+from leni_kernels import triton_support
+from leni_kernels.conv_relu import reference, triton_kernels
+from leni_kernels.conv_relu.triton_configs import Config, choose
+from leni_kernels.leni.reference import reborn_folded
+
+GPU = torch.cuda.is_available() and not triton_support.interpreting
+DEVICE = "cuda" if GPU else "cpu"
+
+if triton_support.why_missing is not None:
+    pytest.skip(triton_support.why_missing, allow_module_level=True)
+
+runs_kernels = pytest.mark.skipif(not (GPU or triton_support.interpreting),
+                                  reason="no GPU; runs in the interpreter, through test_in_the_interpreter")
+needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
+
+
+@pytest.mark.skipif(GPU or triton_support.interpreting, reason="the tests of this file run directly")
+def test_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    finished = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True,
+                              text=True)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert " passed" in finished.stdout
+
+
+# ---- material ----------------------------------------------------------------------------------------------
+
+# x, weight, stride, pads, dilation, groups.
+CASES = {
+    "1d": ((2, 3, 9), (5, 3, 4), (1,), ((1, 2),), (1,), 1),
+    "2d": ((2, 5, 4, 5), (7, 5, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    "2d strided": ((2, 3, 5, 4), (4, 3, 3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 1),
+    "2d uneven": ((1, 4, 5, 7), (6, 2, 2, 3), (1, 2), ((1, 2), (0, 1)), (1, 2), 2),
+    "2d, a stride past the kernel": ((1, 3, 5, 6), (4, 3, 1, 2), (2, 3), ((0, 0), (1, 0)), (1, 1), 1),
+    "2d kernel larger than x": ((1, 2, 1, 2), (3, 2, 3, 4), (1, 1), ((1, 1), (2, 2)), (1, 1), 1),
+    "2d 1x1": ((2, 18, 3, 3), (20, 18, 1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    "2d depthwise": ((2, 5, 4, 4), (5, 1, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 5),
+    "2d depthwise, multiplied": ((1, 3, 5, 4), (6, 1, 3, 3), (2, 1), ((1, 1), (1, 1)), (1, 1), 3),
+    "2d one channel": ((1, 1, 4, 4), (3, 1, 2, 2), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    "3d": ((1, 4, 2, 3, 2), (2, 2, 2, 2, 1), (1, 2, 1), ((1, 0), (1, 1), (0, 0)), (1, 1, 1), 2),
+}
+NAMES = ("x", "weight", "threshold", "bias")
+
+
+def in_layout(tensor: Tensor, channels_last: bool) -> Tensor:
+    """The tensor dense with channels or columns innermost, in any number of dimensions."""
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else tensor.contiguous()
+
+
+def inputs(case: str | tuple, dtype: torch.dtype, channels_last: bool) -> tuple[list[Tensor], tuple]:
+    """x, weight, threshold and bias; and the options of :func:`reference.conv_relu`."""
+    x_shape, weight_shape, *options = CASES[case] if isinstance(case, str) else case
+    torch.manual_seed(1)
+    fan_in = torch.Size(weight_shape[1:]).numel()
+    shapes = (x_shape, weight_shape, (x_shape[1], *weight_shape[2:]), weight_shape[:1])
+    x, weight, threshold, bias = (torch.randn(shape, dtype=torch.float64, device=DEVICE) for shape in shapes)
+    tensors = (in_layout(x, channels_last), weight / fan_in**0.5, threshold / 2, bias)
+    return [tensor.to(dtype).requires_grad_() for tensor in tensors], tuple(options)
+
+
+def run(tensors: list[Tensor], options: tuple, channels_last: bool) -> Tensor:
+    stride, pads, dilation, groups = options
+    flat = [count for pair in pads for count in pair]
+    return torch.ops.leni_kernels.conv_relu_triton(*tensors, stride, flat, dilation, groups, channels_last)
+
+
+def in_double(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.detach().double().requires_grad_() for tensor in tensors]
+
+
+def error(value: Tensor, wanted: Tensor) -> float:
+    assert value.isfinite().all()
+    return float((value.double() - wanted).detach().norm() / wanted.detach().norm())
+
+
+def assert_right(case: str | tuple, dtype: torch.dtype, channels_last: bool) -> None:
+    """y and all gradients agree with the definition in float64, and are laid out as promised."""
+    tensors, options = inputs(case, dtype, channels_last)
+    exact = in_double(tensors)
+    wanted = reference.conv_relu(*exact, *options)
+    grad = in_layout(torch.randn_like(wanted).to(dtype), channels_last)
+    y = run(tensors, options, channels_last)
+    gradients = torch.autograd.grad(y, tensors, grad)
+    wanted_gradients = torch.autograd.grad(wanted, exact, grad.double())
+    assert y.stride() == in_layout(y, channels_last).stride()
+    assert gradients[0].stride() == in_layout(gradients[0], channels_last).stride()
+    if dtype in (torch.float64, torch.float32):
+        limits = [1e-12] * 5 if dtype == torch.float64 else [1e-5] + [2e-5] * 4
+    else:
+        composed = [tensor.detach().requires_grad_() for tensor in tensors]
+        values = reference.conv_relu(*composed, *options)
+        composed_gradients = torch.autograd.grad(values, composed, grad)
+        limits = [2 * error(a, b) for a, b in zip((values, *composed_gradients), (wanted, *wanted_gradients),
+                                                  strict=True)]
+    for name, value, truth, limit in zip(("y", *NAMES), (y, *gradients), (wanted, *wanted_gradients), limits,
+                                         strict=True):
+        assert value.dtype == dtype
+        assert error(value, truth) <= limit, name
+
+
+def use_tiling(monkeypatch, config: Config) -> None:
+    monkeypatch.setattr(triton_kernels, "choose", lambda *_: config)
+
+
+layouts = pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "nchw"])
+DTYPES = [
+    torch.float32,
+    torch.float16,
+    pytest.param(torch.bfloat16, marks=pytest.mark.skipif(
+        not GPU, reason="Triton's interpreter is wrong for bfloat16; needs a GPU")),
+]
+
+
+# ---- the same numbers as the definition --------------------------------------------------------------------
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("case", CASES)
+def test_right_in_float64(case, channels_last):
+    assert_right(case, torch.float64, channels_last)
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", ["2d uneven", "2d depthwise"])
+def test_right_in_each_dtype(case, dtype, channels_last):
+    assert_right(case, dtype, channels_last)
+
+
+@runs_kernels
+@layouts
+def test_right_over_several_blocks(channels_last, monkeypatch):
+    """Several blocks of sites, channels and outputs, the last of each not full."""
+    use_tiling(monkeypatch, Config(16, 16, 16, 4))
+    options = (1, 1), ((0, 0), (0, 1)), (1, 1)
+    assert_right(((1, 36, 3, 6), (40, 18, 1, 2), *options, 2), torch.float64, channels_last)
+    assert_right(((1, 18, 3, 6), (36, 1, 1, 2), *options, 18), torch.float64, channels_last)
+
+
+@runs_kernels
+@layouts
+def test_the_tilings_of_architectures_are_right(channels_last, monkeypatch):
+    """The rule gives each architecture tilings of its own: some are run on whatever runs this test."""
+    for architecture in ("sm_90", "gfx942"):
+        monkeypatch.setattr(triton_kernels, "choose", lambda kernel, c, o, operand, _, layout, target=architecture:
+                            choose(kernel, c, o, operand, target, layout))
+        assert_right(((1, 72, 1, 3), (72, 72, 1, 2), (1, 1), ((0, 0), (1, 0)), (1, 1), 1), torch.float16, channels_last)
+
+
+@runs_kernels
+@pytest.mark.parametrize(("case", "channels_last"), [("2d uneven", True), ("2d depthwise, multiplied", False)])
+def test_taps_in_a_loop_and_wide_offsets(case, channels_last, monkeypatch):
+    """A kernel too large to unroll, in a tensor of more than 2³¹ elements: both pretended."""
+    monkeypatch.setattr(triton_kernels, "_MOST_UNROLLED", 1)
+    monkeypatch.setattr(triton_kernels, "_wide", lambda *tensors: True)
+    assert_right(case, torch.float64, channels_last)
+
+
+@runs_kernels
+def test_sums_over_sites_in_one_program_or_several(monkeypatch):
+    use_tiling(monkeypatch, Config(16, 16, 16, 4))
+    tensors, options = inputs(((1, 3, 40), (2, 3, 2), (1,), ((0, 0),), (1,), 1), torch.float32, True)
+    y = run(tensors, options, True)
+    gradients = []
+    for programs in (1, 10**6):
+        monkeypatch.setattr(triton_kernels, "_ENOUGH_PROGRAMS", programs)
+        gradients.append(torch.autograd.grad(y, tensors, torch.ones_like(y), retain_graph=True))
+    torch.testing.assert_close(*gradients)
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_reborn_s_folded_form_is_a_list_of_taps(dtype, channels_last):
+    channels, k = 5, 3
+    torch.manual_seed(2)
+    x = in_layout(torch.randn(2, channels, 4, 5, dtype=torch.float64, device=DEVICE).to(dtype), channels_last)
+    deconv = torch.randn(channels, channels, k, k, dtype=torch.float64, device=DEVICE) / 5
+    weight, bias = torch.randn(channels, 2 * channels, dtype=torch.float64, device=DEVICE), x.new_zeros(channels)
+    # A transposed convolution is a correlation with the flipped kernel.
+    negative = torch.einsum("oc,ichw->oihw", weight[:, channels:], deconv.flip(2, 3)).flatten(2)
+    taps = torch.cat([weight[:, :channels, None], negative], dim=2)
+    offsets = [0, 0] + [offset for h in range(-1, 2) for w in range(-1, 2) for offset in (h, w)]
+    y = triton_kernels.conv_relu_taps(x, taps, taps.new_zeros(channels, 10), bias, offsets, [False] + [True] * 9,
+                                      channels_last)
+    wanted = reborn_folded(x.double(), deconv, weight, bias.double(), 1)
+    assert error(y, wanted) <= (1e-12 if dtype == torch.float64 else 2e-3)
+    assert y.stride() == in_layout(y, channels_last).stride()
+
+
+# ---- thresholds --------------------------------------------------------------------------------------------
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("threshold", [float("-inf"), float("nan"), 0.0])
+def test_thresholds_that_are_a_convolution(threshold, channels_last):
+    """θ = -∞ bounds nothing, θ = 0 is a ReLU, and to a NaN no x is less or equal, so it bounds nothing."""
+    (x, weight, theta, bias), options = inputs("2d", torch.float64, channels_last)
+    y = run([x, weight, torch.full_like(theta, threshold), bias], options, channels_last)
+    wanted = F.conv2d(x.relu() if threshold == 0 else x, weight, bias, padding=1)
+    torch.testing.assert_close(y, wanted, rtol=1e-12, atol=1e-12)
+
+
+@runs_kernels
+@layouts
+def test_at_a_tie_the_gradient_goes_to_the_threshold(channels_last):
+    x = in_layout(torch.tensor([[[1.5, 1.5, 1.5]]], device=DEVICE), channels_last).requires_grad_()
+    threshold = torch.tensor([[1.5, 1.0]], device=DEVICE).requires_grad_()
+    weight = torch.tensor([[[1.0, 10.0]]], device=DEVICE)
+    run([x, weight, threshold, None], ((1,), ((0, 0),), (1,), 1), channels_last).sum().backward()
+    assert x.grad.flatten().tolist() == [0.0, 10.0, 10.0]
+    assert threshold.grad.flatten().tolist() == [2.0, 0.0]
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_nan_and_infinity_travel_as_in_the_reference(value, dtype, channels_last):
+    tensors, options = inputs("2d", dtype, channels_last)
+    with torch.no_grad():
+        tensors[0][0, 3, 2, 3] = value
+        y, wanted = run(tensors, options, channels_last), reference.conv_relu(*in_double(tensors), *options)
+    assert torch.equal(y.isnan(), wanted.isnan())
+    assert torch.equal(y.isposinf(), wanted.isposinf())
+    assert torch.equal(y.isneginf(), wanted.isneginf())
+
+
+# ---- tensors as they come ----------------------------------------------------------------------------------
+
+
+@runs_kernels
+@layouts
+def test_an_empty_batch_launches_nothing(channels_last):
+    tensors, options = inputs(((0, 3, 4, 4), *CASES["2d strided"][1:]), torch.float32, channels_last)
+    y = run(tensors, options, channels_last)
+    assert y.shape == (0, 4, 2, 2)
+    gradients = torch.autograd.grad(y, tensors, y)
+    assert gradients[0].shape == tensors[0].shape
+    assert not any(gradient.any() for gradient in gradients)
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("part", [
+    (slice(1, 3),), (slice(None), slice(2, 5)), (slice(None), slice(None), slice(None, None, 2)),
+    (slice(1, 3), slice(1, 4), slice(1, 4), slice(2, 5)),
+], ids=["images", "channels", "every other row", "all four"])
+def test_slices_of_a_larger_tensor_are_read_in_place(part, channels_last):
+    (whole, *_), _ = inputs(((3, 6, 5, 6), (1, 1, 1, 1)), torch.float64, channels_last)
+    x = whole.detach()[part]
+    (_, *parameters), options = inputs((x.shape, (2, x.shape[1], 2, 2), (1, 1), ((1, 0), (0, 1)), (1, 1), 1), x.dtype,
+                                       channels_last)
+    y, wanted = run([x, *parameters], options, channels_last), reference.conv_relu(x, *parameters, *options)
+    grad = torch.randn_like(wanted)
+    for got, truth in zip((y, *torch.autograd.grad(y, parameters, grad)),
+                          (wanted, *torch.autograd.grad(wanted, parameters, grad)), strict=True):
+        torch.testing.assert_close(got, truth, rtol=1e-12, atol=1e-12)
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("layout", [
+    lambda grad: grad.repeat_interleave(2, dim=3)[..., ::2],
+    lambda grad: grad[:1, :1, :1, :1].expand_as(grad),
+    lambda grad: in_layout(grad, True),
+    lambda grad: torch.cat([grad, grad], dim=1)[:, grad.shape[1]:],
+], ids=["strided", "expanded", "channels-last", "slice"])
+def test_layout_of_the_output_gradient_does_not_matter(layout, channels_last):
+    tensors, options = inputs("2d uneven", torch.float64, channels_last)
+    y = run(tensors, options, channels_last)
+    grad = layout(torch.randn_like(y))
+    exact = in_double(tensors)
+    wanted = torch.autograd.grad(reference.conv_relu(*exact, *options), exact, grad)
+    for got, truth in zip(torch.autograd.grad(y, tensors, grad), wanted, strict=True):
+        torch.testing.assert_close(got, truth, rtol=1e-12, atol=1e-12)
+
+
+@runs_kernels
+def test_parameters_may_have_any_strides_and_bias_may_be_missing():
+    (x, weight, threshold, _), options = inputs("2d uneven", torch.float64, True)
+    turned = [tensor.transpose(-1, -2).contiguous().transpose(-1, -2) for tensor in (weight, threshold)]
+    y = run([x, *turned, None], options, True)
+    torch.testing.assert_close(y, reference.conv_relu(x, weight, threshold, None, *options), rtol=1e-12, atol=1e-12)
+
+
+# ---- as an operator ----------------------------------------------------------------------------------------
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("case", ["1d", "2d depthwise, multiplied"])
+def test_gradcheck(case, channels_last):
+    tensors, options = inputs(case, torch.float64, channels_last)
+    with torch.no_grad():  # off the kinks: every threshold at least 0.15 from every x and from 0
+        tensors[0].floor_().add_(0.5).add_(torch.rand_like(tensors[0]), alpha=0.1)
+        tensors[2].floor_().add_(0.2).add_(torch.rand_like(tensors[2]), alpha=0.1)
+    assert torch.autograd.gradcheck(lambda *tensors: run(tensors, options, channels_last), tensors, fast_mode=True)
+
+
+@runs_kernels
+@pytest.mark.parametrize("needed", range(4), ids=NAMES)
+def test_only_what_is_asked_for_is_computed(needed, monkeypatch):
+    tensors, options = inputs("1d", torch.float64, True)
+    y = run([tensor.detach().requires_grad_(i == needed) for i, tensor in enumerate(tensors)], options, True)
+    launched = []
+    for name in ("_input_gradient", "_correlation"):
+        function = getattr(triton_kernels, name)
+        monkeypatch.setattr(triton_kernels, name, lambda *arguments, function=function, name=name, **options:
+                            (launched.append(name), function(*arguments, **options))[1])
+    y.sum().backward()
+    assert launched == {0: ["_input_gradient"], 1: ["_correlation"], 2: ["_correlation"], 3: []}[needed]
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("case", ["1d", "2d depthwise"])
+def test_opcheck(case, channels_last):
+    tensors, options = inputs(case, torch.float32, channels_last)
+    stride, pads, dilation, groups = options
+    options = (stride, [count for pair in pads for count in pair], dilation, groups, channels_last)
+    operators = torch.ops.leni_kernels
+    torch.library.opcheck(operators.conv_relu_triton.default, (*tensors, *options))
+    x, weight, threshold, _ = (tensor.detach() for tensor in tensors)
+    grad = operators.conv_relu_triton(x, weight, threshold, None, *options)
+    for backward in (operators.conv_relu_input_gradient_triton, operators.conv_relu_weight_gradient_triton):
+        torch.library.opcheck(backward.default, (grad, x, weight, threshold, *options, True, True))
+
+
+@runs_kernels
+def test_the_functions_run_on_it():
+    (x, weight, threshold, bias), _ = inputs("2d", torch.float32, True)
+    with lk.use_backend("triton"):
+        (decision,) = lk.explain(lk.functional.conv_relu2d, x, weight, threshold, bias, padding=1)
+        y = lk.functional.conv_relu2d(x, weight, threshold, bias, padding=1)
+    assert decision.backend == "triton"
+    torch.testing.assert_close(y, reference.conv_relu(x, weight, threshold, bias, (1, 1), ((1, 1), (1, 1)), (1, 1), 1))
+
+
+@pytest.mark.skipif(triton_support.interpreting, reason="the interpreter's operator is opaque to tracing")
+@layouts
+def test_the_launches_can_be_traced_without_a_gpu(channels_last):
+    """As torch.compile does: fake tensors on a GPU that need not exist give a graph with the kernels in it."""
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    options = ([1, 1], [1, 1, 1, 1], [1, 1], 1, channels_last)
+
+    def step(x, weight, threshold, bias):
+        y = triton_kernels.conv_relu(x, weight, threshold, bias, *options)
+        return (*triton_kernels.conv_relu_input_gradient(y, x, weight, threshold, *options, True, True),
+                *triton_kernels.conv_relu_weight_gradient(y, x, weight, threshold, *options, True, True))
+
+    with FakeTensorMode():
+        shapes = ((2, 16, 5, 8), (32, 16, 3, 3), (16, 3, 3), (32,))
+        x, *parameters = (torch.empty(shape, device="cuda", dtype=torch.float16) for shape in shapes)
+        graph = make_fx(step)(in_layout(x, channels_last), *parameters)
+    assert graph.code.count("triton_kernel_wrapper_mutation(") == 4
+
+
+# ---- on a GPU ----------------------------------------------------------------------------------------------
+
+
+@needs_gpu
+@pytest.mark.gpu
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("case", [
+    ((8, 3, 64, 64), (64, 3, 7, 7), (2, 2), ((3, 3), (3, 3)), (1, 1), 1),
+    ((8, 64, 56, 56), (64, 64, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    ((8, 128, 28, 28), (256, 128, 3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 1),
+    ((8, 512, 7, 7), (512, 512, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    ((8, 256, 14, 14), (1024, 256, 1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    ((8, 128, 28, 28), (128, 4, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 32),
+    ((8, 96, 28, 28), (96, 1, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 96),
+    ((2, 3, 40, 40), (16, 3, 11, 11), (4, 4), ((2, 2), (2, 2)), (1, 1), 1),
+    ((8, 128, 60), (100, 128, 5), (1,), ((2, 2),), (1,), 1),
+    ((2, 32, 8, 14, 14), (64, 32, 3, 3, 3), (1, 1, 1), ((1, 1),) * 3, (1, 1, 1), 1),
+], ids=str)
+def test_right_at_the_sizes_of_networks(case, dtype, channels_last):
+    assert_right(case, dtype, channels_last)
+
+
+@needs_gpu
+@pytest.mark.gpu
+@layouts
+def test_right_past_two_to_the_31_elements(channels_last):
+    """The last images of a tensor of more than 2³¹ elements come out as they do alone."""
+    if torch.cuda.get_device_properties(0).total_memory < 24 * 2**30:
+        pytest.skip("needs 24 GiB of GPU memory")
+    (x, *parameters), options = inputs(((2, 16, 64, 64), (16, 16, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+                                       torch.float16, channels_last)
+    x, parameters = x.detach(), [parameter.detach() for parameter in parameters]
+    whole = in_layout(x[:1].expand(2**15 + 2, -1, -1, -1), channels_last)
+    whole[-2:] = x
+    assert torch.equal(run([whole, *parameters], options, channels_last)[-2:],
+                       run([x, *parameters], options, channels_last))
+
+
+@needs_gpu
+@pytest.mark.gpu
+@layouts
+def test_torch_compile(channels_last):
+    tensors, _ = inputs("2d", torch.float16, channels_last)
+    gradients = []
+    for function in (lk.functional.conv_relu2d, torch.compile(lk.functional.conv_relu2d, fullgraph=True)):
+        y = function(*tensors, padding=1)
+        gradients.append((y, *torch.autograd.grad(y.sum(), tensors)))
+    torch.testing.assert_close(*gradients)
