@@ -4,8 +4,8 @@ Held for every case: compilation succeeds, nothing spills (no stack, no STL or L
 spilled vector register), ptxas serialises no warpgroup product (C7515), the tile fits in shared memory, and
 x is read in loads as wide as its alignment allows. Matrix instructions are held where a kernel multiplies
 half or TF32 operands: HGMMA or UTC*MMA where the accumulator has the 64 rows those need, HMMA or v_mfma
-elsewhere, and none in pointwise kernels. Plain float32 multiplies in FFMA, by PyTorch's own setting; float64
-exists for checks.
+elsewhere, none where a kernel multiplies elementwise. Plain float32 multiplies in FFMA, by PyTorch's own
+setting; float64 exists for checks.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _specification.loader.exec_module(codegen)
 
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 
-EVERYWHERE = (
-    "leni channels-last C=64 k=3 bf16", "leni NCHW C=64 k=3 bf16",
-    "fully_parametric_relu backward channels-last bf16", "fully_parametric_relu backward NCHW bf16",
-)
+LENI = ("leni channels-last C=64 k=3 bf16", "leni NCHW C=64 k=3 bf16")
 TRAINING = tuple(f"leni {which} gradient {layout} C=64 k=3 bf16"
                  for which in ("weight", "input") for layout in ("channels-last", "NCHW"))
+CONV_RELU = ("conv_relu forward channels-last 64→64 k=3×3 bf16", "conv_relu weight channels-last 64→64 k=3×3 bf16")
+POINTWISE = ("fully_parametric_relu backward channels-last bf16", "fully_parametric_relu backward NCHW bf16")
+EVERYWHERE = (*LENI, *CONV_RELU, *POINTWISE)
 CHOSEN = {
     "sm_90": (
         *(f"leni {layout} C={channels} k=3 bf16"
@@ -44,12 +44,16 @@ CHOSEN = {
         "leni channels-last C=64 k=3 fp16", "leni channels-last C=64 k=7 bf16", "leni NCHW C=64 k=5 bf16",
         "leni channels-last C=64 k=3 tf32", "leni NCHW C=64 k=3 tf32", "leni NCHW C=128 k=3 fp32",
         "leni channels-last C=64 k=3 fp64",
+        *TRAINING, "leni statistics channels-last C=64 k=3 bf16", "leni weight gradient channels-last C=64 k=3 tf32",
+        *CONV_RELU,
+        "conv_relu forward channels-last 256→256 k=3×3 bf16", "conv_relu forward channels-last 64→64 k=3×3 tf32",
+        "conv_relu forward channels-last 64→64 k=3×3 groups=64 bf16", "conv_relu forward NCHW 64→64 k=3×3 bf16",
+        "conv_relu input channels-last 64→64 k=3×3 bf16", "conv_relu input NCHW 256→256 k=3×3 bf16",
+        *POINTWISE,
         *(f"{name} {layout} bf16" for layout in ("channels-last", "NCHW")
-          for name in ("ada_relu", "ada_relu backward", "fully_parametric_relu", "fully_parametric_relu backward",
-                       "crelu", "crelu backward")),
+          for name in ("ada_relu", "ada_relu backward", "fully_parametric_relu", "crelu", "crelu backward")),
         "fully_parametric_relu backward channels-last fp32", "ada_relu backward of strided bf16",
         "fully_parametric_relu backward NCHW fp64",
-        *TRAINING, "leni statistics channels-last C=64 k=3 bf16", "leni weight gradient channels-last C=64 k=3 tf32",
     ),
     "sm_80": (*EVERYWHERE, "leni channels-last C=256 k=3 bf16", TRAINING[0], TRAINING[2]),
     "sm_100": (*EVERYWHERE, TRAINING[1], TRAINING[2]),

@@ -26,6 +26,8 @@ TABLE: dict[tuple[str, bool, int, int, str, str], Config] = {}
 
 def choose(kernel: str, channels: int, outputs: int, operand: str, architecture: str, channels_last: bool) -> Config:
     """The tiling for groups of C input and O output channels, "fp16", "bf16", "tf32", "fp32" or "fp64"."""
+    if channels == 1:
+        return _depthwise(operand, channels_last)
     channels, outputs = (min(256, max(16, power_of_two(size))) for size in (channels, outputs))
     exception = TABLE.get((kernel, channels_last, channels, outputs, operand, architecture))
     return exception or _rule(kernel, channels, outputs, operand, architecture, channels_last)
@@ -47,4 +49,10 @@ def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: 
         return Config(128, min(channels, depth), min(outputs, 128 if channels_last else 64), warps)
     if kernel == "input":
         return Config(128, min(channels, 64 if channels_last else 32), min(outputs, depth), warps, stages)
-    return Config(depth, min(channels, 64), min(outputs, 64), warps // 2, stages)
+    return Config(depth, min(channels, 64), min(outputs, 64), warps if operand == "fp32" else warps // 2, stages)
+
+
+def _depthwise(operand: str, channels_last: bool) -> Config:
+    """Without a product: 16 elements a thread, half as many of float64, neighbours along memory."""
+    width = 64 if itemsize(operand) == 2 else 32
+    return Config(32, width, width, 4) if channels_last else Config(128, 16, 16, 4)

@@ -28,6 +28,7 @@ from ..triton_support import (
     architecture,
     ceil_div,
     float32_operand,
+    itemsize,
     jit,
     last_element,
     launchable,
@@ -339,9 +340,9 @@ def _input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h
 
 
 # ---- the gradients of weight and θ -------------------------------------------------------------------------
-# Of a tap, dw[o, c] = Σ_q dy[q, o] · max(x̂[q, c], θ[c]), and dθ[c] = Σ_q [x̂[q, c] ≤ θ[c]] · Σ_o w[o, c] · dy[q, o], which
-# is Σ_o w[o, c] · M[o, c] with M[o, c] = Σ_q dy[q, o] · [x̂[q, c] ≤ θ[c]]: the same product, of a mask of zeros and ones.
-# So θ's gradient needs no sum over sites of its own, and sites outside x count without being sought.
+# Of a tap, dw[o, c] = Σ_q dy[q, o] · max(x̂[q, c], θ[c]) and dθ[c] = Σ_q [x̂[q, c] ≤ θ[c]] · Σ_o w[o, c] · dy[q, o]. That
+# is Σ_o w[o, c] · M[o, c], where M[o, c] = Σ_q dy[q, o] · [x̂[q, c] ≤ θ[c]]: the same product, of zeros and ones. So the
+# gradient of θ needs no sum over sites of its own, and sites outside x count without being sought.
 
 
 @jit
@@ -454,7 +455,7 @@ def conv_relu(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | None,
 
 def conv_relu_taps(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | None, offsets: Sequence[int],
                    below: Sequence[bool], channels_last: bool) -> Tensor:
-    """Launch a list of taps with stride 1, such as Reborn folds into, on x ``[N, C, H, W]``; returns y ``[N, O, H, W]``.
+    """Launch a list of taps, such as Reborn folds into, on x ``[N, C, H, W]``; returns y ``[N, O, H, W]``.
 
     Weight is ``[O, C, T]``, threshold ``[C, T]``, ``offsets`` ``[2 · T]``, each tap's (h, w). A tap that is ``below``
     takes min(x, θ).
@@ -706,6 +707,17 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
     signature = {name: f"*{pointers[name]}" if name in pointers else "i32"
                  for name in function.arg_names if name not in constants}
     rows = config.outputs if kernel == "weight" else config.sites
+    vector_bits, vector_loads = _loads(kernel, problem, config, constants["VECTOR"], operand, architecture)
     layout = "channels-last" if channels_last else "NCHW"
     return CompileCase(f"conv_relu {kernel} {layout} {layer}", function, signature, constants, config.warps,
-                       operand if problem.matrix else "none", rows, 128, 1, config.stages)
+                       operand, rows if problem.matrix else 0, vector_bits, vector_loads, config.stages)
+
+
+def _loads(kernel: str, problem: _Problem, config: Config, vector: int, operand: str,
+           architecture: str) -> tuple[int, int]:
+    """The bits of a load of an activation, and how many of them a thread should make in the hot loop."""
+    channels = config.outputs if kernel == "input" else config.channels
+    per_thread = max(1, config.sites * channels // (config.warps * (64 if architecture.startswith("gfx") else 32)))
+    vector = min(vector, per_thread)
+    taps = len(problem.taps) if kernel == "forward" and len(problem.taps) <= _MOST_UNROLLED else 1
+    return vector * itemsize(operand) * 8, taps * per_thread // vector
