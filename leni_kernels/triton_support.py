@@ -128,9 +128,12 @@ def itemsize(operand: str) -> int:
     return {"fp16": 2, "bf16": 2, "tf32": 4, "fp32": 4, "fp64": 8}[operand]
 
 
-def last_element(x: Tensor) -> int:
-    """The offset of x's last element from its first."""
-    return sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+def wide(*tensors: Tensor) -> bool:
+    """Whether offsets into one of the tensors may not fit in 32 bits."""
+    last = max(sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+               for tensor in tensors)
+    # Some room is left for what the last tiles address past the last element.
+    return last >= 2**31 - 2**20
 
 
 def full_vector(operand: str) -> int:

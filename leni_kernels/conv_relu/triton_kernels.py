@@ -30,11 +30,11 @@ from ..triton_support import (
     float32_operand,
     itemsize,
     jit,
-    last_element,
     launchable,
     on_device_of,
     tl,
     vector_length,
+    wide,
 )
 from .triton_configs import Config, choose
 
@@ -510,7 +510,7 @@ def _forward(problem: _Problem, weight: Tensor, threshold: Tensor, bias: Tensor 
                     problem.channels_last)
     sites = y.numel() // y.shape[1]
     programs = ceil_div(sites, config.sites) * problem.blocks(problem.outputs, config.outputs)
-    constants = _forward_constants(problem, config, operand) | {"WIDE": _wide(x, y)}
+    constants = _forward_constants(problem, config, operand) | {"WIDE": wide(x, y)}
     with on_device_of(x):
         launchable(_forward_kernel)[(programs,)](
             x, weight.to(x.dtype).permute(2, 0, 1).contiguous(), _by_tap(threshold, x),
@@ -531,7 +531,7 @@ def _input_gradient(problem: _Problem, grad: Tensor, weight: Tensor, threshold: 
     sites = x.shape[0] * math.prod(span)
     programs = (ceil_div(sites, config.sites) * math.prod(problem.stride)
                 * problem.blocks(problem.channels, config.channels))
-    constants = _gradient_constants(problem, config, operand, grad) | {"WIDE": _wide(x, dx, grad)}
+    constants = _gradient_constants(problem, config, operand, grad) | {"WIDE": wide(x, dx, grad)}
     matrices = weight.to(x.dtype).reshape(problem.groups, problem.outputs, problem.channels, -1).permute(3, 0, 2, 1)
     with on_device_of(x):
         launchable(_input_gradient_kernel)[(programs,)](
@@ -556,7 +556,7 @@ def _correlation(problem: _Problem, grad: Tensor, threshold: Tensor, of_mask: bo
     tiles = ceil_div(ceil_div(sites, config.sites), ceil_div(_ENOUGH_PROGRAMS, blocks))
     parts = ceil_div(sites, config.sites * tiles)
     partial = x.new_empty(parts, taps, *shape, dtype=accumulator)
-    constants = _gradient_constants(problem, config, operand, grad) | {"OF_MASK": of_mask, "WIDE": _wide(x, grad)}
+    constants = _gradient_constants(problem, config, operand, grad) | {"OF_MASK": of_mask, "WIDE": wide(x, grad)}
     with on_device_of(x):
         launchable(_correlation_kernel)[(parts * blocks,)](
             x, _by_tap(threshold, x), grad, partial, sites, tiles, *problem.out_size, *x.shape[2:],
@@ -637,11 +637,6 @@ def _vector_of(x: Tensor, channels_last: bool) -> int:
 def _steps_of(x: Tensor, vector: int) -> tuple[int, ...]:
     """The steps of x along images and positions, in vectors, and along channels."""
     return *(x.stride(dimension) // vector for dimension in (0, 2, 3, 4)), x.stride(1)
-
-
-def _wide(*tensors: Tensor) -> bool:
-    """Whether offsets into a tensor may not fit in 32 bits; some room is left for sites past the last."""
-    return max(max(last_element(tensor), tensor.numel()) for tensor in tensors) >= 2**31 - 2**20
 
 
 # ---- compilation ahead of time -----------------------------------------------------------------------------

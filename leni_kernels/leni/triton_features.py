@@ -269,14 +269,6 @@ def block_positions(positions: int, vector: int, operand: str, channels_last: bo
     return positions if channels_last else positions * full_vector(operand) // vector
 
 
-def wide(*tensors: Tensor) -> bool:
-    """Whether offsets into one of the tensors may not fit in 32 bits."""
-    last = max(sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-               for tensor in tensors)
-    # Some room is left for positions past the last.
-    return last >= 2**31 - 2**16
-
-
 def loads_of_rows(kernel_size: int, operand: str, config: Any, vector: int, channels_last: bool,
                   architecture: str) -> tuple[int, int]:
     """The bits of a load of x, and how many such loads a thread should make for one block of channels."""

@@ -26,6 +26,7 @@ from ..triton_support import (
     launchable,
     on_device_of,
     tl,
+    wide,
 )
 from .triton_configs import Config, choose
 from .triton_features import (
@@ -39,7 +40,6 @@ from .triton_features import (
     rows_contiguous,
     vectors,
     weight_tiles,
-    wide,
 )
 
 

@@ -24,7 +24,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..triton_support import CompileCase, architecture, ceil_div, full_vector, jit, launchable, on_device_of, tl
+from ..triton_support import (
+    CompileCase,
+    architecture,
+    ceil_div,
+    full_vector,
+    jit,
+    launchable,
+    on_device_of,
+    tl,
+    wide,
+)
 from . import triton_configs
 from .batch_norms import Statistics, merged
 from .triton_configs import Config, InputGradientConfig
@@ -40,7 +50,6 @@ from .triton_features import (
     rows_of,
     vectors,
     weight_tiles,
-    wide,
 )
 
 # ---- what the passes share ---------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from ..triton_support import (
     power_of_two,
     tl,
     vector_length,
+    wide,
 )
 from .reference import empty_crelu, memory_order
 
@@ -244,13 +245,6 @@ def _strides(tensor: Tensor, order: list[int]) -> list[int]:
     return [0] * (MOST_DIMENSIONS - len(order)) + [tensor.stride(d) for d in order]
 
 
-def _wide(*tensors: Tensor) -> bool:
-    """Whether offsets may not fit in 32 bits; some room is left for the elements of the last tiles."""
-    return any(max(tensor.numel(), sum((size - 1) * abs(stride) for size, stride in
-                                       zip(tensor.shape, tensor.stride(), strict=True))) >= 2**31 - 2**20
-               for tensor in tensors)
-
-
 def _in_order(parameter: Tensor, view: _View) -> Tensor:
     """A parameter as the kernels read it; one per element of a sample is brought to the order of y's memory."""
     if parameter.dim() > 1:
@@ -319,7 +313,7 @@ def _run_forward(x: Tensor, slopes: bool, *parameters: Tensor) -> Tensor:
         launchable(_forward_kernel)[(programs,)](
             x, ordered[0], ordered[-1], y, view.rows, view.columns // vector, view.period,
             *_sizes(x, view.order)[1:], *_strides(x, view.order), SLOPES=slopes, BY_ROWS=view.by_rows,
-            DENSE=_is_dense(x, view.order), VECTOR=vector, **blocks, WIDE=_wide(x, y), num_warps=_WARPS)
+            DENSE=_is_dense(x, view.order), VECTOR=vector, **blocks, WIDE=wide(x, y), num_warps=_WARPS)
     return y
 
 
@@ -344,7 +338,7 @@ def _run_backward(grad: Tensor, x: Tensor, slopes: bool, parameters: tuple[Tenso
             *_sizes(x, view.order)[1:], *_strides(grad, view.order), *_strides(x, view.order), SLOPES=slopes,
             BY_ROWS=view.by_rows, DENSE=_is_dense(x, view.order), GRAD_DENSE=_is_dense(grad, view.order),
             NEEDS_INPUT=needs_input, NEEDS_PARAMETERS=needs_parameters, VECTOR=vector, **blocks, TILES=tiles,
-            WIDE=_wide(x, grad, like_x), num_warps=_WARPS)
+            WIDE=wide(x, grad, like_x), num_warps=_WARPS)
     if not needs_parameters:
         return dx, *(parameter.new_empty(0) for parameter in parameters)
     sums = (each.view(-1, view.period).sum(0) for each in partial)
@@ -387,7 +381,7 @@ def crelu(x: Tensor) -> Tensor:
     with on_device_of(x):
         launchable(_crelu_kernel)[(programs,)](
             x, y, view.rows, view.columns // vector, *_sizes(x, view.order)[1:], *_strides(x, view.order),
-            DENSE=_is_dense(x, view.order), VECTOR=vector, **blocks, WIDE=_wide(x, y), num_warps=_WARPS)
+            DENSE=_is_dense(x, view.order), VECTOR=vector, **blocks, WIDE=wide(x, y), num_warps=_WARPS)
     return y
 
 
@@ -403,7 +397,7 @@ def crelu_backward(grad: Tensor, x: Tensor) -> Tensor:
         launchable(_crelu_backward_kernel)[(programs,)](
             grad, x, dx, view.rows, view.columns // vector, *_sizes(x, view.order)[1:], *_strides(x, view.order),
             *_sizes(grad, view.order)[1:], *_strides(grad, view.order), DENSE=_is_dense(x, view.order),
-            GRAD_DENSE=_is_dense(grad, view.order), VECTOR=vector, **blocks, WIDE=_wide(grad, x, dx),
+            GRAD_DENSE=_is_dense(grad, view.order), VECTOR=vector, **blocks, WIDE=wide(grad, x, dx),
             num_warps=_WARPS)
     return dx
 

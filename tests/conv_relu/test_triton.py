@@ -174,7 +174,7 @@ def test_the_tilings_of_architectures_are_right(channels_last, monkeypatch):
 def test_taps_in_a_loop_and_wide_offsets(case, channels_last, monkeypatch):
     """A kernel too large to unroll, in a tensor of more than 2³¹ elements: both pretended."""
     monkeypatch.setattr(triton_kernels, "_MOST_UNROLLED", 1)
-    monkeypatch.setattr(triton_kernels, "_wide", lambda *tensors: True)
+    monkeypatch.setattr(triton_kernels, "wide", lambda *tensors: True)
     assert_right(case, torch.float64, channels_last)
 
 

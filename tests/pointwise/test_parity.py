@@ -138,7 +138,7 @@ def test_offsets_of_64_bits(kernel_backend, monkeypatch):
         pytest.skip("the C++ kernels have no others")
     from leni_kernels.pointwise import triton_kernels
 
-    monkeypatch.setattr(triton_kernels, "_wide", lambda *tensors: True)
+    monkeypatch.setattr(triton_kernels, "wide", lambda *tensors: True)
     for name in FUNCTIONS:
         x, *parameters = samples((3, 6, 2, 5), name, torch.float32)
         check(name, x, parameters, positive_gradient(name, x, "contiguous"))
