@@ -48,6 +48,14 @@ inline Tiling choose_tiling(const Activation& x, int64_t bytes_per_pixel, int64_
   return tiling;
 }
 
+// An output as large as x that the caches cannot hold is not written through them: that would read it first.
+constexpr int64_t kStreamedBytes = 8 * 1024 * 1024;
+
+template <class T>
+bool streams(const Activation& x) {
+  return x.batch * x.channels * x.height * x.width * int64_t(sizeof(T)) >= kStreamedBytes;
+}
+
 // The runs of pixels of a tile that are contiguous in y.
 struct Runs {
   int64_t count, length;

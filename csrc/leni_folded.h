@@ -37,15 +37,6 @@ Packed<Product, Scale> pack(const FoldedProblem& problem, const Host& host) {
   return {weight, packed_bias, {packed_taps, padded, steps}};
 }
 
-// A y that the caches cannot hold is not written through them: that would read it first.
-constexpr int64_t kStreamedBytes = 8 * 1024 * 1024;
-
-template <class T>
-bool stream(const FoldedProblem& problem) {
-  const Activation& x = problem.x;
-  return x.batch * x.channels * x.height * x.width * int64_t(sizeof(T)) >= kStreamedBytes;
-}
-
 // ---- one tile ----------------------------------------------------------------------------------------------
 
 template <class Product, int K, class T, class Scale>
@@ -59,7 +50,7 @@ void planar_tile(const FoldedProblem& problem, const Packed<Product, Scale>& pac
              tile.column;
     multiply_all<Product, Channels::kRows, T, Scale>(
         {steps, packed.weight, steps, expanded + run * tile.pitch, pixels, packed.bias, out, plane, runs.length, 0,
-         stream<T>(problem)},
+         streams<T>(problem.x)},
         problem.x.channels);
   }
 }
@@ -76,7 +67,7 @@ void interleaved_tile(const FoldedProblem& problem, const Packed<Product, Scale>
              ((tile.image * problem.x.height + tile.row + run) * problem.x.width + tile.column) * channels;
     multiply_all<Product, Channels::kVectors, T, Scale>(
         {steps, expanded + run * tile.pitch * steps, steps, packed.weight, 0, packed.bias, out, channels, channels, 0,
-         stream<T>(problem), ahead},
+         streams<T>(problem.x), ahead},
         runs.length);
   }
 }

@@ -304,6 +304,7 @@ struct InputGradientJob {
   const Scale* zeros;
   const Scale* taps;  // unflipped; [C][k²] for NCHW, [k²][C padded] else
   Scale* partial;     // [chunk] of dtaps, laid out as taps
+  bool past_caches;   // how dx is written
 
   // What a tile reads and where its intermediate results are. ``halo`` is the tile grown by the taps' reach and cut at
   // the image; on its pixels lie dy, z and the raw g_z. The padded g_z has zeros where the image ends.
@@ -347,6 +348,7 @@ struct InputGradientJob {
         finish_planar(t, dtaps);
       }
     }
+    streamed();
   }
 
   Tile grown(const Tile& tile) const {
@@ -419,6 +421,16 @@ struct InputGradientJob {
     }
   }
 
+  void put(V value, T* dx, Lanes lanes, bool whole) const {
+    if (!whole) {
+      value.store(dx, lanes);
+    } else if (past_caches && aligned<width>(dx, 0)) {
+      value.stream(dx);
+    } else {
+      value.store(dx);
+    }
+  }
+
   void finish_planar(const Tiles& t, Scale* dtaps) const {
     const Activation& x = problem.x;
     const int64_t inner = (t.tile.row - t.halo.row) * t.halo.pitch + t.tile.column - t.halo.column;
@@ -447,7 +459,7 @@ struct InputGradientJob {
           }
           V passed = V::load(positive + i);
           if (problem.slope) passed = V::add(passed, V::fma(value.positive(), factor, offset));
-          V::by_sign(value, passed, correlated).store(dx + i, lanes);
+          put(V::by_sign(value, passed, correlated), dx + i, lanes, i + width <= t.tile.columns);
         }
       }
       for (int tap = 0; tap < K * K; ++tap) dtaps[c * K * K + tap] += sum(sums[tap]);
@@ -485,7 +497,7 @@ struct InputGradientJob {
           passed = V::add(passed, V::fma(value.positive(), factor, offset));
           T* dx = static_cast<T*>(problem.dx) +
                   ((t.tile.image * x.height + t.tile.row + row) * x.width + t.tile.column + column) * x.channels + c;
-          V::by_sign(value, passed, correlated).store(dx, lanes);
+          put(V::by_sign(value, passed, correlated), dx, lanes, c + width <= x.channels);
         }
       }
 #pragma GCC unroll 49
@@ -527,7 +539,8 @@ void input_gradient(const GradientProblem& problem, const Host& host) {
   auto* partial = static_cast<Scale*>(host.scratch(kPartial, chunks * taps * sizeof(Scale)));
   std::fill(partial, partial + chunks * taps, Scale(0));
   const InputGradientJob<K, T, Scale> job{
-      problem, host, {x, problem.taps, flipped}, tiling, positive, negative, zeros, straight, partial};
+      problem, host, {x, problem.taps, flipped}, tiling, positive, negative, zeros, straight, partial,
+      streams<T>(x)};
   run_chunks(job, tiles, chunks, host);
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t t = 0; t < K * K; ++t) {
