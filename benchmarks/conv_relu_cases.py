@@ -87,9 +87,9 @@ class Case(NamedTuple):
         return module
 
 
-def cases(quick: bool, dtypes: Iterable[str]) -> list[Case]:
+def cases(quick: bool, dtypes: Iterable[str], layouts: tuple[str, ...] = LAYOUTS) -> list[Case]:
     """All cases of a run in these dtypes."""
-    layers, layouts = (LAYERS[4:5], LAYOUTS[1:]) if quick else (LAYERS, LAYOUTS)
+    layers, layouts = (LAYERS[4:5], LAYOUTS[1:]) if quick else (LAYERS, layouts)
     return [Case(layer, layout, dtype) for dtype in dtypes for layout in layouts for layer in layers]
 
 

@@ -13,7 +13,7 @@ from harness import parity, sides
 from torch import Tensor
 
 TITLE = "ConvReLU training step"
-SECONDS = {"cpu": 0.3, "cuda": 0.4, "quick": 0.3}
+SECONDS = {"cpu": 0.2, "cuda": 0.4, "quick": 0.2}
 TABLE = conv_relu_cases.TABLE
 PICTURE = None
 
