@@ -51,7 +51,8 @@ def test_second_derivatives():
 @pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
 def test_second_derivatives_of_the_kernels_are_refused():
     tensors = off_kinks((1, 2, 4), (2, 2, 2))
-    y = lk.functional.conv_relu1d(*tensors)
+    with lk.use_backend("cpp"):
+        y = lk.functional.conv_relu1d(*tensors)
     first = torch.autograd.grad(y.sum(), tensors, create_graph=True)
     with pytest.raises(NotImplementedError, match="double backward through ConvReLU's kernels is not supported"):
         torch.autograd.grad(first[1].sum(), tensors)
@@ -62,7 +63,8 @@ def test_second_derivatives_of_the_kernels_are_refused():
 def test_only_x_and_the_parameters_are_kept(dtype):
     module, x = lk.ConvReLU2d(3, 4, 3, padding=1).to(dtype), torch.randn(2, 3, 6, 5, dtype=dtype, requires_grad=True)
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    keep = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor)
+    with lk.use_backend("cpp"), keep:
         module(x)
     given = {tensor.data_ptr() for tensor in (x, *module.parameters())}
     assert kept
