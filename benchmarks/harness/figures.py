@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ def learning_curves(path: Path, results: dict[str, Any], heading: str) -> None:
     """Test accuracy after each epoch: the mean over the seeds, and a band from the lowest to the highest."""
     runs = results["runs"]
     networks = list(dict.fromkeys(run["network"] for run in runs))
-    figure = _figure(6.4 * len(networks), 4.6, f"Test accuracy by epoch\n{heading}")
+    width = 6.4 * len(networks)
+    figure = _figure(width, 4.8, f"Test accuracy by epoch\n{fill(heading, int(11 * width))}")
     for axes, network in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
         for activation in dict.fromkeys(run["activation"] for run in runs):
             curves = [[epoch["accuracy"] for epoch in run["history"]] for run in runs
