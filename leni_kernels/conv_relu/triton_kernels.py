@@ -4,11 +4,12 @@ A convolution is a list of taps. Tap t of the output site q reads x at q·stride
 and takes max(x, θ[c, t]) of it, or min(x, θ[c, t]) where the tap is *below*. So one, two and three dimensions, padding,
 dilation, 'same' and Reborn's folded form (k² taps below, one above) are the same kernel.
 
-Forward reads x from device memory once, writes y once and saves nothing: 1T of x and 1T of y, which is the least. The
-taps read x again through L1 and L2: channels are the outer loop and taps the inner, so that what one tap has read the
-next finds there. Backward keeps nothing but x. The gradient of x reads x and y's gradient and writes dx; every tap has
-a product of its own, because x against its threshold decides who takes that. The gradient of the weight reads both once
-for each tap, through L2. No sum depends on timing: a program writes its share, and the shares are added afterwards.
+In bytes of activations, T each, moved to and from device memory: forward 2T, one of x and one of y, which is the least,
+and it saves nothing. The taps read x again through L1 and L2: channels are the outer loop and taps the inner, so that
+what one tap has read the next finds there. Backward keeps nothing but x. The gradient of x moves 3T: it reads x and y's
+gradient and writes dx; every tap has a product of its own, because x against its threshold decides who takes that. The
+gradients of weight and of θ read x and y's gradient, 2T each, and again for each tap through L2; that of the bias reads
+y's gradient. No sum depends on timing: a program writes its share, and the shares are added afterwards.
 
 Where groups have one channel (depthwise) there is no matrix to multiply, and the same kernels multiply elementwise.
 """
@@ -186,9 +187,10 @@ def _forward_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, i
                     TAPS: tl.constexpr, GRID: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr,
                     OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
                     BLOCK_SITES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr,
-                    WIDE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr):
+                    WIDE: tl.constexpr, PRECISION: tl.constexpr):
     """weight: [T, outputs, channels of a group]; threshold: [T, channels]; x's steps count vectors, step_c elements."""
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
+    accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     # Depthwise, a block of outputs runs through all groups, each output with its own channel.
     blocks: tl.constexpr = tl.cdiv(GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS, BLOCK_OUTPUTS)
     groups: tl.constexpr = 1 if CHANNELS == 1 else GROUPS
@@ -210,7 +212,7 @@ def _forward_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, i
         weight += output
     else:
         weight += (group * OUTPUTS + output)[:, None] * CHANNELS + channel[None, :]
-    sums = tl.zeros((BLOCK_SITES, BLOCK_OUTPUTS), ACCUMULATOR)
+    sums = tl.zeros((BLOCK_SITES, BLOCK_OUTPUTS), accumulator_type)
     for k in range(0, CHANNELS, BLOCK_CHANNELS):
         has_channel = has_output if CHANNELS == 1 else k + channel < CHANNELS
         if GRID is None:
@@ -234,7 +236,7 @@ def _forward_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, i
         threshold += BLOCK_CHANNELS
     output += group * OUTPUTS
     if bias is not None:
-        sums += tl.load(bias + output, has_output, 0.0)[None, :].to(ACCUMULATOR)
+        sums += tl.load(bias + output, has_output, 0.0)[None, :].to(accumulator_type)
     plane = tl.cast(out_d, index_type) * out_h * out_w
     _store_tile(y, sums, site, output, has_site, has_output, plane, GROUPS * OUTPUTS, CHANNELS_LAST)
 
@@ -282,7 +284,7 @@ def _input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h
                            GRID: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,
                            GROUPS: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr,
                            CHANNELS_LAST: tl.constexpr, BLOCK_SITES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
-                           BLOCK_OUTPUTS: tl.constexpr, WIDE: tl.constexpr, ACCUMULATOR: tl.constexpr,
+                           BLOCK_OUTPUTS: tl.constexpr, WIDE: tl.constexpr,
                            PRECISION: tl.constexpr):
     """weight: [T, channels, outputs of a group].
 
@@ -291,6 +293,7 @@ def _input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h
     is compared on its own, so that unrolling would gain nothing.
     """
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
+    accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     every: tl.constexpr = GROUPS if CHANNELS == 1 else CHANNELS
     blocks: tl.constexpr = tl.cdiv(every, BLOCK_CHANNELS)
     groups: tl.constexpr = 1 if CHANNELS == 1 else GROUPS
@@ -323,7 +326,7 @@ def _input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h
         weight += output
     else:
         weight += (group * CHANNELS + channel)[:, None] * OUTPUTS + output[None, :]
-    sums = tl.zeros((BLOCK_SITES, BLOCK_CHANNELS), ACCUMULATOR)
+    sums = tl.zeros((BLOCK_SITES, BLOCK_CHANNELS), accumulator_type)
     for t in range(GRID[2][0] * GRID[2][1] * GRID[2][2]):
         offset = _grid_offset(t, GRID)
         lag = residue[0] - offset[0], residue[1] - offset[1], residue[2] - offset[2]
@@ -352,10 +355,11 @@ def _correlation_kernel(x, threshold, grad, partial, sites, tiles, out_d, out_h,
                         OF_MASK: tl.constexpr, GRID: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr,
                         OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr,
                         CHANNELS_LAST: tl.constexpr, BLOCK_SITES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
-                        BLOCK_OUTPUTS: tl.constexpr, WIDE: tl.constexpr, ACCUMULATOR: tl.constexpr,
+                        BLOCK_OUTPUTS: tl.constexpr, WIDE: tl.constexpr,
                         PRECISION: tl.constexpr):
     """partial: [programs over sites, T, outputs, channels of a group]. A program has one tap and ``tiles`` tiles."""
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
+    accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     every: tl.constexpr = GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS
     output_blocks: tl.constexpr = tl.cdiv(every, BLOCK_OUTPUTS)
     channel_blocks: tl.constexpr = tl.cdiv(CHANNELS, BLOCK_CHANNELS)
@@ -382,7 +386,7 @@ def _correlation_kernel(x, threshold, grad, partial, sites, tiles, out_d, out_h,
     x += group * CHANNELS * step_c
     grad += group * OUTPUTS * grad_step_c
     theta = tl.load(threshold + (tap * GROUPS + group) * CHANNELS + channel, has_channel, 0.0)
-    sums = tl.zeros((BLOCK_SITES if CHANNELS == 1 else BLOCK_OUTPUTS, theta.shape[0]), ACCUMULATOR)
+    sums = tl.zeros((BLOCK_SITES if CHANNELS == 1 else BLOCK_OUTPUTS, theta.shape[0]), accumulator_type)
     for tile in range(tiles):
         number = tl.cast(part * tiles + tile, index_type) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
         has_site = number < sites
@@ -397,9 +401,9 @@ def _correlation_kernel(x, threshold, grad, partial, sites, tiles, out_d, out_h,
         below = values <= theta[None, :]
         values = below.to(values.dtype) if OF_MASK else _activated(values, theta, False)
         if CHANNELS == 1:
-            sums += gradient.to(ACCUMULATOR) * values.to(ACCUMULATOR)
+            sums += gradient.to(accumulator_type) * values.to(accumulator_type)
         else:
-            sums = tl.dot(tl.trans(gradient), values, sums, PRECISION, out_dtype=ACCUMULATOR)
+            sums = tl.dot(tl.trans(gradient), values, sums, PRECISION, out_dtype=accumulator_type)
     partial += (tl.cast(part, index_type) * taps + tap) * (GROUPS * OUTPUTS * CHANNELS)
     if CHANNELS == 1:
         tl.store(partial + output, tl.sum(sums, 0), has_output)
@@ -610,7 +614,6 @@ def _constants(problem: _Problem, config: Config, operand: str) -> dict[str, Any
         "STRIDE": problem.stride, "CHANNELS": problem.channels, "OUTPUTS": problem.outputs, "GROUPS": problem.groups,
         "VECTOR": _vector_of(problem.x, problem.channels_last), "CHANNELS_LAST": problem.channels_last,
         "BLOCK_SITES": config.sites, "BLOCK_CHANNELS": config.channels, "BLOCK_OUTPUTS": config.outputs,
-        "ACCUMULATOR": tl.float64 if operand == "fp64" else tl.float32,
         "PRECISION": "tf32" if operand == "tf32" else "ieee",
     }
 
@@ -643,14 +646,14 @@ def _steps_of(x: Tensor, vector: int) -> tuple[int, ...]:
 
 
 def compile_cases(architecture: str) -> Iterator[CompileCase]:
-    """The kernels on a choice of layers, in the configurations that ``architecture`` gets."""
-    for kernel in ("forward", "input", "weight"):
+    """The kernels on a choice of layers, in the configurations that ``architecture`` gets; bfloat16 on all layers."""
+    operands = ("fp16", "fp32", "fp64") if architecture.startswith("gfx") else ("fp16", "tf32", "fp32", "fp64")
+    layers = [("bf16", layer) for layer in (*_TYPICAL_LAYERS, *_OTHER_LAYERS)]
+    layers += [(operand, layer) for operand in operands for layer in _TYPICAL_LAYERS]
+    for kernel in ("forward", "input", "weight", "threshold"):
         for channels_last in (True, False):
-            for operand in ("fp16", "bf16", "tf32", "fp32", "fp64"):
-                if operand == "tf32" and architecture.startswith("gfx"):
-                    continue
-                for layer in _LAYERS:
-                    yield _compile_case(kernel, layer, operand, architecture, channels_last)
+            for operand, layer in layers:
+                yield _compile_case(kernel, layer, operand, architecture, channels_last)
 
 
 class _Layer(NamedTuple):
@@ -667,10 +670,11 @@ class _Layer(NamedTuple):
         return text + f" stride={self.stride}" * (self.stride > 1) + f" groups={self.groups}" * (self.groups > 1)
 
 
-_LAYERS = (
-    _Layer(3, 64, (7, 7), 2), _Layer(16, 16), _Layer(32, 32), _Layer(64, 64), _Layer(128, 128), _Layer(256, 256),
-    _Layer(64, 128, stride=2), _Layer(64, 256, (1, 1)), _Layer(256, 64, (1, 1)), _Layer(64, 64, groups=64),
-    _Layer(128, 128, (5,)), _Layer(32, 64, (3, 3, 3)), _Layer(64, 64, (11, 11)),
+_TYPICAL_LAYERS = (_Layer(64, 64), _Layer(256, 256), _Layer(64, 64, groups=64))
+_OTHER_LAYERS = (
+    _Layer(3, 64, (7, 7), 2), _Layer(16, 16), _Layer(32, 32), _Layer(128, 128), _Layer(64, 128, stride=2),
+    _Layer(64, 256, (1, 1)), _Layer(256, 64, (1, 1)), _Layer(128, 128, (5,)), _Layer(32, 64, (3, 3, 3)),
+    _Layer(64, 64, (11, 11)),
 )
 
 
@@ -683,7 +687,9 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
     pads = [count for size in layer.kernel for count in (size // 2, size // 2)]
     problem = _convolution(x, weight, (layer.stride,) * dimensions, pads, (1,) * dimensions, layer.groups,
                            channels_last)
-    config = choose(kernel, problem.channels, problem.outputs, operand, architecture, channels_last)
+    of_mask = kernel == "threshold"
+    config = choose("weight" if of_mask else kernel, problem.channels, problem.outputs, operand, architecture,
+                    channels_last)
     grad = _empty((1, layer.outputs, *problem.out_size), x, channels_last)
     unit = "step_c" if channels_last else "step_w"
     if kernel == "forward":
@@ -692,8 +698,8 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
     else:
         function = _input_gradient_kernel if kernel == "input" else _correlation_kernel
         constants = _gradient_constants(problem, config, operand, grad) | {unit: 1, f"grad_{unit}": 1}
-        if kernel == "weight":
-            constants |= {"OF_MASK": False}
+    if kernel in ("weight", "threshold"):
+        constants |= {"OF_MASK": of_mask}
     constants |= {"WIDE": False}
     element = "fp32" if operand == "tf32" else operand
     exact = "fp64" if operand == "fp64" else "fp32"
@@ -701,7 +707,7 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
                 "bias": exact, "partial": exact}
     signature = {name: f"*{pointers[name]}" if name in pointers else "i32"
                  for name in function.arg_names if name not in constants}
-    rows = config.outputs if kernel == "weight" else config.sites
+    rows = config.outputs if kernel in ("weight", "threshold") else config.sites
     vector_bits, vector_loads = _loads(kernel, problem, config, constants["VECTOR"], operand, architecture)
     layout = "channels-last" if channels_last else "NCHW"
     return CompileCase(f"conv_relu {kernel} {layout} {layer}", function, signature, constants, config.warps,
