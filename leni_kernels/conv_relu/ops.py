@@ -105,7 +105,7 @@ if extension.why_missing is None:
     _CPP = _operators("cpp")
 if triton_support.why_no_operators is None:
     for launch in (triton_kernels.conv_relu, triton_kernels.conv_relu_input_gradient,
-                   triton_kernels.conv_relu_weight_gradient):
+                   triton_kernels.conv_relu_weight_gradient, triton_kernels.conv_relu_taps):
         triton_support.define_operator(f"{launch.__name__}_triton", launch)
     _TRITON = _operators("triton")
 
@@ -154,8 +154,9 @@ def why_not_cpp(x: Tensor) -> str | None:
     return _why_no_kernel(x)
 
 
-def _why_not_triton(call: ConvReluCall) -> str | None:
-    return triton_support.why_not_here(call.x) or _why_no_kernel(call.x)
+def why_not_triton(x: Tensor) -> str | None:
+    """Why the Triton kernels cannot read x, or None if they can."""
+    return triton_support.why_not_here(x) or _why_no_kernel(x)
 
 
 def _run(kernels: Kernels, call: ConvReluCall) -> Tensor:
@@ -165,21 +166,23 @@ def _run(kernels: Kernels, call: ConvReluCall) -> Tensor:
     return kernels.forward(x, weight, threshold, bias, stride, flat_pads, dilation, groups, _channels_last(x))
 
 
-def run_taps_cpp(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor, offsets: Sequence[int],
-                 below: Sequence[int]) -> Tensor:
-    """The general form at stride 1, without a gradient: tap t of site q reads x ``[N, C, H, W]`` at q + offset.
+def run_taps(backend: str, x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor, offsets: Sequence[int],
+             below: Sequence[int]) -> Tensor:
+    """The general form on a backend, at stride 1 and without a gradient.
 
-    Of what it reads it takes the maximum with ``threshold[c, t]``, or the minimum where it is ``below``. Weight is
-    ``[O, C, T]``, threshold ``[C, T]``, ``offsets`` ``[2 · T]``: rows and columns.
+    Tap t of site q reads x ``[N, C, H, W]`` at q + offset. Of what it reads it takes the maximum with
+    ``threshold[c, t]``, or the minimum where it is ``below``. Weight is ``[O, C, T]``, threshold ``[C, T]``,
+    ``offsets`` ``[2 · T]``: rows and columns.
     """
     x = x.to(checks.autocast_dtype(x))
-    return _CPP.taps(x, weight, threshold, bias, offsets, below, _channels_last(x))
+    kernels = _CPP if backend == "cpp" else _TRITON
+    return kernels.taps(x, weight, threshold, bias, offsets, below, _channels_last(x))
 
 
 def _operation(dimensions: int) -> Operation:
     return Operation(f"conv_relu{dimensions}d",
                      Backend("cpp", lambda call: why_not_cpp(call.x), lambda call: _run(_CPP, call)),
-                     Backend("triton", _why_not_triton, lambda call: _run(_TRITON, call)),
+                     Backend("triton", lambda call: why_not_triton(call.x), lambda call: _run(_TRITON, call)),
                      Backend("reference", lambda call: None, lambda call: reference.conv_relu(*call)))
 
 

@@ -458,13 +458,13 @@ def conv_relu(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | None,
 
 
 def conv_relu_taps(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | None, offsets: Sequence[int],
-                   below: Sequence[bool], channels_last: bool) -> Tensor:
+                   below: Sequence[int], channels_last: bool) -> Tensor:
     """Launch a list of taps, such as Reborn folds into, on x ``[N, C, H, W]``; returns y ``[N, O, H, W]``.
 
     Weight is ``[O, C, T]``, threshold ``[C, T]``, ``offsets`` ``[2 · T]``, each tap's (h, w). A tap that is ``below``
     takes min(x, θ).
     """
-    taps = tuple((0, *offset, flag) for *offset, flag in zip(offsets[::2], offsets[1::2], below, strict=True))
+    taps = tuple((0, *offset, bool(flag)) for *offset, flag in zip(offsets[::2], offsets[1::2], below, strict=True))
     problem = _Problem(x[:, :, None], taps, None, (1, 1, 1), (1, *x.shape[2:]), weight.shape[1], weight.shape[0], 1,
                        channels_last)
     return _forward(problem, weight, threshold, bias, 2)

@@ -482,15 +482,18 @@ class RebornFoldedCall(NamedTuple):
         return None
 
 
-def _run_reborn_folded_cpp(call: RebornFoldedCall) -> Tensor:
+def _run_reborn_folded(backend: str, call: RebornFoldedCall) -> Tensor:
     weight, offsets, below = reference.reborn_taps(call.taps, call.weight, call.groups)
     threshold = weight.new_zeros(weight.shape[1:])
-    return conv_relu_ops.run_taps_cpp(call.x, weight, threshold, call.bias, offsets, below)
+    return conv_relu_ops.run_taps(backend, call.x, weight, threshold, call.bias, offsets, below)
 
 
 _REBORN_FOLDED = Operation(
     "reborn_folded",
-    Backend("cpp", lambda call: conv_relu_ops.why_not_cpp(call.x) or call.why_not_dense(), _run_reborn_folded_cpp),
+    Backend("cpp", lambda call: conv_relu_ops.why_not_cpp(call.x) or call.why_not_dense(),
+            partial(_run_reborn_folded, "cpp")),
+    Backend("triton", lambda call: conv_relu_ops.why_not_triton(call.x) or call.why_not_dense(),
+            partial(_run_reborn_folded, "triton")),
     Backend("reference", lambda call: None, lambda call: reference.reborn_folded(*call)),
 )
 
