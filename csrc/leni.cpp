@@ -1,4 +1,5 @@
-// The operators leni_kernels::leni_*_cpp: check what the kernels rely on, allocate, and choose the instruction set.
+// The operators leni_kernels::leni_*_cpp and reborn_*_cpp: check what the kernels rely on, allocate, and choose the
+// instruction set.
 #include "leni.h"
 
 #include <torch/csrc/stable/library.h>
@@ -42,26 +43,34 @@ void check_weight(const char* op, const Tensor& weight, const Tensor& x) {
                   ": weight must be [", channels, ", ", 2 * channels, "]");
 }
 
-// What every operator asks of x and taps.
+void check_activation(const char* op, const Tensor& x, const char* name, bool channels_last) {
+  STD_TORCH_CHECK(x.is_cpu(), op, ": ", name, " must be on the CPU");
+  STD_TORCH_CHECK(x.dim() == 4, op, ": ", name, " must be [N, C, H, W], got ", x.dim(), " dimensions");
+  const int dimension = channels_last ? 1 : 3;
+  STD_TORCH_CHECK(x.size(dimension) <= 1 || x.stride(dimension) == 1, op, ": ", name, " must have stride 1 along ",
+                  channels_last ? "channels" : "columns", ", got ", x.stride(dimension));
+}
+
+// What LENI's operators ask of x and taps.
 void check_input(const char* op, const Tensor& x, const Tensor& taps, bool channels_last) {
-  STD_TORCH_CHECK(x.is_cpu(), op, ": x must be on the CPU");
-  STD_TORCH_CHECK(x.dim() == 4, op, ": x must be [N, C, H, W], got ", x.dim(), " dimensions");
+  check_activation(op, x, "x", channels_last);
   check_parameter(op, taps, "taps", x);
   STD_TORCH_CHECK(taps.dim() == 3 && taps.size(0) == x.size(1) && taps.size(1) == taps.size(2), op, ": taps must be [",
                   x.size(1), ", k, k]");
   const int64_t k = taps.size(1);
   STD_TORCH_CHECK(k == 3 || k == 5 || k == 7, op, ": k must be 3, 5 or 7, got ", k);
-  const int dimension = channels_last ? 1 : 3;
-  STD_TORCH_CHECK(x.size(dimension) <= 1 || x.stride(dimension) == 1, op, ": x must have stride 1 along ",
-                  channels_last ? "channels" : "columns", ", got ", x.stride(dimension));
+}
+
+bool same_shape(const Tensor& a, const Tensor& b) {
+  bool same = a.dim() == b.dim();
+  for (int i = 0; same && i < a.dim(); ++i) same = a.size(i) == b.size(i);
+  return same;
 }
 
 void check_gradient(const char* op, const Tensor& grad, const Tensor& x) {
   STD_TORCH_CHECK(grad.is_cpu() && grad.scalar_type() == x.scalar_type(), op,
                   ": grad must be on the CPU, of x's dtype");
-  bool same = grad.dim() == 4;
-  for (int i = 0; same && i < 4; ++i) same = grad.size(i) == x.size(i);
-  STD_TORCH_CHECK(same, op, ": grad must have x's shape");
+  STD_TORCH_CHECK(same_shape(grad, x), op, ": grad must have x's shape");
 }
 
 Tensor empty_as(const Tensor& x, bool channels_last) {
@@ -183,6 +192,148 @@ std::tuple<Tensor, Tensor> leni_input_gradient(const Tensor& grad, const Tensor&
   return {dx, dtaps};
 }
 
+// ---- Reborn's tail: what follows the deconvolution that makes z -------------------------------------------------
+
+// What every operator of the tail asks of x and z.
+void check_branches(const char* op, const Tensor& x, const Tensor& z, bool channels_last) {
+  check_activation(op, x, "x", channels_last);
+  check_activation(op, z, "z", channels_last);
+  STD_TORCH_CHECK(z.scalar_type() == x.scalar_type() && same_shape(z, x), op, ": z must have x's dtype and shape");
+}
+
+Tensor empty_parameter(const Tensor& x, std::initializer_list<int64_t> sizes) {
+  const auto dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  return torch::stable::empty(sizes, dtype, std::nullopt, x.device());
+}
+
+Tensor reborn_tail(const Tensor& x, const Tensor& z, const Tensor& weight, const Tensor& bias, bool channels_last) {
+  constexpr const char* op = "reborn_tail_cpp";
+  check_branches(op, x, z, channels_last);
+  check_weight(op, weight, x);
+  check_vector(op, bias, "bias", x, x.size(1));
+  const leni::Scalar scalar = scalar_of(x);
+  Tensor y = empty_as(x, channels_last);
+  if (y.numel() == 0) return y;
+  const Tensor w = gathered(weight), b = gathered(bias);
+  const leni::Activation negative = activation(z, channels_last);
+  run({scalar, activation(x, channels_last), y.mutable_data_ptr(), nullptr, w.const_data_ptr(), b.const_data_ptr(), 0,
+       &negative});
+  return y;
+}
+
+std::tuple<Tensor, Tensor> reborn_statistics(const Tensor& z, bool channels_last) {
+  check_activation("reborn_statistics_cpp", z, "z", channels_last);
+  const leni::Scalar scalar = scalar_of(z);
+  Tensor mean = empty_parameter(z, {z.size(1)}), variance = empty_parameter(z, {z.size(1)});
+  if (z.numel() == 0) return {torch::stable::zero_(mean), torch::stable::zero_(variance)};
+  kernels().statistics(
+      {scalar, activation(z, channels_last), nullptr, mean.mutable_data_ptr(), variance.mutable_data_ptr(), 0},
+      leni::current_host());
+  return {mean, variance};
+}
+
+std::tuple<Tensor, Tensor> reborn_weight_gradient(const Tensor& grad, const Tensor& x, const Tensor& z,
+                                                  const Tensor& mean, bool channels_last) {
+  constexpr const char* op = "reborn_weight_gradient_cpp";
+  check_branches(op, x, z, channels_last);
+  check_gradient(op, grad, x);
+  const int64_t channels = x.size(1);
+  check_vector(op, mean, "mean", x, 2 * channels);
+  Tensor weight = empty_parameter(x, {channels, 2 * channels}), bias = empty_parameter(x, {channels});
+  if (x.numel() == 0) return {torch::stable::zero_(weight), torch::stable::zero_(bias)};
+  const Tensor m = gathered(mean);
+  const leni::Activation negative = activation(z, channels_last);
+  leni::GradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last)};
+  problem.z = &negative;
+  problem.mean = m.const_data_ptr();
+  problem.dweight = weight.mutable_data_ptr();
+  problem.dbias = bias.mutable_data_ptr();
+  kernels().weight_gradient(problem, leni::current_host());
+  return {weight, bias};
+}
+
+Tensor reborn_negative_gradient(const Tensor& grad, const Tensor& z, const Tensor& weight,
+                                std::optional<Tensor> constant, std::optional<Tensor> slope, bool channels_last) {
+  constexpr const char* op = "reborn_negative_gradient_cpp";
+  check_activation(op, z, "z", channels_last);
+  check_gradient(op, grad, z);
+  check_weight(op, weight, z);
+  STD_TORCH_CHECK(constant.has_value() == slope.has_value(), op, ": constant and slope go together");
+  Tensor dz = empty_as(z, channels_last);
+  if (z.numel() == 0) return dz;
+  const Tensor w = gathered(weight);
+  leni::BranchGradientProblem problem{scalar_of(z), activation(z, channels_last), activation(grad, channels_last),
+                                      w.const_data_ptr()};
+  Tensor c, s;
+  if (slope.has_value()) {
+    check_vector(op, *constant, "constant", z, z.size(1));
+    check_vector(op, *slope, "slope", z, z.size(1));
+    c = gathered(*constant);
+    s = gathered(*slope);
+    problem.constant = c.const_data_ptr();
+    problem.slope = s.const_data_ptr();
+  }
+  problem.out = dz.mutable_data_ptr();
+  kernels().branch_gradient(problem, leni::current_host());
+  return dz;
+}
+
+Tensor reborn_input_gradient(const Tensor& grad, const Tensor& x, const Tensor& negative, const Tensor& weight,
+                             bool channels_last) {
+  constexpr const char* op = "reborn_input_gradient_cpp";
+  check_branches(op, x, negative, channels_last);
+  check_gradient(op, grad, x);
+  check_weight(op, weight, x);
+  Tensor dx = empty_as(x, channels_last);
+  if (x.numel() == 0) return dx;
+  const Tensor w = gathered(weight);
+  const leni::Activation joined = activation(negative, channels_last);
+  leni::BranchGradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
+                                      w.const_data_ptr(), &joined};
+  problem.out = dx.mutable_data_ptr();
+  kernels().branch_gradient(problem, leni::current_host());
+  return dx;
+}
+
+// ---- Reborn's deconvolution, where it is dense, 3×3 and in float -----------------------------------------------
+
+// What its operators ask of x, and of the weight of the convolution that it equals.
+void check_convolution(const char* op, const Tensor& x, const Tensor& weight, bool channels_last) {
+  check_activation(op, x, "x", channels_last);
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, op, ": x must be float32");
+  check_parameter(op, weight, "weight", x);
+  const int64_t channels = x.size(1);
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(0) == channels && weight.size(1) == channels &&
+                      weight.size(2) == 3 && weight.size(3) == 3,
+                  op, ": weight must be [", channels, ", ", channels, ", 3, 3]");
+}
+
+Tensor reborn_convolve(const Tensor& x, const Tensor& weight, bool negative, bool channels_last) {
+  check_convolution("reborn_convolve_cpp", x, weight, channels_last);
+  Tensor y = empty_as(x, channels_last);
+  if (y.numel() == 0) return y;
+  const Tensor w = gathered(weight);
+  kernels().convolve({activation(x, channels_last), w.const_data_ptr(), y.mutable_data_ptr(), negative},
+                     leni::current_host());
+  return y;
+}
+
+std::tuple<Tensor, Tensor> reborn_convolve_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                                    bool needs_input, bool channels_last) {
+  constexpr const char* op = "reborn_convolve_backward_cpp";
+  check_convolution(op, grad, weight, channels_last);
+  check_branches(op, x, grad, channels_last);
+  Tensor negative = needs_input ? empty_as(grad, channels_last) : torch::stable::new_empty(grad, {0});
+  Tensor dweight = torch::stable::new_empty(weight, weight.sizes());
+  if (x.numel() == 0) return {negative, torch::stable::zero_(dweight)};
+  const Tensor w = gathered(weight);
+  kernels().convolve({activation(grad, channels_last), w.const_data_ptr(),
+                      needs_input ? negative.mutable_data_ptr() : nullptr, false, activation(x, channels_last),
+                      dweight.mutable_data_ptr()},
+                     leni::current_host());
+  return {negative, dweight};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
@@ -194,6 +345,20 @@ STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
   m.def(
       "leni_input_gradient_cpp(Tensor grad, Tensor x, Tensor taps, Tensor weight, Tensor? constant, Tensor? slope, "
       "bool channels_last) -> (Tensor, Tensor)");
+  m.def("reborn_convolve_cpp(Tensor x, Tensor weight, bool negative, bool channels_last) -> Tensor");
+  m.def(
+      "reborn_convolve_backward_cpp(Tensor grad, Tensor x, Tensor weight, bool needs_input, bool channels_last) "
+      "-> (Tensor, Tensor)");
+  m.def("reborn_tail_cpp(Tensor x, Tensor z, Tensor weight, Tensor bias, bool channels_last) -> Tensor");
+  m.def("reborn_statistics_cpp(Tensor z, bool channels_last) -> (Tensor, Tensor)");
+  m.def(
+      "reborn_weight_gradient_cpp(Tensor grad, Tensor x, Tensor z, Tensor mean, bool channels_last) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "reborn_negative_gradient_cpp(Tensor grad, Tensor z, Tensor weight, Tensor? constant, Tensor? slope, "
+      "bool channels_last) -> Tensor");
+  m.def(
+      "reborn_input_gradient_cpp(Tensor grad, Tensor x, Tensor negative, Tensor weight, bool channels_last) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(leni_kernels, CPU, m) {
@@ -201,4 +366,11 @@ STABLE_TORCH_LIBRARY_IMPL(leni_kernels, CPU, m) {
   m.impl("leni_statistics_cpp", TORCH_BOX(&leni_statistics));
   m.impl("leni_weight_gradient_cpp", TORCH_BOX(&leni_weight_gradient));
   m.impl("leni_input_gradient_cpp", TORCH_BOX(&leni_input_gradient));
+  m.impl("reborn_convolve_cpp", TORCH_BOX(&reborn_convolve));
+  m.impl("reborn_convolve_backward_cpp", TORCH_BOX(&reborn_convolve_backward));
+  m.impl("reborn_tail_cpp", TORCH_BOX(&reborn_tail));
+  m.impl("reborn_statistics_cpp", TORCH_BOX(&reborn_statistics));
+  m.impl("reborn_weight_gradient_cpp", TORCH_BOX(&reborn_weight_gradient));
+  m.impl("reborn_negative_gradient_cpp", TORCH_BOX(&reborn_negative_gradient));
+  m.impl("reborn_input_gradient_cpp", TORCH_BOX(&reborn_input_gradient));
 }

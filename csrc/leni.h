@@ -24,9 +24,10 @@ struct FoldedProblem {
   const void* weight;
   const void* bias;
   int64_t kernel_size;
+  const Activation* z = nullptr;  // with a kernel size of 0: stands for taps ⋆ᵀ min(x, 0), and taps is null
 };
 
-// mean and variance (biased) of [max(x, 0); taps ⋆ᵀ min(x, 0)], [2C] each.
+// mean and variance (biased) of [max(x, 0); taps ⋆ᵀ min(x, 0)], [2C] each; with a kernel size of 0, of x, [C] each.
 struct StatisticsProblem {
   Scalar scalar;
   Activation x;
@@ -53,14 +54,44 @@ struct GradientProblem {
   void* dweight;
   void* dbias;
   int64_t kernel_size;
+  const Activation* z;  // as in FoldedProblem
 };
 
-// The kernels of one instruction set, for kernel sizes 3, 5 and 7.
+// The gradient of one branch of y = weight · [max(x, 0); z] + bias for a gradient ``grad`` of y, contiguous in x's
+// order. Given ``negative``, the gradient of x by way of z, x's gradient: of both branches, each where it is x's. Else
+// x stands for z, and it is z's gradient, with constant + slope·z added, [C] each or both null.
+struct BranchGradientProblem {
+  Scalar scalar;
+  Activation x;
+  Activation grad;
+  const void* weight;
+  const Activation* negative;
+  const void* constant;
+  const void* slope;
+  void* out;
+};
+
+// The dense 3×3 correlation of x, or of min(x, 0) where ``negative``, with weight [C, C, 3, 3], stride 1 and padding
+// 1, in float; y, or null, is contiguous in x's order. dweight, or null, is the gradient of weight where the gradient
+// of y is min(grad, 0).
+struct ConvolutionProblem {
+  Activation x;
+  const void* weight;
+  void* y;
+  bool negative;
+  Activation grad;
+  void* dweight;
+};
+
+// The kernels of one instruction set, for kernel sizes 3, 5 and 7. All but input_gradient take a size of 0 as well:
+// Reborn, whose deconvolution is not theirs.
 struct Kernels {
   void (*folded)(const FoldedProblem& problem, const Host& host);
   void (*statistics)(const StatisticsProblem& problem, const Host& host);
   void (*weight_gradient)(const GradientProblem& problem, const Host& host);  // dweight and dbias
   void (*input_gradient)(const GradientProblem& problem, const Host& host);   // dx and dtaps
+  void (*branch_gradient)(const BranchGradientProblem& problem, const Host& host);
+  void (*convolve)(const ConvolutionProblem& problem, const Host& host);
 };
 
 extern const Kernels generic_kernels;

@@ -20,6 +20,7 @@ namespace leni::amx {
 #include "product.h"
 #include "amx.h"
 #include "leni_expand.h"
+#include "reborn_expand.h"
 #include "leni_folded.h"
 }  // namespace leni::amx
 

@@ -17,13 +17,17 @@ namespace leni::avx2 {
 #include "simd.h"
 #include "product.h"
 #include "leni_expand.h"
+#include "reborn_expand.h"
 #include "leni_folded.h"
 #include "gather.h"
 #include "leni_training.h"
+#include "reborn_training.h"
+#include "winograd.h"
 }  // namespace leni::avx2
 
 namespace leni {
-const Kernels avx2_kernels{&avx2::folded, &avx2::statistics, &avx2::weight_gradient, &avx2::input_gradient};
+const Kernels avx2_kernels{&avx2::folded, &avx2::statistics, &avx2::weight_gradient, &avx2::input_gradient,
+                           &avx2::branch_gradient, &avx2::convolve};
 }  // namespace leni
 
 #endif

@@ -17,13 +17,17 @@ namespace leni::avx512 {
 #include "simd.h"
 #include "product.h"
 #include "leni_expand.h"
+#include "reborn_expand.h"
 #include "leni_folded.h"
 #include "gather.h"
 #include "leni_training.h"
+#include "reborn_training.h"
+#include "winograd.h"
 }  // namespace leni::avx512
 
 namespace leni {
-const Kernels avx512_kernels{&avx512::folded, &avx512::statistics, &avx512::weight_gradient, &avx512::input_gradient};
+const Kernels avx512_kernels{&avx512::folded, &avx512::statistics, &avx512::weight_gradient, &avx512::input_gradient,
+                             &avx512::branch_gradient, &avx512::convolve};
 }  // namespace leni
 
 #endif

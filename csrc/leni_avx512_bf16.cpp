@@ -18,6 +18,7 @@ namespace leni::avx512_bf16 {
 #include "simd.h"
 #include "product.h"
 #include "leni_expand.h"
+#include "reborn_expand.h"
 #include "leni_folded.h"
 }  // namespace leni::avx512_bf16
 

@@ -71,6 +71,7 @@ struct Expansion {
   const Scale* taps;  // flipped, so that the deconvolution is a correlation; [C][k²] for NCHW, [k²][C padded] else
   int64_t padded_channels;  // whole vectors
   int64_t branch_steps;
+  const Activation* z = nullptr;  // what to read in place of the deconvolution, with a kernel size of 0
 };
 
 // The steps of one branch. Two branches make whole matrix tiles of steps where the product needs them.

@@ -5,7 +5,7 @@
 // deconvolved negative part, 2C values a pixel that stay in the L2 cache, and multiplied there by the packed weights.
 // Halo rows are read again from cache. Saves nothing.
 //
-// Included once per ISA object, after leni_expand.h.
+// Included once per ISA object, after leni_expand.h and reborn_expand.h.
 
 // ---- the problem with its parameters packed ----------------------------------------------------------------
 
@@ -34,7 +34,7 @@ Packed<Product, Scale> pack(const FoldedProblem& problem, const Host& host) {
 
   pack_weight<Product>(problem.x.channels_last ? Channels::kVectors : Channels::kRows,
                        static_cast<const Scale*>(problem.weight), channels, 2, steps, weight);
-  return {weight, packed_bias, {packed_taps, padded, steps}};
+  return {weight, packed_bias, {packed_taps, padded, steps, problem.z}};
 }
 
 // ---- one tile ----------------------------------------------------------------------------------------------
@@ -135,6 +135,7 @@ void run(const FoldedProblem& problem, const Host& host) {
 template <class Product, class T, class Scale>
 void run(const FoldedProblem& problem, const Host& host) {
   switch (problem.kernel_size) {
+    case 0: return run<Product, 0, T, Scale>(problem, host);
     case 3: return run<Product, 3, T, Scale>(problem, host);
     case 5: return run<Product, 5, T, Scale>(problem, host);
     case 7: return run<Product, 7, T, Scale>(problem, host);

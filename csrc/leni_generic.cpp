@@ -11,12 +11,15 @@ namespace leni::generic {
 #include "simd.h"
 #include "product.h"
 #include "leni_expand.h"
+#include "reborn_expand.h"
 #include "leni_folded.h"
 #include "gather.h"
 #include "leni_training.h"
+#include "reborn_training.h"
+#include "winograd.h"
 }  // namespace leni::generic
 
 namespace leni {
 const Kernels generic_kernels{&generic::folded, &generic::statistics, &generic::weight_gradient,
-                              &generic::input_gradient};
+                              &generic::input_gradient, &generic::branch_gradient, &generic::convolve};
 }  // namespace leni

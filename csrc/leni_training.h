@@ -5,9 +5,9 @@
 // Less would need a kept activation or a second look at what has left the cache: the norms' statistics depend on
 // all of x, and their gradients on all of dy. Both branches are recomputed from x, tile by tile; only x is kept.
 //
-// Included once per ISA object, after leni_expand.h and gather.h. Everything is computed in Scale: float, or double for
-// double. Sums over pixels are kept per thread and added in the order of the threads, so equal thread counts give equal
-// bits.
+// Included once per ISA object, after leni_expand.h, reborn_expand.h and gather.h. Everything is computed in Scale:
+// float, or double for double. Sums over pixels are kept per thread and added in the order of the threads, so equal
+// thread counts give equal bits.
 
 constexpr int64_t kGradientTileBytes = 512 * 1024;  // of everything a tile of input_gradient() keeps
 
@@ -50,8 +50,8 @@ struct Expanded {
   Expansion<Scale> expansion;
 
   // ``memory`` holds padded·k² values.
-  Expanded(const Activation& activation, const void* taps, Scale* memory)
-      : x(activation), expansion{memory, round_up(activation.channels, width), activation.channels} {
+  Expanded(const Activation& activation, const void* taps, Scale* memory, const Activation* z = nullptr)
+      : x(activation), expansion{memory, round_up(activation.channels, width), activation.channels, z} {
     pack_taps(static_cast<const Scale*>(taps), x, K * K, expansion.padded_channels, memory);
   }
 
@@ -90,16 +90,21 @@ struct StatisticsJob {
   const Host& host;
   Expanded<K, T, Scale> expanded;
   Tiling tiling;
-  Moments* moments;  // [chunk][2C]
+  int64_t features;
+  Moments* moments;  // [chunk][features]
 
   void run(int64_t chunk, int64_t begin, int64_t end) const {
-    const int64_t features = 2 * problem.x.channels, pixels = room<Scale>(tiling.rows * tiling.pitch);
+    const int64_t pixels = room<Scale>(tiling.rows * tiling.pitch);
     auto* values =
         static_cast<Scale*>(host.scratch(kExpanded, (features * pixels + Vec<Scale>::width) * sizeof(Scale)));
     auto* sums = static_cast<Scale*>(host.scratch(kGradient, 3 * features * sizeof(Scale)));
     for (int64_t index = begin; index < end; ++index) {
       const Tile tile = tiling.tile(index, problem.x);
-      expanded.expand(tile, pixels, values);
+      if constexpr (K == 0) {
+        gather_tile<T>(problem.x, tile, problem.x.channels_last, problem.x.channels_last ? features : pixels, values);
+      } else {
+        expanded.expand(tile, pixels, values);
+      }
       Scale *means = sums + features, *squares = means + features;
       const double count = static_cast<double>(tile.rows * tile.columns);
       std::fill(means, means + features, Scale(0));
@@ -118,7 +123,6 @@ struct StatisticsJob {
   template <bool kSquares>
   void total(const Tile& tile, const Scale* values, int64_t pixels, const Scale* means, Scale* sums,
              Scale* squares) const {
-    const int64_t features = 2 * problem.x.channels;
     std::fill(sums, sums + features, Scale(0));
     if (kSquares) std::fill(squares, squares + features, Scale(0));
     const Runs runs(problem.x, tile);
@@ -166,13 +170,13 @@ template <int K, class T, class Scale>
 void statistics(const StatisticsProblem& problem, const Host& host) {
   constexpr int64_t width = Vec<Scale>::width;
   const Activation& x = problem.x;
-  const int64_t features = 2 * x.channels;
+  const int64_t features = (K == 0 ? 1 : 2) * x.channels;
   const Tiling tiling = choose_tiling(x, features * sizeof(Scale), width, host.threads, kTileBytes);
   const int64_t tiles = tiling.tiles(x), chunks = std::min(tiles, host.threads);
   auto* taps = static_cast<Scale*>(host.scratch(kShared, round_up(x.channels, width) * K * K * sizeof(Scale)));
   auto* moments = static_cast<Moments*>(host.scratch(kPartial, chunks * features * sizeof(Moments)));
   std::fill(moments, moments + chunks * features, Moments{});
-  const StatisticsJob<K, T, Scale> job{problem, host, {x, problem.taps, taps}, tiling, moments};
+  const StatisticsJob<K, T, Scale> job{problem, host, {x, problem.taps, taps}, tiling, features, moments};
   run_chunks(job, tiles, chunks, host);
   for (int64_t f = 0; f < features; ++f) {
     Moments all;
@@ -270,7 +274,7 @@ void weight_gradient(const GradientProblem& problem, const Host& host) {
   std::fill(partial, partial + chunks * features * padded, Scale(0));
   auto* bias = static_cast<double*>(host.scratch(kPartialBias, chunks * padded * sizeof(double)));
   std::fill(bias, bias + chunks * padded, 0.0);
-  const WeightGradientJob<K, T, Scale> job{problem, host, {x, problem.taps, taps}, tiling, partial, bias};
+  const WeightGradientJob<K, T, Scale> job{problem, host, {x, problem.taps, taps, problem.z}, tiling, partial, bias};
   run_chunks(job, tiles, chunks, host);
   for (int64_t chunk = 1; chunk < chunks; ++chunk) {
     for (int64_t i = 0; i < features * padded; ++i) partial[i] += partial[chunk * features * padded + i];
@@ -509,9 +513,21 @@ struct InputGradientJob {
   }
 };
 
+// Packs one branch's half of weight [C, 2C] for the product weightᵀ·dy; ``transposed`` is room for C².
+template <class Scale>
+void pack_transposed(const Scale* weight, int64_t branch, const Activation& x, Scale* transposed, Scale* packed) {
+  const int64_t channels = x.channels;
+  for (int64_t o = 0; o < channels; ++o) {
+    for (int64_t f = 0; f < channels; ++f) {
+      transposed[f * channels + o] = weight[(o * 2 + branch) * channels + f];
+    }
+  }
+  const Channels side = x.channels_last ? Channels::kVectors : Channels::kRows;
+  pack_weight<ScalarProduct<Scale>>(side, transposed, channels, 1, channels, packed);
+}
+
 template <int K, class T, class Scale>
 void input_gradient(const GradientProblem& problem, const Host& host) {
-  using Product = ScalarProduct<Scale>;
   constexpr int64_t width = Vec<Scale>::width;
   const Activation& x = problem.x;
   const int64_t channels = x.channels, padded = round_up(channels, width), taps = padded * K * K;
@@ -527,14 +543,9 @@ void input_gradient(const GradientProblem& problem, const Host& host) {
     for (int64_t t = 0; t < K * K; ++t)
       straight[x.channels_last ? t * padded + c : c * K * K + t] = raw_taps[c * K * K + t];
   }
-  const Channels side = x.channels_last ? Channels::kVectors : Channels::kRows;
-  for (const int64_t branch : {0, 1}) {
-    const auto* weight = static_cast<const Scale*>(problem.weight) + branch * channels;
-    for (int64_t o = 0; o < channels; ++o) {
-      for (int64_t f = 0; f < channels; ++f) transposed[f * channels + o] = weight[o * 2 * channels + f];
-    }
-    pack_weight<Product>(side, transposed, channels, 1, channels, branch ? negative : positive);
-  }
+  const auto* weight = static_cast<const Scale*>(problem.weight);
+  pack_transposed(weight, 0, x, transposed, positive);
+  pack_transposed(weight, 1, x, transposed, negative);
   std::fill(zeros, zeros + padded, Scale(0));
   auto* partial = static_cast<Scale*>(host.scratch(kPartial, chunks * taps * sizeof(Scale)));
   std::fill(partial, partial + chunks * taps, Scale(0));
@@ -568,6 +579,7 @@ void choose_scalar(const Pass& pass) {
 template <class Pass>
 void choose(const Pass& pass) {
   switch (pass.problem.kernel_size) {
+    case 0: return choose_scalar<0>(pass);
     case 3: return choose_scalar<3>(pass);
     case 5: return choose_scalar<5>(pass);
     case 7: return choose_scalar<7>(pass);
@@ -597,7 +609,7 @@ struct WeightGradientPass : Pass<GradientProblem> {
 struct InputGradientPass : Pass<GradientProblem> {
   template <int K, class T, class Scale>
   void run() const {
-    input_gradient<K, T, Scale>(problem, host);
+    if constexpr (K > 0) input_gradient<K, T, Scale>(problem, host);
   }
 };
 

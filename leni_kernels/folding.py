@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .leni import reference
-from .leni.modules import FoldedLENI2d, FoldedReborn2d, LENI2d, Reborn2d, hooked
+from .leni.modules import FoldedLENI2d, FoldedReborn2d, FoldedRebornFeatures2d, LENI2d, Reborn2d, hooked
 
 
 def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
@@ -16,7 +16,8 @@ def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
 
     Everything else is left alone, subclasses of the two included. A block used at several places stays one
     object. Norms are folded in float32 (float64 for float64 blocks) and the folded parameters keep that dtype
-    and the block's device, whatever the dtype of the activations: a bfloat16 model is not rounded twice. Fold
+    and the block's device, whatever the dtype of the activations: a bfloat16 model is not rounded twice. A Reborn
+    block whose compression is larger than 1×1 becomes two modules, its folded branches and the compression. Fold
     before ``torch.compile``. A batch norm after a convolution is PyTorch's to fold, with the tracer that knows the
     blocks::
 
@@ -75,4 +76,9 @@ def _folded(block: LENI2d | Reborn2d) -> nn.Module:
     parameters = block.parameters_for_kernels()
     if isinstance(block, LENI2d):
         return FoldedLENI2d(reference.fold_leni(*parameters)).eval()
-    return FoldedReborn2d(reference.fold_reborn(*parameters), parameters.groups).eval()
+    deconv_weight, norm, compress_weight, _, groups = parameters
+    if compress_weight is not None and compress_weight.shape[-1] == 1:
+        return FoldedReborn2d(reference.fold_reborn(*parameters), groups).eval()
+    # A larger compression pads the shifted channels with zeros, so that their shift cannot go into its bias.
+    features = FoldedRebornFeatures2d(reference.fold_reborn_features(deconv_weight, norm, groups), groups).eval()
+    return features if block.compress is None else nn.Sequential(features, block.compress).eval()

@@ -1,4 +1,4 @@
-"""LENI's two batch norms in training, as algebra on per-channel vectors.
+"""The batch norms of LENI, two, and Reborn, one, in training, as algebra on per-channel vectors.
 
 BN1's output has a known mean and variance, so the statistics of a = [p; z], p = max(x, 0) and z = D ⋆ᵀ min(x, 0),
 determine both norms: y = weight · a + bias, and no pass over BN1's output is needed. Backward, every reduction
@@ -133,3 +133,50 @@ def through_statistics(mean: Tensor, count: Tensor, grad_mean: Tensor, grad_vari
     """What the gradients of a's mean and variance add to that of each value of a: ``constant + slope · a``."""
     slope = 2 * grad_variance / count
     return grad_mean / count - slope * mean, slope
+
+
+# ---- Reborn's one norm -------------------------------------------------------------------------------------
+
+
+class NegativeNorm(NamedTuple):
+    """The parameters of Reborn's norm and of the 1×1 convolution behind it, all of one dtype."""
+
+    weight: Tensor
+    """γ ``[C]``."""
+    bias: Tensor
+    """β ``[C]``."""
+    compress_weight: Tensor
+    """P ``[C, 2C]``."""
+    compress_bias: Tensor
+    """c ``[C]``."""
+    eps: float
+
+    def fold(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """weight ``[C, 2C]`` and bias ``[C]`` of y = weight · [p; z] + bias, for z's mean and variance ``[C]``."""
+        positive, negative = self.compress_weight.chunk(2, dim=1)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shift = (negative * (self.bias - scale * mean)).sum(1)
+        return torch.cat([positive, negative * scale], dim=1), self.compress_bias + shift
+
+    def fold_backward(self, variance: Tensor, grad_weight: Tensor, grad_bias: Tensor) -> NegativeNormGradients:
+        """The gradients that follow from G ``[C, 2C]``, of weight for [p; z − mean], and S ``[C]``, of bias."""
+        negative = self.compress_weight.chunk(2, dim=1)[1]
+        grad_positive, grad_negative = grad_weight.chunk(2, dim=1)
+        inverse = torch.rsqrt(variance + self.eps)
+        scale = self.weight * inverse
+        grad_shift = (negative * grad_bias[:, None]).sum(0)
+        grad_scale = (negative * grad_negative).sum(0)
+        grad_compress = torch.cat([grad_positive, grad_negative * scale + grad_bias[:, None] * self.bias], dim=1)
+        return NegativeNormGradients(grad_scale * inverse, grad_shift, grad_compress, grad_bias.clone(),
+                                     -grad_shift * scale, -0.5 * grad_scale * self.weight * inverse**3)
+
+
+class NegativeNormGradients(NamedTuple):
+    """The gradients of :meth:`NegativeNorm.fold`: for its parameters, and for z's mean and variance."""
+
+    weight: Tensor
+    bias: Tensor
+    compress_weight: Tensor
+    compress_bias: Tensor
+    mean: Tensor
+    variance: Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, distributed, nn
 
 from . import ops
-from .reference import Folded, FoldedReborn, Norm
+from .reference import Folded, FoldedReborn, FoldedRebornFeatures, Norm
 
 
 def _norm_state(norm: nn.Module) -> Norm:
@@ -115,37 +115,51 @@ class LENI2d(_Block):
 class Reborn2d(_Block):
     """Reborn (Cai, Huang, Peng 2021, eq. 2): ``compress([max(x,0); bn_negative(deconv(min(x,0)))])``.
 
-    Takes and returns ``[N, C, H, W]``, in any floating dtype and memory format.
+    Takes and returns ``[N, C, H, W]``, in any floating dtype and memory format; without compression it returns
+    ``[N, 2C, H, W]``. On a CPU, in training and in eval mode, all but the deconvolution is fused, and a dense 3×3 one
+    trains in float32 by a kernel of its own, any other by the library's; x and the deconvolved map are kept for
+    backward. Where no kernel serves (a compression that is not 1×1, or none, is
+    such a case), or if a child has a hook or was replaced by another kind of layer, its layers run one by one;
+    :func:`leni_kernels.explain` tells.
 
     Args:
         channels: C.
         kernel_size: k of the transposed convolution, odd; the paper's is 3.
-        groups: its groups; the paper's is 1, a dense one.
+        groups: its groups; the paper's is 1, a dense one, and C, a depthwise one, a variant of it.
+        compress_kernel_size: m of the compression, odd; the paper's is 1, and 3 a variant of it.
+        compress: whether there is a compression; a variant of the paper's leaves it out.
         eps, momentum: of the batch norm, as in ``nn.BatchNorm2d``.
 
     Children:
         deconv: ``nn.ConvTranspose2d(C, C, k, padding=k//2, groups=groups, bias=False)``
         bn_negative: ``nn.BatchNorm2d(C)``
-        compress: ``nn.Conv2d(2C, C, 1)``
+        compress: ``nn.Conv2d(2C, C, m, padding=m//2)``, or None
 
     Raises:
         ValueError: for an even kernel size, or an input that does not fit.
         TypeError: for a dtype that does not fit the parameters'.
     """
 
-    def __init__(self, channels: int, kernel_size: int = 3, groups: int = 1, eps: float = 1e-5,
-                 momentum: float | None = 0.1, device: object = None, dtype: object = None) -> None:
+    def __init__(self, channels: int, kernel_size: int = 3, groups: int = 1, compress_kernel_size: int = 1,
+                 compress: bool = True, eps: float = 1e-5, momentum: float | None = 0.1, device: object = None,
+                 dtype: object = None) -> None:
         super().__init__(channels, kernel_size, groups, eps, momentum, device, dtype)
-        self.compress = nn.Conv2d(2 * channels, channels, 1, device=device, dtype=dtype)
+        if compress_kernel_size < 1 or compress_kernel_size % 2 == 0:
+            raise ValueError(f"Reborn2d: compress_kernel_size must be odd, got {compress_kernel_size}")
+        self.compress = nn.Conv2d(2 * channels, channels, compress_kernel_size, padding=compress_kernel_size // 2,
+                                  device=device, dtype=dtype) if compress else None
 
     def parameters_for_kernels(self) -> ops.RebornParameters:
         """The children's tensors as they are now."""
-        return ops.RebornParameters(self.deconv.weight, _norm_state(self.bn_negative), self.compress.weight,
-                                    self.compress.bias, self.deconv.groups)
+        weight, bias = (None, None) if self.compress is None else (self.compress.weight, self.compress.bias)
+        return ops.RebornParameters(self.deconv.weight, _norm_state(self.bn_negative), weight, bias,
+                                    self.deconv.groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        parameters = self.parameters_for_kernels() if self.obstacle() is None else None
-        return ops.run_reborn(x, parameters, (self.deconv, self.bn_negative, self.compress))
+        obstacle = self.obstacle()
+        parameters = self.parameters_for_kernels() if obstacle is None else None
+        layers = (self.deconv, self.bn_negative, self.compress)
+        return ops.run_reborn(x, parameters, layers, obstacle, _sync_group(self.bn_negative))
 
 
 # ---- inference forms ---------------------------------------------------------------------------------------
@@ -154,13 +168,13 @@ class Reborn2d(_Block):
 class _FoldedBlock(nn.Module):
     """Holds folded tensors as parameters that do not train."""
 
-    def __init__(self, folded: Folded | FoldedReborn) -> None:
+    def __init__(self, folded: Folded | FoldedReborn | FoldedRebornFeatures) -> None:
         super().__init__()
         for name, tensor in folded._asdict().items():
             self.register_parameter(name, nn.Parameter(tensor.detach().clone(), requires_grad=False))
 
     def extra_repr(self) -> str:
-        return f"{self.bias.shape[0]}, kernel_size={self.taps.shape[-1]}"
+        return f"{self.taps.shape[0]}, kernel_size={self.taps.shape[-1]}"
 
 
 class FoldedLENI2d(_FoldedBlock):
@@ -186,3 +200,18 @@ class FoldedReborn2d(_FoldedBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.reborn_folded(x, self.taps, self.weight, self.bias, self.groups)
+
+
+class FoldedRebornFeatures2d(_FoldedBlock):
+    """Reborn2d's 2C channels with its norm folded, for inference: ``[N, C, H, W]`` to ``[N, 2C, H, W]``.
+
+    Made by :func:`leni_kernels.fold` of a block whose compression is not 1×1, and which stands behind it, or which
+    has none; ``taps`` ``[C, C // groups, k, k]``, ``shift`` ``[C]``.
+    """
+
+    def __init__(self, folded: FoldedRebornFeatures, groups: int) -> None:
+        super().__init__(folded)
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.reborn_features_folded(x, self.taps, self.shift, self.groups)

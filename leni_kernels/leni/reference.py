@@ -81,10 +81,14 @@ def leni(x: Tensor, deconv: Layer, negative_norm: Layer, fusion_norm: Layer, com
     return compress(fusion_norm(torch.cat([positive, negative_norm(deconv(negative))], dim=1)))
 
 
-def reborn(x: Tensor, deconv: Layer, negative_norm: Layer, compress: Layer) -> Tensor:
-    """``compress([max(x, 0); negative_norm(deconv(min(x, 0)))])`` for x ``[N, C, H, W]``."""
+def reborn(x: Tensor, deconv: Layer, negative_norm: Layer, compress: Layer | None) -> Tensor:
+    """``compress([max(x, 0); negative_norm(deconv(min(x, 0)))])`` for x ``[N, C, H, W]``.
+
+    Without ``compress``, which makes C channels of them again, the 2C channels themselves.
+    """
     positive, negative = split_signs(x)
-    return compress(torch.cat([positive, negative_norm(deconv(negative))], dim=1))
+    features = torch.cat([positive, negative_norm(deconv(negative))], dim=1)
+    return features if compress is None else compress(features)
 
 
 # ---- the folded form, for inference ------------------------------------------------------------------------
@@ -130,6 +134,34 @@ def fold_leni(deconv_weight: Tensor, negative_norm: Norm, fusion_norm: Norm, com
     return Folded(deconv_weight.to(dtype).squeeze(1) * negative_scale[:, None, None], weight, bias)
 
 
+class FoldedRebornFeatures(NamedTuple):
+    """Reborn's 2C channels with the norm folded: ``[max(x, 0); taps ⋆ᵀ min(x, 0) + shift]``.
+
+    ``taps`` ``[C, C // groups, k, k]``, ``shift`` ``[C]``.
+    """
+
+    taps: Tensor
+    shift: Tensor
+
+
+def fold_reborn_features(deconv_weight: Tensor, negative_norm: Norm, groups: int) -> FoldedRebornFeatures:
+    """Fold the norm into the deconvolution: its scale into the taps, its shift into a bias."""
+    channels = deconv_weight.shape[0]
+    dtype = folding_dtype(deconv_weight.dtype)
+    scale, shift = negative_norm.scale_and_shift(dtype)
+    # Output channel j of a group is deconv_weight[:, j] for each of the group's inputs.
+    per_input = scale.unflatten(0, (groups, -1)).repeat_interleave(channels // groups, dim=0)
+    return FoldedRebornFeatures(deconv_weight.to(dtype) * per_input[:, :, None, None], shift)
+
+
+def reborn_features_folded(x: Tensor, taps: Tensor, shift: Tensor, groups: int) -> Tensor:
+    """``[max(x, 0); taps ⋆ᵀ min(x, 0) + shift]`` in x's dtype, for :class:`FoldedRebornFeatures`."""
+    positive, negative = split_signs(x)
+    deconvolved = F.conv_transpose2d(negative, taps.to(x.dtype), shift.to(x.dtype), padding=taps.shape[-1] // 2,
+                                     groups=groups)
+    return torch.cat([positive, deconvolved], dim=1)
+
+
 class FoldedReborn(NamedTuple):
     """Reborn with its norm folded: ``y = weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias``.
 
@@ -145,15 +177,12 @@ def fold_reborn(deconv_weight: Tensor, negative_norm: Norm, compress_weight: Ten
                 compress_bias: Tensor | None, groups: int) -> FoldedReborn:
     """Fold the norm into the deconvolution (scale) and the bias (shift); otherwise as :func:`fold_leni`."""
     channels = deconv_weight.shape[0]
-    dtype = folding_dtype(deconv_weight.dtype)
-    scale, shift = negative_norm.scale_and_shift(dtype)
-    weight = compress_weight.to(dtype).flatten(1)
+    taps, shift = fold_reborn_features(deconv_weight, negative_norm, groups)
+    weight = compress_weight.to(taps.dtype).flatten(1)
     bias = (weight[:, channels:] * shift).sum(1)
     if compress_bias is not None:
-        bias = bias + compress_bias.to(dtype)
-    # Output channel j of a group is deconv_weight[:, j] for each of the group's inputs.
-    per_input = scale.unflatten(0, (groups, -1)).repeat_interleave(channels // groups, dim=0)
-    return FoldedReborn(deconv_weight.to(dtype) * per_input[:, :, None, None], weight, bias)
+        bias = bias + compress_bias.to(taps.dtype)
+    return FoldedReborn(taps, weight, bias)
 
 
 def reborn_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
@@ -177,6 +206,32 @@ def reborn_taps(taps: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, list
     dense = torch.cat([products.flatten(3).flatten(1, 2), weight[:, :channels, None]], 2)
     offsets = [size // 2 - place for row in range(size) for column in range(size) for place in (row, column)]
     return dense, [*offsets, 0, 0], [*[1] * size**2, 0]
+
+
+# ---- the deconvolution of Reborn's training, and its gradients ------------------------------------------------
+
+
+def flipped(deconv_weight: Tensor, groups: int) -> Tensor:
+    """The weight of the convolution that equals the stride-1 transposed one; libraries run it faster."""
+    return deconv_weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flip(-1, -2)
+
+
+def reborn_deconvolve(x: Tensor, deconv_weight: Tensor, groups: int) -> Tensor:
+    """z = ``D ⋆ᵀ min(x, 0)`` for D ``[C, C // groups, k, k]``."""
+    padding = deconv_weight.shape[-1] // 2
+    return F.conv2d(torch.clamp(x, max=0), flipped(deconv_weight, groups), padding=padding, groups=groups)
+
+
+def reborn_deconvolve_backward(grad: Tensor, deconv_weight: Tensor, groups: int) -> Tensor:
+    """What z's gradient gives ``min(x, 0)``: ``D ⋆ grad``."""
+    return F.conv2d(grad, deconv_weight, padding=deconv_weight.shape[-1] // 2, groups=groups)
+
+
+def reborn_deconv_gradient(grad: Tensor, x: Tensor, deconv_weight: Tensor, groups: int) -> Tensor:
+    """What z's gradient gives D: with the parts swapped, the gradient of the weight of ``D ⋆ grad``."""
+    padding = [deconv_weight.shape[-1] // 2] * 2
+    return torch.ops.aten.convolution_backward(torch.clamp(x, max=0), grad, deconv_weight, None, [1, 1], padding,
+                                               [1, 1], False, [0, 0], groups, [False, True, False])[1]
 
 
 def _correlate(x: Tensor, taps: Tensor) -> Tensor:

@@ -1,11 +1,16 @@
 """LENI and Reborn blocks with nothing trivial in them, and the backends that they can run on."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 import leni_kernels as lk
 from leni_kernels import extension
 from leni_kernels.leni.reference import Folded
+
+sys.path.insert(0, str(Path(__file__).parent))  # what several files of tests share
 
 
 def _available(name):

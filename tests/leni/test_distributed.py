@@ -26,17 +26,20 @@ CASES = {
     "uneven, channels-last": ((1, 6), (7, 4), torch.channels_last),
     "one value a channel on each": ((1, 1), (1, 1), torch.contiguous_format),
     "nothing on the second": ((4, 0), (3, 5), torch.contiguous_format),
+    "Reborn, uneven": ((5, 2), (5, 9), torch.contiguous_format),
+    "Reborn, channels-last, nothing on the second": ((4, 0), (7, 4), torch.channels_last),
 }
 STEPS = 2
 
 
 def block(case):
     torch.manual_seed(len(case))
-    leni = lk.LENI2d(6, 5, eps=1e-3, momentum=None).double()
-    for norm in (leni.bn_negative, leni.bn_fusion):
-        nn.init.normal_(norm.weight, 1, 0.5)
-        nn.init.normal_(norm.bias, 0, 0.5)
-    return leni
+    made = (lk.Reborn2d if case.startswith("Reborn") else lk.LENI2d)(6, 5, eps=1e-3, momentum=None).double()
+    for norm in made.children():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.weight, 1, 0.5)
+            nn.init.normal_(norm.bias, 0, 0.5)
+    return made
 
 
 def batch(case):

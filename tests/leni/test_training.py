@@ -4,17 +4,16 @@ import copy
 
 import pytest
 import torch
+import training_steps
 from torch.autograd import gradcheck
 from torch.autograd.graph import saved_tensors_hooks
+from training_steps import GRADIENTS, SLICES, errors, laid_out, layouts, normal, step, truth
 
 import leni_kernels as lk
 
-LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 WIDTHS = (1, 3, 16, 20, 33, 64, 130)
 SHAPES = ((3, 5, 7), (8, 1, 1), (2, 15, 16), (1, 9, 225))
 """N, H and W: ends of vectors, no plane, whole vectors, and rows wider than a tile."""
-
-layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
 
 @pytest.fixture
@@ -23,41 +22,9 @@ def train(make_leni):
     return lambda *arguments, **options: make_leni(*arguments, **options).train()
 
 
-def laid_out(layout, *shape, dtype=torch.float32):
-    return torch.randn(shape).to(dtype).contiguous(memory_format=layout)
-
-
-def step(backend, block, x, grad, autocast=False):
-    """y, the gradients and the buffers that one step of a copy of the block leaves on a backend."""
-    block, x = copy.deepcopy(block), x.detach().requires_grad_()
-    with lk.use_backend(backend), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        y = block(x)
-    y.backward(grad)
-    gradients = {name: parameter.grad for name, parameter in block.named_parameters()}
-    return {"y": y.detach(), "x": x.grad, **gradients, **dict(block.named_buffers())}
-
-
-def truth(block, x, grad):
-    return step("reference", copy.deepcopy(block).double(), x.double(), grad.double())
-
-
-def errors(got, exact):
-    """Each result's largest error, and its largest true magnitude."""
-    assert got.keys() == exact.keys()
-    for name, wanted in exact.items():
-        assert got[name].shape == wanted.shape, name
-        yield name, float((got[name].double() - wanted).abs().max()), float(wanted.abs().max())
-
-
 def assert_right(got, exact, tolerance, cancelled=()):
-    """Each result is within a tolerance of its own size; those that the norms cancel, of the largest gradient's."""
     # BN2 cancels what BN1's bias adds, in every case.
-    cancelled = {"bn_negative.bias", *cancelled}
-    found = {name: (error, size) for name, error, size in errors(got, exact)}
-    largest = max(size for name, (_, size) in found.items() if name == "x" or name.endswith(("weight", "bias")))
-    for name, (error, size) in found.items():
-        allowed = tolerance * (largest if name in cancelled else size)
-        assert error <= allowed, f"{name}: {error:.3g} > {allowed:.3g}"
+    training_steps.assert_right(got, exact, tolerance, {"bn_negative.bias", *cancelled})
 
 
 # ---- right -------------------------------------------------------------------------------------------------
@@ -121,17 +88,6 @@ def test_autocast_keeps_parameters_and_statistics_float32(kernel_backend, train)
     assert {tensor.dtype for tensor in got.values()} == {torch.float32, torch.int64}
 
 
-SLICES = {
-    "images": lambda x: x[1:],
-    "channels": lambda x: x[:, 2:],
-    "rows and columns": lambda x: x[:, :, 1:-1, 2:],
-    "every other row": lambda x: x[:, :, ::2],
-    "one image, expanded": lambda x: x[:1].expand(3, -1, -1, -1),
-    "transposed": lambda x: x.transpose(2, 3),
-    "every other column": lambda x: x[..., ::2],
-}
-
-
 @pytest.mark.parametrize("take", SLICES.values(), ids=SLICES)
 @layouts
 def test_slices_of_a_larger_tensor(train, layout, take):
@@ -143,23 +99,6 @@ def test_slices_of_a_larger_tensor(train, layout, take):
     assert_right(step(None, block, x, grad), exact, 1e-11)
     wanted, = torch.autograd.grad(take(leaf), leaf, exact["x"])
     assert (leaf.grad - wanted).abs().max() <= 1e-11
-
-
-def normal(*shape):
-    return torch.randn(shape, dtype=torch.float64)
-
-
-GRADIENTS = {
-    "contiguous": lambda n, c, h, w: normal(n, c, h, w),
-    "channels-last": lambda n, c, h, w: normal(n, c, h, w).to(memory_format=torch.channels_last),
-    "a slice of channels": lambda n, c, h, w: normal(n, 2 * c + 1, h, w)[:, 1:-c],
-    "every other row and column": lambda n, c, h, w: normal(n, c, 2 * h, 2 * w)[:, :, ::2, 1::2],
-    "transposed": lambda n, c, h, w: normal(n, c, w, h).transpose(2, 3),
-    "one number, expanded": lambda n, c, h, w: normal().expand(n, c, h, w),
-    "one number a channel, expanded": lambda n, c, h, w: normal(c, 1, 1).expand(n, c, h, w),
-    "one number a site, expanded": lambda n, c, h, w: normal(n, 1, h, w).expand(n, c, h, w),
-    "one row, expanded": lambda n, c, h, w: normal(n, c, 1, w).expand(n, c, h, w),
-}
 
 
 @pytest.mark.parametrize("make_grad", GRADIENTS.values(), ids=GRADIENTS)

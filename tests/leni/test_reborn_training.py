@@ -1,0 +1,390 @@
+"""Reborn's fused training step: right to the dtype, deterministic, and x and z are all that is kept."""
+
+import copy
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.autograd.graph import saved_tensors_hooks
+from training_steps import GRADIENTS, SLICES, assert_right, errors, laid_out, layouts, normal, step, truth
+
+import leni_kernels as lk
+from leni_kernels import extension, functional
+from leni_kernels.leni import ops
+
+C = 4
+
+
+@pytest.fixture
+def train(make_reborn):
+    """Reborn2d in training mode whose norm is nothing trivial."""
+    return lambda *arguments, **options: make_reborn(*arguments, **options).train()
+
+
+@pytest.fixture(params=[True, False], ids=["training", "eval"])
+def make(request, make_reborn):
+    """Reborn2d with batch statistics, and with running ones."""
+    return lambda *arguments, **options: make_reborn(*arguments, **options).train(request.param)
+
+
+# ---- right -------------------------------------------------------------------------------------------------
+
+
+@layouts
+@pytest.mark.parametrize(("kernel_size", "groups"), [(3, 1), (5, 2), (3, 4)])
+def test_gradcheck(backend, make, kernel_size, groups, layout):
+    block = make(C, kernel_size, groups, torch.float64)
+    x = laid_out(layout, 2, C, 3, 4, dtype=torch.float64)
+    names, parameters = zip(*block.named_parameters(), strict=True)
+
+    def call(x, *parameters):
+        return torch.func.functional_call(block, dict(zip(names, parameters, strict=True)), x)
+
+    with lk.use_backend(backend):
+        assert gradcheck(call, ((x + 0.05 * x.sign()).requires_grad_(), *parameters))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)], ids=str)
+@layouts
+@pytest.mark.parametrize("channels", [1, 3, 16, 33, 64])
+def test_widths_and_planes(kernel_backend, make, channels, layout, dtype, tolerance):
+    for batch, height, width in ((3, 5, 7), (8, 1, 1), (2, 15, 16), (2, 4, 8), (1, 9, 225)):
+        for kernel_size, groups in ((3, 1), (3, channels), (5, 1)):
+            block = make(channels, kernel_size, groups, dtype)
+            # A mean of 0.5 keeps the sum over all pixels from cancelling by chance.
+            x, grad = (laid_out(layout, batch, channels, height, width, dtype=dtype) for _ in range(2))
+            grad += 0.5
+            got = step(kernel_backend, block, x, grad)
+            # One channel's sums over all pixels may cancel by chance, and on one pixel a depthwise D only scales.
+            scales = block.training and groups == channels and height * width == 1
+            cancelled = [name for name, _ in block.named_parameters()] if channels == 1 else ["deconv.weight"] * scales
+            assert_right(got, truth(block, x, grad), tolerance, cancelled)
+            for name in ("y", "x"):
+                assert got[name].dtype == dtype
+                assert got[name].is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@layouts
+@pytest.mark.parametrize("channels", [16, 33, 64])
+def test_half_precision_is_no_worse_than_composed(kernel_backend, make, channels, layout, autocast):
+    block = make(channels)
+    if not autocast:
+        block.bfloat16()
+    for batch, height, width in ((8, 5, 7), (2, 15, 16), (1, 9, 225)):
+        x, grad = (laid_out(layout, batch, channels, height, width, dtype=torch.bfloat16) for _ in range(2))
+        exact = truth(block, x, grad)
+        got, composed = (step(name, block, x, grad, autocast) for name in (kernel_backend, "reference"))
+        allowed = {name: 2 * error for name, error, _ in errors(composed, exact)}
+        for name, error, _ in errors(got, exact):
+            assert got[name].dtype == composed[name].dtype
+            assert error <= allowed[name], f"{name}: {error:.3g} > {allowed[name]:.3g}"
+
+
+@pytest.mark.parametrize("take", SLICES.values(), ids=SLICES)
+@layouts
+def test_slices_of_a_larger_tensor(train, layout, take):
+    larger = laid_out(layout, 3, 7, 8, 9, dtype=torch.float64)
+    x = take(larger)
+    block, grad = train(x.shape[1], dtype=torch.float64), normal(*x.shape)
+    exact, leaf, copied = truth(block, x, grad), larger.clone().requires_grad_(), copy.deepcopy(block)
+    copied(take(leaf)).backward(grad)
+    assert_right(step(None, block, x, grad), exact, 1e-11)
+    wanted, = torch.autograd.grad(take(leaf), leaf, exact["x"])
+    assert (leaf.grad - wanted).abs().max() <= 1e-11
+
+
+@pytest.mark.parametrize("make_grad", GRADIENTS.values(), ids=GRADIENTS)
+@layouts
+def test_gradients_of_any_layout(kernel_backend, train, layout, make_grad):
+    for channels, plane in ((5, (6, 7)), (17, (3, 35))):
+        x = laid_out(layout, 3, channels, *plane, dtype=torch.float64)
+        block, grad = train(channels, dtype=torch.float64), make_grad(*x.shape)
+        # Where one number goes to a whole channel, the norm cancels what goes through it.
+        cancelled = ["deconv.weight", "bn_negative.weight"] if (grad == grad[:1, :, :1, :1]).all() else []
+        assert_right(step(kernel_backend, block, x, grad), truth(block, x, grad), 1e-11, cancelled)
+
+
+@layouts
+@pytest.mark.parametrize("channels", [1, 5, 16, 33])
+def test_dense_deconvolution_in_float32(kernel_backend, channels, layout):
+    """Planes of every remainder of a tile, and rows and batches of more tiles than a block has."""
+    channels_last = layout == torch.channels_last
+    operators = torch.ops.leni_kernels
+    for batch, height, width in ((1, 1, 1), (2, 4, 8), (3, 5, 6), (2, 7, 9), (1, 3, 900), (40, 9, 10)):
+        x, grad = (laid_out(layout, batch, channels, height, width) for _ in range(2))
+        # A gradient's pixels need not follow each other.
+        x, weight = x[:, :, :, :max(width - 1, 1)], torch.randn(channels, channels, 3, 3)
+        grad = grad[:, :, :, :max(width - 1, 1)]
+        leaf = weight.double().requires_grad_()
+        for negative in (False, True):
+            read = x.double().clamp(max=0) if negative else x.double()
+            exact = torch.nn.functional.conv2d(read, leaf, padding=1)
+            got = operators.reborn_convolve_cpp(x, weight, negative, channels_last)
+            assert got.is_contiguous(memory_format=layout)
+            assert (got - exact).abs().max() <= 5e-6 * exact.abs().max()
+        convolved = torch.nn.functional.conv2d(grad.double(), leaf, padding=1)
+        exact, = torch.autograd.grad(convolved, leaf, x.double().clamp(max=0), retain_graph=True)
+        for needs_input in (True, False):
+            y, got = operators.reborn_convolve_backward_cpp(grad, x, weight, needs_input, channels_last)
+            assert (got - exact).abs().max() <= 5e-6 * exact.abs().max()
+            if needs_input:
+                assert (y - convolved).abs().max() <= 5e-6 * convolved.abs().max()
+
+
+@layouts
+def test_no_gradient_at_ties(backend, make, layout):
+    block, grad = make(5, dtype=torch.float64), normal(2, 5, 6, 7)
+    x = laid_out(layout, 2, 5, 6, 7, dtype=torch.float64)
+    ties = torch.rand_like(x) < 0.3
+    x = x.masked_fill(ties, 0).masked_fill(x > 1.5, -0.0)
+    got = step(backend, block, x, grad)
+    assert torch.equal(got["x"] == 0, x == 0)
+    assert_right(got, truth(block, x, grad), 1e-11)
+
+
+@layouts
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_nan_and_infinity_travel(backend, make_reborn, layout, value):
+    block, x = make_reborn(5), laid_out(layout, 2, 5, 6, 7)
+    x[0, 2, 3, 4] = value
+    with lk.use_backend(backend), torch.no_grad():
+        y, exact = block(x), block.double()(x.double())
+    assert torch.equal(y.isfinite(), exact.isfinite())
+    assert not y[0, :, 3, 4].isfinite().any()
+    assert y[1].isfinite().all()
+
+
+@layouts
+@pytest.mark.parametrize("plane", [(32, 32), (64, 64)])
+def test_means_a_thousand_times_the_deviation(kernel_backend, layout, plane):
+    block = lk.Reborn2d(8, groups=8, momentum=1.0)
+    with torch.no_grad():
+        block.deconv.weight.zero_()[:, :, 1, 1] = 1
+    x = (torch.randn(4, 8, *plane) - 1000).contiguous(memory_format=layout)
+    got, exact = (result(block, x, torch.zeros_like(x)) for result in (
+        lambda *arguments: step(kernel_backend, *arguments), truth))
+    for name in ("bn_negative.running_mean", "bn_negative.running_var", "y"):
+        assert (got[name].double() - exact[name]).abs().max() <= 1e-3, name
+
+
+# ---- only what is needed, kept and computed ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["x", "parameters", "deconv.weight", "bn_negative.weight", "bn_negative.bias",
+                                  "compress.weight", "compress.bias"])
+def test_only_what_is_needed(backend, make, part):
+    block = make(C, dtype=torch.float64)
+    for name, parameter in block.named_parameters():
+        parameter.requires_grad_(part in (name, "parameters"))
+    x, grad = normal(2, 2, C, 5, 6)
+    x.requires_grad_(part == "x")
+    with lk.use_backend(backend):
+        block(x).backward(grad)
+    got = {"x": x.grad, **{name: parameter.grad for name, parameter in block.named_parameters()}}
+    exact = truth(block.requires_grad_(), x, grad)
+    for name, gradient in got.items():
+        assert (gradient is not None) == (part == name or (part == "parameters" and name != "x")), name
+        if gradient is not None:
+            assert (gradient - exact[name]).abs().max() <= 1e-11 * max(1, exact[name].abs().max()), name
+
+
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_x_and_z_alone_are_kept(kernel_backend, make, layout, dtype):
+    block = make(16, dtype=dtype)
+    x = laid_out(layout, 4, 16, 30, 31, dtype=dtype).requires_grad_()
+    kept = {}
+    with lk.use_backend(kernel_backend), saved_tensors_hooks(
+            lambda tensor: kept.setdefault(tensor.data_ptr(), tensor), lambda tensor: tensor):
+        block(x).sum().backward()
+    assert x.data_ptr() in kept
+    parameters = {parameter.data_ptr() for parameter in block.parameters()}
+    assert sum(tensor.nbytes for pointer, tensor in kept.items() if pointer not in parameters) <= 2.05 * x.nbytes
+
+
+def test_double_backward_names_the_remedy(kernel_backend, make):
+    block, x = make(3, dtype=torch.float64), normal(2, 3, 4, 5).requires_grad_()
+    with lk.use_backend(kernel_backend):
+        gradient, = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
+        with pytest.raises(NotImplementedError, match=r"double backward .* use_backend\('reference'\) supports it"):
+            gradient.square().sum().backward()
+
+
+# ---- norms -------------------------------------------------------------------------------------------------
+
+NORMS = {
+    "momentum None": {"momentum": None},
+    "momentum 0.3": {"momentum": 0.3},
+    "large eps": {"eps": 0.5},
+}
+
+
+@pytest.mark.parametrize("options", NORMS.values(), ids=NORMS)
+def test_running_statistics_over_several_batches(kernel_backend, options):
+    block = lk.Reborn2d(5, dtype=torch.float64, **options)
+    twin = copy.deepcopy(block)
+    for _ in range(3):
+        x = normal(3, 5, 4, 6)
+        for backend, trained in ((kernel_backend, block), ("reference", twin)):
+            with lk.use_backend(backend):
+                trained(x)
+    for name, buffer in twin.named_buffers():
+        torch.testing.assert_close(block.get_buffer(name), buffer, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("track", [False, True])
+def test_norms_without_affine_or_running_statistics(kernel_backend, make, affine, track):
+    block = make(5, dtype=torch.float64)
+    training = block.training
+    block.bn_negative = torch.nn.BatchNorm2d(5, affine=affine, track_running_stats=track, dtype=torch.float64)
+    block.train(training)
+    x, grad = normal(2, 3, 5, 4, 6)
+    assert_right(step(kernel_backend, block, x, grad), truth(block, x, grad), 1e-11)
+
+
+def test_one_value_a_channel_is_refused(backend, train):
+    with lk.use_backend(backend), pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        train(3)(torch.randn(1, 3, 1, 1))
+
+
+@layouts
+def test_an_empty_batch(backend, make_reborn, layout):
+    block = make_reborn(3)
+    x = laid_out(layout, 0, 3, 4, 5).requires_grad_()
+    with lk.use_backend(backend):
+        y = block(x)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == x.shape
+    assert not any(parameter.grad.any() for parameter in block.parameters())
+    with pytest.raises(lk.BackendUnavailableError, match="an empty batch has no statistics"), lk.use_backend("cpp"):
+        block.train()(x)
+
+
+# ---- the variants ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    ({"compress_kernel_size": 3}, "the compression is 3×3; kernels exist for 1×1"),
+    ({"compress": False}, "the block does not compress"),
+])
+def test_a_variant_without_kernels_says_so(kernel_backend, options, reason):
+    block, x = lk.Reborn2d(C, **options), torch.randn(2, C, 5, 6)
+    with lk.use_backend(kernel_backend), pytest.raises(lk.BackendUnavailableError, match=reason):
+        block(x)
+    decision, = lk.explain(block, x)
+    assert decision.backend == "reference"
+    assert reason in decision.why_not["cpp"]
+
+
+@pytest.mark.parametrize("k", [3, 7, 9])
+def test_any_odd_deconvolution_is_fused(kernel_backend, train, k):
+    block, x, grad = train(5, k, dtype=torch.float64), *normal(2, 2, 5, 8, 9)
+    assert lk.explain(block, x)[0].backend == kernel_backend
+    assert_right(step(kernel_backend, block, x, grad), truth(block, x, grad), 1e-11)
+
+
+# ---- threads, digits, the compiler -------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@layouts
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_same_bits_on_two_runs(kernel_backend, train, layout, dtype):
+    block = train(20, dtype=dtype)
+    x, grad = (laid_out(layout, 5, 20, 30, 31, dtype=dtype) for _ in range(2))
+    first, second = (step(kernel_backend, block, x, grad) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@layouts
+@pytest.mark.usefixtures("threads")
+def test_right_on_several_threads(kernel_backend, train, layout):
+    for channels in (4, 33):
+        block = train(channels)
+        x, grad = (laid_out(layout, 3, channels, 30, 31) for _ in range(2))
+        assert_right(step(kernel_backend, block, x, grad), truth(block, x, grad), 2e-5)
+
+
+@layouts
+def test_losses_go_down_alike(kernel_backend, layout):
+    images = laid_out(layout, 32, 1, 8, 8)
+    labels = (images.mean((1, 2, 3)) > 0).long() + 2 * (images[:, 0, :4].mean((1, 2)) > 0).long()
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), lk.Reborn2d(8), torch.nn.Flatten(), torch.nn.Linear(288, 4))
+    curves = []
+    for backend in (kernel_backend, "reference"):
+        twin = copy.deepcopy(model).to(memory_format=layout)
+        optimizer = torch.optim.SGD(twin.parameters(), lr=0.05, momentum=0.9)
+        curves.append([])
+        for _ in range(20):
+            with lk.use_backend(backend):
+                loss = torch.nn.functional.cross_entropy(twin(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            curves[-1].append(loss.item())
+    assert curves[0][-1] < 0.3 * curves[0][0]
+    torch.testing.assert_close(*map(torch.tensor, curves), rtol=1e-3, atol=1e-3)
+
+
+def test_compiled_training(make):
+    torch._dynamo.reset()
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, C, 3), make(C)).double()
+    x, grad = normal(2, 3, 7, 8), normal(2, C, 5, 6)
+    results = []
+    for compiled in (False, True):
+        twin, ours = copy.deepcopy(model), x.clone().requires_grad_()
+        call = torch.compile(twin, fullgraph=True, backend="aot_eager") if compiled else twin
+        call(ours).backward(grad)
+        results.append([ours.grad, *(parameter.grad for parameter in twin.parameters()), *twin.buffers()])
+    for eager, traced in zip(*results, strict=True):
+        torch.testing.assert_close(traced, eager, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_opcheck(channels_last):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x, z, grad = (laid_out(layout, 2, C, 4, 5) for _ in range(3))
+    weight, bias, deconv, vector = torch.randn(C, 2 * C), torch.randn(C), torch.randn(C, C, 3, 3), torch.rand(C) + 0.5
+    operators = torch.ops.leni_kernels
+    checked = {
+        operators.reborn_convolve_cpp: (x, deconv, True),
+        operators.reborn_convolve_backward_cpp: (grad, x, deconv, True),
+        operators.reborn_tail_cpp: (x, z, weight, bias),
+        operators.reborn_statistics_cpp: (z,),
+        operators.reborn_weight_gradient_cpp: (grad, x, z, torch.randn(2 * C)),
+        operators.reborn_negative_gradient_cpp: (grad, z, weight, vector, vector),
+        operators.reborn_input_gradient_cpp: (grad, x, z, weight),
+    }
+    for operator, arguments in checked.items():
+        torch.library.opcheck(operator, (*arguments, channels_last), test_utils=("test_schema", "test_faketensor"))
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, deconv, vector, bias, weight, bias)]
+    for running in ((None, None), (bias, vector)):
+        torch.library.opcheck(ops._reborn_training_cpp, (*leaves, *running, 1e-3, 1, channels_last, ""))
+
+
+@pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
+def test_operators_refuse_what_does_not_fit():
+    x, weight, bias = torch.randn(2, C, 4, 5), torch.randn(C, 2 * C), torch.randn(C)
+    tail = torch.ops.leni_kernels.reborn_tail_cpp
+    for z, message in ((x.to(memory_format=torch.channels_last), "z must have stride 1 along columns"),
+                       (x[:1], "z must have x's dtype and shape"), (x.double(), "z must have x's dtype and shape")):
+        with pytest.raises(RuntimeError, match=message):
+            tail(x, z, weight, bias, False)
+
+
+def test_functional_is_the_module(kernel_backend, make):
+    block, x = make(5, dtype=torch.float64), normal(2, 5, 4, 6)
+    twin = copy.deepcopy(block)
+    with lk.use_backend(kernel_backend):
+        assert torch.equal(functional.reborn(x, *twin.parameters_for_kernels()), block(x))
