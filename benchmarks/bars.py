@@ -84,6 +84,12 @@ CONV_RELU_CPU = (
 )
 
 
+REBORN_CPU = (
+    Bar("reborn_training", "Reborn, training step, times faster than the composed block, slowest case", "float32",
+        "composed/ours", every, min, 2.0, None, at_most=False),
+)
+
+
 def _pointwise(name: str, work: str, first: float, moonshot: float | None) -> Bar:
     return Bar("pointwise", f"{name}, {work}, slowest case: time / ReLU", "float32", f"{name}/ReLU",
                lambda row: row["work"] == work, max, first, moonshot, at_most=True)
@@ -109,4 +115,4 @@ def of_device(device: str) -> tuple[Bar, ...]:
     """The bars for a device type."""
     if device == "cuda":
         return LENI_INFERENCE_GPU
-    return LENI_INFERENCE_CPU + LENI_TRAINING_CPU + CONV_RELU_CPU + POINTWISE_CPU
+    return LENI_INFERENCE_CPU + LENI_TRAINING_CPU + CONV_RELU_CPU + REBORN_CPU + POINTWISE_CPU

@@ -22,6 +22,7 @@ import conv_relu_training
 import leni_inference
 import leni_training
 import pointwise
+import reborn_training
 import torch
 from harness import machine, report, timing
 from harness.blocks import Table
@@ -37,6 +38,7 @@ PARTS = {
     "leni": {"leni_inference": leni_inference},
     "training": {"leni_training": leni_training},
     "conv_relu": {"conv_relu_inference": conv_relu_inference, "conv_relu_training": conv_relu_training},
+    "reborn": {"reborn_training": reborn_training},
     "pointwise": {"pointwise": pointwise},
     "networks": {"networks": networks_inference, "networks_training": networks_training},
     "table1": {"table1": table1},

@@ -213,7 +213,7 @@ def test_functional_relu6_and_hardswish():
     (["2.*"], NAMES[1:3]), (("1", "*.relu_1"), ["1", "2.relu_1", "3.relu_1"]),
     (lambda index, name: index % 2 == 0, ["1", "2.relu_1", "3.relu_1"]),
     (lambda index, name: name.startswith("3"), NAMES[3:5]),
-], ids=str)
+])
 def test_where(where, expected):
     _, report = lk.replace_relu(residual(), "leni", where, example_input=x())
     assert replaced(report) == expected
@@ -901,7 +901,7 @@ def test_fusion_within_what_can_be_traced():
     (ValueError, "threshold_init must be one of", {"kind": "conv_relu", "threshold_init": "ones"}),
     (ValueError, r"Sequential does not run on the example of shape \(2, 3, 6, 5\): ", {"example_input": x(2, 3, 6, 5)}),
     (ValueError, r"does not run on the example of shape \(2, 4, 6, 5\), 7: ", {"example_input": (x(), 7)}),
-], ids=str)
+])
 def test_bad_arguments(error, message, arguments):
     with pytest.raises(error, match=message):
         lk.replace_relu(**{"model": residual(), "kind": "leni", "example_input": x(), **arguments})
