@@ -227,7 +227,9 @@ def test_folded_parameters_are_float32_or_float64(make, dtype):
     assert y.dtype == dtype
     with lk.use_backend("reference"):
         composed = block(features)
-    assert (y - expected).abs().max() <= max(2 * (composed - expected).abs().max(), 1e-12)
+    # Of float32 the largest error is a rounding or two: whose is larger is chance.
+    limit = {torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype, 2 * (composed - expected).abs().max())
+    assert (y - expected).abs().max() <= limit
 
 
 @every_block
