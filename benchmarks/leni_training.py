@@ -18,7 +18,7 @@ from leni_cases import Case, Contenders
 import leni_kernels as lk
 
 TITLE = "LENI training step"
-SECONDS = {"cpu": 0.6, "cuda": 0.4, "quick": 0.4}
+SECONDS = {"cpu": 0.4, "cuda": 0.4, "quick": 0.4}
 TABLE = leni_cases.TABLE
 PICTURE = blocks.Picture("-steps", "L = the slower of 4 copies of x and 3 bare products [pixels × 2C]·[2C × C]",
                          "composed, torch.compile")

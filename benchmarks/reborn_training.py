@@ -22,7 +22,7 @@ import leni_kernels as lk
 from leni_kernels.leni import reference
 
 TITLE = "Reborn training step"
-SECONDS = {"cpu": 0.8, "cuda": 0.4, "quick": 0.4}
+SECONDS = {"cpu": 0.5, "cuda": 0.4, "quick": 0.4}
 SHAPES = ((16, 112), (32, 112), (64, 56), (128, 28))
 QUICK_SHAPES = ((16, 112), (64, 56))
 ELEMENTS = {"cpu": 2 * 64 * 112**2, "cuda": 16 * 64 * 112**2}

@@ -5,6 +5,9 @@
 
 namespace leni {
 
+// An output of so many bytes, which no cache would keep, is not written through the caches: that would read it first.
+constexpr int64_t kStreamedBytes = 8 * 1024 * 1024;
+
 enum class Scalar { Float32, Float64, BFloat16 };
 
 // What a kernel needs of its host. The objects that are compiled for one instruction set include no PyTorch

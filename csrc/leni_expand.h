@@ -48,9 +48,7 @@ inline Tiling choose_tiling(const Activation& x, int64_t bytes_per_pixel, int64_
   return tiling;
 }
 
-// An output as large as x that the caches cannot hold is not written through them: that would read it first.
-constexpr int64_t kStreamedBytes = 8 * 1024 * 1024;
-
+// Whether an output as large as x is written past the caches.
 template <class T>
 bool streams(const Activation& x) {
   return x.batch * x.channels * x.height * x.width * int64_t(sizeof(T)) >= kStreamedBytes;

@@ -65,12 +65,24 @@ inline V load(const T* pointer, Lanes lanes) {
   return V::load(pointer, lanes);
 }
 template <class V, class T>
-inline void store(V vector, T* pointer, AllLanes) {
-  vector.store(pointer);
+inline void store(V vector, T* pointer, AllLanes, bool past_caches = false) {
+  if (past_caches && reinterpret_cast<uintptr_t>(pointer) % (V::width * sizeof(T)) == 0) {
+    vector.stream(pointer);
+  } else {
+    vector.store(pointer);
+  }
 }
 template <class V, class T>
-inline void store(V vector, T* pointer, Lanes lanes) {
+inline void store(V vector, T* pointer, Lanes lanes, bool = false) {
   vector.store(pointer, lanes);
+}
+
+// Whether an output of so many elements is written past the caches. Not where its rows share cache lines: a line that is
+// written in both ways costs more than either.
+template <class T>
+inline bool streams(int64_t elements, int64_t row) {
+  constexpr int64_t line = 64;
+  return elements * int64_t(sizeof(T)) >= kStreamedBytes && row * int64_t(sizeof(T)) % line == 0;
 }
 
 // body(begin, end) over [0, count), in threads if they are worth it for so many elements.
@@ -79,6 +91,7 @@ void in_threads(int64_t count, int64_t elements, const Host& host, const Body& b
   if (elements < kWorthThreads) return body(0, count);
   host.parallel_for(count, &body, [](const void* context, int64_t begin, int64_t end) {
     (*static_cast<const Body*>(context))(begin, end);
+    streamed();
   });
 }
 
@@ -158,13 +171,14 @@ template <class F, class T>
 void forward_by_rows(const Problem& p, T* y, const Host& host) {
   using V = Vec<Scale<T>>;
   const Parts parts(p);
+  const bool past_caches = streams<T>(p.count, p.run);
   in_threads(parts.count, p.count, host, [&](int64_t begin, int64_t end) {
     for_parts(p, parts, begin, end, [&](int64_t, int64_t start, int64_t length, int64_t number) {
       const T* x = block<T>(p.x, start, length, kBlockOfX, host);
       V parameters[F::parameters];
       broadcast_parameters<F, Scale<T>>(p, number, parameters);
       for_vectors<V>(length, [&](int64_t i, auto lanes) {
-        store(F::forward(load<V>(x + i, lanes), parameters), y + start + i, lanes);
+        store(F::forward(load<V>(x + i, lanes), parameters), y + start + i, lanes, past_caches);
       });
     });
   });
@@ -177,6 +191,7 @@ void backward_by_rows(const GradientProblem& p, const Host& host) {
   const Parts parts(p);
   S* partial = kSums ? static_cast<S*>(host.scratch(kPartialSums, F::parameters * parts.count * sizeof(S))) : nullptr;
   T* dx = static_cast<T*>(p.dx);
+  const bool past_caches = streams<T>(p.count, p.run);
   in_threads(parts.count, p.count, host, [&](int64_t begin, int64_t end) {
     for_parts(p, parts, begin, end, [&](int64_t part, int64_t start, int64_t length, int64_t number) {
       const T* x = block<T>(p.x, start, length, kBlockOfX, host);
@@ -186,7 +201,7 @@ void backward_by_rows(const GradientProblem& p, const Host& host) {
       for (V& vector : sums) vector = V::zero();
       for_vectors<V>(length, [&](int64_t i, auto lanes) {
         const V result = F::backward(load<V>(grad + i, lanes), load<V>(x + i, lanes), parameters, sums);
-        if constexpr (kInput) store(result, dx + start + i, lanes);
+        if constexpr (kInput) store(result, dx + start + i, lanes, past_caches);
       });
       if constexpr (kSums) {
         for (int j = 0; j < F::parameters; ++j) partial[j * parts.count + part] = sum(sums[j]);
@@ -242,13 +257,14 @@ template <class F, class T>
 void forward_by_columns(const Problem& p, T* y, const Host& host) {
   using V = Vec<Scale<T>>;
   const Tiles tiles(p);
+  const bool past_caches = streams<T>(p.count, p.period);
   in_threads(tiles.chunks * tiles.blocks, p.count, host, [&](int64_t begin, int64_t end) {
     for_rows_of_tiles(p, tiles, begin, end, [&](int64_t, int64_t column, int64_t length, int64_t start) {
       const T* x = block<T>(p.x, start, length, kBlockOfX, host);
       for_vectors<V>(length, [&](int64_t i, auto lanes) {
         V parameters[F::parameters];
         load_parameters<F, Scale<T>>(p, column + i, lanes, parameters);
-        store(F::forward(load<V>(x + i, lanes), parameters), y + start + i, lanes);
+        store(F::forward(load<V>(x + i, lanes), parameters), y + start + i, lanes, past_caches);
       });
     });
   });
@@ -264,6 +280,7 @@ void backward_by_columns(const GradientProblem& p, const Host& host) {
   S* partial = kSums ? static_cast<S*>(host.scratch(kPartialSums, size * sizeof(S))) : nullptr;
   if constexpr (kSums) std::fill_n(partial, size, S(0));
   T* dx = static_cast<T*>(p.dx);
+  const bool past_caches = streams<T>(p.count, p.period);
   in_threads(tiles.chunks * tiles.blocks, p.count, host, [&](int64_t begin, int64_t end) {
     for_rows_of_tiles(p, tiles, begin, end, [&](int64_t chunk, int64_t column, int64_t length, int64_t start) {
       const T* x = block<T>(p.x, start, length, kBlockOfX, host);
@@ -276,7 +293,7 @@ void backward_by_columns(const GradientProblem& p, const Host& host) {
           sums[j] = kSums ? load<V>(chunk_sums + j * p.period + i, lanes) : V::zero();
         }
         const V result = F::backward(load<V>(grad + i, lanes), load<V>(x + i, lanes), parameters, sums);
-        if constexpr (kInput) store(result, dx + start + i, lanes);
+        if constexpr (kInput) store(result, dx + start + i, lanes, past_caches);
         if constexpr (kSums) {
           for (int j = 0; j < F::parameters; ++j) store(sums[j], chunk_sums + j * p.period + i, lanes);
         }
@@ -321,6 +338,7 @@ template <class T>
 void crelu_of(const CReluProblem& p, const Host& host) {
   using V = Vec<Scale<T>>;
   const RowBlocks blocks(p.outer, p.inner);
+  const bool past_caches = streams<T>(p.outer * p.inner, p.inner);
   in_threads(blocks.count, p.outer * p.inner, host, [&](int64_t begin, int64_t end) {
     blocks.run(begin, end, [&](int64_t row, int64_t column, int64_t rows, int64_t columns) {
       const T* x = block<T>(p.x, row * p.inner + column, rows * columns, kBlockOfX, host);
@@ -328,8 +346,8 @@ void crelu_of(const CReluProblem& p, const Host& host) {
       for (int64_t r = 0; r < rows; ++r, x += columns, y += 2 * p.inner) {
         for_vectors<V>(columns, [&](int64_t i, auto lanes) {
           const V value = load<V>(x + i, lanes), negated{-value.v};
-          store(value.positive(), y + i, lanes);
-          store(negated.positive(), y + p.inner + i, lanes);
+          store(value.positive(), y + i, lanes, past_caches);
+          store(negated.positive(), y + p.inner + i, lanes, past_caches);
         });
       }
     });
@@ -340,6 +358,7 @@ template <class T>
 void crelu_backward_of(const CReluGradientProblem& p, const Host& host) {
   using V = Vec<Scale<T>>;
   const RowBlocks blocks(p.outer, p.inner);
+  const bool past_caches = streams<T>(p.outer * p.inner, p.inner);
   in_threads(blocks.count, p.outer * p.inner, host, [&](int64_t begin, int64_t end) {
     blocks.run(begin, end, [&](int64_t row, int64_t column, int64_t rows, int64_t columns) {
       const int64_t start = row * p.inner + column, grad_start = row * 2 * p.inner + column;
@@ -357,7 +376,7 @@ void crelu_backward_of(const CReluGradientProblem& p, const Host& host) {
           // A NaN passes both gradients, as torch.relu's does.
           const V result{(value.v <= V::zero().v ? V::zero().v : positive.v) -
                          (value.v >= V::zero().v ? V::zero().v : negative.v)};
-          store(result, dx + i, lanes);
+          store(result, dx + i, lanes, past_caches);
         });
       }
     });

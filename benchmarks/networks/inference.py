@@ -16,7 +16,7 @@ from .comparison import Case
 
 LOW, HIGH = LENI_SPEED_CHANGE
 TITLE = f"Whole networks, inference (published: {LOW} % to {HIGH} %)"
-SECONDS = {"cpu": 3.0, "cuda": 2.0, "quick": 1.5}
+SECONDS = {"cpu": 1.5, "cuda": 2.0, "quick": 1.5}
 
 
 def cases(quick: bool) -> list[Case]:

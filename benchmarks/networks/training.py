@@ -17,7 +17,7 @@ from .comparison import Case
 ROUNDS, WARM_UP = (4, 60), 1
 
 TITLE = "Whole networks, training step"
-SECONDS = {"cpu": 3.0, "cuda": 2.0, "quick": 1.5}
+SECONDS = {"cpu": 1.5, "cuda": 2.0, "quick": 1.5}
 
 
 def cases(quick: bool) -> list[Case]:
