@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 _EXACT = {torch.float32: 1e-5, torch.float64: 1e-12}
-OUR_STEP, PEERS_STEP = 2e-5, 1e-2
+OUR_STEP, PEERS_STEP = 2e-5, 3e-3
 """What a float32 training step may be off by, output and gradients: ours, and PyTorch's own, whose sums over
 the feature map round more (1.1e-3 was seen, at 16 images of 112×112)."""
 
