@@ -1,4 +1,9 @@
-"""What every test shares: a fixed seed, and uninitialised memory that shows."""
+"""What every test shares: a fixed seed, uninitialised memory that shows, and Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,3 +21,18 @@ def _empty_is_nan():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture
+def run_in_interpreter():
+    """Run test files in a process of their own: the interpreter has to be asked for before kernels are defined."""
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, arguments)]
+        environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+        finished = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True,
+                                  text=True)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        assert " passed" in finished.stdout
+
+    return run

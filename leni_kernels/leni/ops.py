@@ -523,7 +523,7 @@ _REBORN_FAKES = RebornKernels(
     _fake_reborn_weight_gradient, _fake_reborn_negative_gradient, _fake_reborn_input_gradient)
 
 MOST_CONVOLVED_CHANNELS = 256
-"""Beyond them the transformed weights outgrow the caches, and planes are as small as the tiles."""
+"""Beyond them a thread would keep more than 9 MiB of transformed weights."""
 
 
 class _Deconvolution:
@@ -570,7 +570,7 @@ def _define_reborn_training(backend: str, kernels: RebornKernels) -> Any:
                 channels_last: bool, group: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         norm = NegativeNorm(norm_weight, norm_bias, compress_weight, compress_bias, eps)
         z = _Deconvolution(kernels, x, deconv_weight, groups, channels_last, mean is None).forward(x)
-        count = norm_weight.new_tensor(_values(x))
+        count = norm_weight.new_full((), _values(x))
         if mean is None or variance is None:
             statistics = Statistics(*kernels.statistics(z, channels_last), count)
             mean, variance, count = merged_over(group, statistics) if group else statistics

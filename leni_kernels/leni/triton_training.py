@@ -12,7 +12,7 @@ than k products. So a program walks down its images with a ring of the last rows
 it keeps writing over and L2 can hold: 3T of device memory, and 4T through L2. What lies just before a program's
 first tile and after its last is its neighbours', and computed twice. A barrier of the program orders the ring's
 writes before its reads; programs share nothing, and no sum is atomic: equal shapes give equal bits. The tilings are
-those that compile without spilling (``tests/test_codegen.py``).
+those that compile without spilling in the cases of ``tests/test_codegen.py``; the rest are not all compiled.
 """
 # ruff: noqa: RUF005 (kernels cannot unpack tuples)
 

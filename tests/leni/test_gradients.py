@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
+from training_steps import GRADIENTS
 
 import leni_kernels as lk
 from leni_kernels import functional
@@ -45,22 +46,7 @@ def test_double_backward(backend, make_folded):
         assert gradgradcheck(functional.leni_folded, inputs(make_folded, 2, (3, 3)))
 
 
-def normal(*shape):
-    return torch.randn(shape, dtype=torch.float64)
-
-
-GRADIENT_LAYOUTS = {
-    "contiguous": lambda n, c, h, w: normal(n, c, h, w),
-    "channels-last": lambda n, c, h, w: normal(n, c, h, w).to(memory_format=torch.channels_last),
-    "a slice of channels": lambda n, c, h, w: normal(n, 2 * c + 1, h, w)[:, 1:-c],
-    "every other row and column": lambda n, c, h, w: normal(n, c, 2 * h, 2 * w)[:, :, ::2, 1::2],
-    "transposed": lambda n, c, h, w: normal(n, c, w, h).transpose(2, 3),
-    "one number, expanded": lambda n, c, h, w: normal().expand(n, c, h, w),
-    "one number a channel, expanded": lambda n, c, h, w: normal(c, 1, 1).expand(n, c, h, w),
-}
-
-
-@pytest.mark.parametrize("make_grad", GRADIENT_LAYOUTS.values(), ids=GRADIENT_LAYOUTS)
+@pytest.mark.parametrize("make_grad", GRADIENTS.values(), ids=GRADIENTS)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_gradients_of_any_layout(backend, make_folded, memory_format, make_grad):
     tensors = inputs(make_folded, 5, (6, 7), memory_format=memory_format)

@@ -7,11 +7,6 @@ test is skipped.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -32,13 +27,8 @@ needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
 
 
 @pytest.mark.skipif(GPU or triton_support.interpreting, reason="the tests of this file run directly")
-def test_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    finished = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True,
-                              text=True)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert " passed" in finished.stdout
+def test_in_the_interpreter(run_in_interpreter):
+    run_in_interpreter(__file__)
 
 
 # ---- material ----------------------------------------------------------------------------------------------

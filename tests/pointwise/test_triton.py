@@ -3,9 +3,6 @@
 The interpreter has to be asked for before the kernels are defined, and so needs a process of its own.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,13 +15,9 @@ if triton_support.why_missing is not None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or triton_support.interpreting, reason="the tests run directly")
-def test_in_the_interpreter():
-    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("parity", "gradients", "ops")]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "triton", *files]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    finished = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert " passed" in finished.stdout
+def test_in_the_interpreter(run_in_interpreter):
+    files = (Path(__file__).with_name(f"test_{name}.py") for name in ("parity", "gradients", "ops"))
+    run_in_interpreter("-x", "-k", "triton", *files)
 
 
 @pytest.mark.skipif(triton_support.interpreting, reason="the interpreter's operator is opaque to tracing")
