@@ -90,43 +90,153 @@ void pack_taps(const Scale* raw, const Activation& x, int64_t taps, int64_t padd
   }
 }
 
-// ---- NCHW: vectors along columns ---------------------------------------------------------------------------
-// The expanded tile is [step][pixel]: branch_steps rows of positive parts, then as many of deconvolved negatives.
+// ---- what becomes of the branches --------------------------------------------------------------------------
+// An expander hands its values to a sink: one that keeps them (below), or one that only sums (leni_training.h). For one
+// step of channels (NCHW) or one vector of them (channels-last), ``at`` gives what takes the values, pixel by pixel,
+// and says where z starts: at 0, or at the branch's offset. A sink without kPositive is not given the positive branch.
 
-template <class Product, int K, class T, class Scale>
+// Keeps planar branches as [step][row][column]: ``step`` and ``row`` are strides.
+template <class Product, class Scale, bool kBoth = true, bool kOffset = false>
+struct PlanarStore {
+  static constexpr bool kPositive = kBoth;
+  static constexpr int group = Product::group;
+  using V = Vec<Scale>;
+  using Element = typename Product::Element;
+
+  Element *positive, *negative;
+  int64_t step, row, channels;
+  const Scale *positive_offset = nullptr, *negative_offset = nullptr;  // [C], to add
+
+  struct Taker {
+    Element *positive, *negative;
+    int64_t row;
+    bool whole;  // every channel of the step exists
+    V positive_offset[group], negative_offset[group];
+
+    V start(int g) const { return kOffset ? negative_offset[g] : V::zero(); }
+
+    template <bool kEdge>
+    void take_positive(V (&values)[group], int64_t at, int64_t column, Lanes kept) {
+      if (kOffset) {
+        for (int g = 0; g < group; ++g) values[g] = V::add(values[g], positive_offset[g]);
+      }
+      put<kEdge>(values, positive + at * row + column, kept);
+    }
+    template <bool kEdge>
+    void take_negative(V (&values)[group], int64_t at, int64_t column, Lanes kept) {
+      put<kEdge>(values, negative + at * row + column, kept);
+    }
+
+    template <bool kEdge>
+    void put(V (&values)[group], Element* to, Lanes kept) const {
+      if constexpr (group == 1) {
+        if (kEdge) {
+          values[0].store(to, kept);
+        } else {
+          values[0].store(to);
+        }
+      } else {
+        if (!whole) values[1] = V::zero();
+        if (kEdge) {
+          store_pairs(values[0], values[1], to, kept);
+        } else {
+          store_pairs(values[0], values[1], to);
+        }
+      }
+    }
+    void close() {}
+  };
+
+  Taker at(int64_t index) const {
+    Taker taker{positive + index * step, negative + index * step, row, (index + 1) * group <= channels, {}, {}};
+    for (int g = 0; kOffset && g < group; ++g) {
+      const int64_t c = std::min(index * group + g, channels - 1);
+      if (kBoth) taker.positive_offset[g] = V::broadcast(positive_offset[c]);
+      taker.negative_offset[g] = V::broadcast(negative_offset[c]);
+    }
+    return taker;
+  }
+};
+
+// Keeps interleaved branches: ``vector``, ``pixel`` and ``row`` are the strides of a vector of channels, a pixel and a
+// row.
+template <class Product, class Scale, bool kBoth = true, bool kOffset = false>
+struct InterleavedStore {
+  static constexpr bool kPositive = kBoth;
+  using V = Vec<Scale>;
+  using Value = std::conditional_t<Product::group == 1, Scale, BFloat16>;
+
+  Value *positive, *negative;
+  int64_t vector, pixel, row;
+  const Scale *positive_offset = nullptr, *negative_offset = nullptr;  // [C], to add
+
+  struct Taker {
+    Value *positive, *negative;
+    int64_t pixel, row;
+    V positive_offset, negative_offset;
+
+    V start() const { return kOffset ? negative_offset : V::zero(); }
+
+    template <bool kEdge>
+    void take_positive(V value, int64_t at, int64_t column, Lanes kept) {
+      put<kEdge>(kOffset ? V::add(value, positive_offset) : value, positive + at * row + column * pixel, kept);
+    }
+    template <bool kEdge>
+    void take_negative(V value, int64_t at, int64_t column, Lanes kept) {
+      put<kEdge>(value, negative + at * row + column * pixel, kept);
+    }
+    template <bool kEdge>
+    static void put(V value, Value* to, Lanes kept) {
+      if (kEdge) {
+        value.store(to, kept);
+      } else {
+        value.store(to);
+      }
+    }
+    void close() {}
+  };
+
+  // ``kept``: the channels of the vector that exist.
+  Taker at(int64_t channel, Lanes kept) const {
+    const int64_t first = channel / V::width * vector;
+    Taker taker{positive + first, negative + first, pixel, row, V::zero(), V::zero()};
+    if (kOffset && kBoth) taker.positive_offset = V::load(positive_offset + channel, kept);
+    if (kOffset) taker.negative_offset = V::load(negative_offset + channel, kept);
+    return taker;
+  }
+};
+
+// ---- NCHW: vectors along columns ---------------------------------------------------------------------------
+
+template <class Product, int K, class T, class Scale, class Sink>
 struct PlanarExpander {
   static constexpr int width = Vec<Scale>::width, half = K / 2, group = Product::group;
   using V = Vec<Scale>;
-  using Element = typename Product::Element;
 
   const Activation& x;
   const Expansion<Scale>& expansion;
   Tile tile;
-  int64_t pixels;  // from one step to the next
-  Element* expanded;
+  Sink sink;
 
   void run() const {
-    const int64_t steps = ceil_div(x.channels, group);
-    for (int64_t branch = 0; branch < 2; ++branch) {
-      std::memset(expanded + (branch * expansion.branch_steps + steps) * pixels, 0,
-                  (expansion.branch_steps - steps) * pixels * sizeof(Element));
-    }
-    for (int64_t step = 0; step < steps; ++step) {
+    for (int64_t step = 0; step < ceil_div(x.channels, group); ++step) {
+      auto taker = sink.at(step);
       for (int64_t column = 0; column < tile.columns; column += width) {
         const int64_t left = tile.column + column;
         if (left >= half && left + width + half <= x.width && column + width <= tile.columns) {
-          strip<false>(step, column);
+          strip<false>(taker, step, column);
         } else {
-          strip<true>(step, column);
+          strip<true>(taker, step, column);
         }
       }
+      taker.close();
     }
   }
 
   // One vector of columns, rolled down the rows: each row of x is loaded once per column offset and added to the K
   // output rows that it reaches. kEdge: some lanes are outside the plane or the tile.
   template <bool kEdge>
-  void strip(int64_t step, int64_t column) const {
+  void strip(typename Sink::Taker& taker, int64_t step, int64_t column) const {
     const int64_t left = tile.column + column;
     const Lanes kept = Lanes::range(0, std::min<int64_t>(width, tile.columns - column));
     Lanes inside[K];
@@ -138,19 +248,15 @@ struct PlanarExpander {
     }
     const T* planes[group];
     const Scale* taps[group];
-    const int64_t channel = step * group;
-    const bool whole = channel + group <= x.channels;
     for (int g = 0; g < group; ++g) {
-      const int64_t c = std::min(channel + g, x.channels - 1);
+      const int64_t c = std::min(step * group + g, x.channels - 1);
       planes[g] = static_cast<const T*>(x.data) + tile.image * x.stride_batch + c * x.stride_channel + left - half;
       taps[g] = expansion.taps + c * K * K;
     }
-    Element* positive = expanded + step * pixels + column;
-    Element* negative = positive + expansion.branch_steps * pixels;
 
     V acc[group][K];
     for (int g = 0; g < group; ++g) {
-      for (int i = 0; i < K; ++i) acc[g][i] = V::zero();
+      for (int i = 0; i < K; ++i) acc[g][i] = taker.start(g);
     }
     const int64_t first = tile.row - half, last = tile.row + tile.rows + half;
     for (int64_t row = first; row < last; ++row) {
@@ -165,7 +271,7 @@ struct PlanarExpander {
 #pragma GCC unroll 8
           for (int j = 0; j < K; ++j) {
             const V loaded = kEdge ? V::load(pixel + j, inside[j]) : V::load(pixel + j);
-            if (j == half) center[g] = loaded.positive();
+            if (Sink::kPositive && j == half) center[g] = loaded.positive();
             values[j] = loaded.negative();
           }
 #pragma GCC unroll 8
@@ -176,8 +282,8 @@ struct PlanarExpander {
             }
           }
         }
-        if (row >= tile.row && row < tile.row + tile.rows) {
-          put<kEdge>(center, whole, positive + (row - tile.row) * tile.pitch, kept);
+        if (Sink::kPositive && row >= tile.row && row < tile.row + tile.rows) {
+          taker.template take_positive<kEdge>(center, row - tile.row, column, kept);
         }
       }
       const int64_t complete = row - half - tile.row;
@@ -187,79 +293,50 @@ struct PlanarExpander {
         done[g] = acc[g][K - 1];
 #pragma GCC unroll 8
         for (int i = K - 1; i > 0; --i) acc[g][i] = acc[g][i - 1];
-        acc[g][0] = V::zero();
+        acc[g][0] = taker.start(g);
       }
-      if (complete >= 0) put<kEdge>(done, whole, negative + complete * tile.pitch, kept);
-    }
-  }
-
-  template <bool kEdge>
-  static void put(V (&values)[group], bool whole, Element* to, Lanes kept) {
-    if constexpr (group == 1) {
-      if (kEdge) {
-        values[0].store(to, kept);
-      } else {
-        values[0].store(to);
-      }
-    } else {
-      if (!whole) values[1] = V::zero();
-      if (kEdge) {
-        store_pairs(values[0], values[1], to, kept);
-      } else {
-        store_pairs(values[0], values[1], to);
-      }
+      if (complete >= 0) taker.template take_negative<kEdge>(done, complete, column, kept);
     }
   }
 };
 
 // ---- channels-last: vectors along channels -----------------------------------------------------------------
-// The expanded tile is [pixel][channel]: branch_steps·group positive parts, then as many deconvolved negatives.
 
-template <class Product, int K, class T, class Scale>
+template <class Product, int K, class T, class Scale, class Sink>
 struct InterleavedExpander {
   static constexpr int width = Vec<Scale>::width, half = K / 2, kRows = 2;
   using V = Vec<Scale>;
-  using Value = std::conditional_t<Product::group == 1, Scale, BFloat16>;
 
   const Activation& x;
   const Expansion<Scale>& expansion;
   Tile tile;
-  Value* expanded;
-
-  int64_t branch() const { return expansion.branch_steps * Product::group; }
+  Sink sink;
 
   void run() const {
     for (int64_t channel = 0; channel < x.channels; channel += width) {
+      auto taker = sink.at(channel, Lanes::range(0, std::min<int64_t>(width, x.channels - channel)));
       int64_t row = 0;
-      for (; row + kRows <= tile.rows; row += kRows) rows<kRows>(channel, row);
-      for (; row < tile.rows; ++row) rows<1>(channel, row);
-    }
-    if (branch() > x.channels) zero_padding();
-  }
-
-  void zero_padding() const {
-    for (int64_t pixel = 0; pixel < tile.rows * tile.pitch; ++pixel) {
-      for (int64_t c = x.channels; c < branch(); ++c) {
-        expanded[pixel * 2 * branch() + c] = expanded[pixel * 2 * branch() + branch() + c] = Value{};
-      }
+      for (; row + kRows <= tile.rows; row += kRows) rows<kRows>(taker, channel, row);
+      for (; row < tile.rows; ++row) rows<1>(taker, channel, row);
+      taker.close();
     }
   }
 
   template <int R>
-  void rows(int64_t channel, int64_t row) const {
+  void rows(typename Sink::Taker& taker, int64_t channel, int64_t row) const {
     const bool interior = tile.row + row >= half && tile.row + row + R + half <= x.height;
     const bool whole = channel + width <= x.channels;
     if (interior && whole) {
-      rows<R, false>(channel, row);
+      rows<R, false>(taker, channel, row);
     } else {
-      rows<R, true>(channel, row);
+      rows<R, true>(taker, channel, row);
     }
   }
 
   // R output rows of one vector of channels, rolled along the columns: each column of x is loaded once per input row
   // and added to the K output columns that it reaches. kEdge: some input rows or channel lanes do not exist.
   template <int R, bool kEdge>
-  void rows(int64_t channel, int64_t row) const {
+  void rows(typename Sink::Taker& taker, int64_t channel, int64_t row) const {
     constexpr int inputs = R + K - 1;
     const Lanes kept = Lanes::range(0, std::min<int64_t>(width, x.channels - channel));
     const T* pixels[inputs];
@@ -275,11 +352,8 @@ struct InterleavedExpander {
     for (int t = 0; t < K * K; ++t) taps[t] = V::load(expansion.taps + t * expansion.padded_channels + channel);
     V acc[R][K];
     for (int r = 0; r < R; ++r) {
-      for (int j = 0; j < K; ++j) acc[r][j] = V::zero();
+      for (int j = 0; j < K; ++j) acc[r][j] = taker.start();
     }
-    const int64_t pixel_size = 2 * branch(), row_size = tile.pitch * pixel_size;
-    Value* positive = expanded + row * row_size + channel;
-    Value* negative = positive + branch();
 
     const int64_t first = tile.column - half, last = tile.column + tile.columns + half;
     for (int64_t column = first; column < last; ++column) {
@@ -291,8 +365,8 @@ struct InterleavedExpander {
         for (int i = 0; i < inputs; ++i) {
           if (kEdge && !exists[i]) continue;
           const V loaded = kEdge ? V::load(pixels[i] + offset, kept) : V::load(pixels[i] + offset);
-          if (i >= half && i < half + R && inside) {
-            put<kEdge>(loaded.positive(), positive + (i - half) * row_size + at * pixel_size, kept);
+          if (Sink::kPositive && i >= half && i < half + R && inside) {
+            taker.template take_positive<kEdge>(loaded.positive(), row + i - half, at, kept);
           }
           const V value = loaded.negative();
 #pragma GCC unroll 2
@@ -306,20 +380,11 @@ struct InterleavedExpander {
       const int64_t complete = at - half;
 #pragma GCC unroll 2
       for (int r = 0; r < R; ++r) {
-        if (complete >= 0) put<kEdge>(acc[r][K - 1], negative + r * row_size + complete * pixel_size, kept);
+        if (complete >= 0) taker.template take_negative<kEdge>(acc[r][K - 1], row + r, complete, kept);
 #pragma GCC unroll 8
         for (int j = K - 1; j > 0; --j) acc[r][j] = acc[r][j - 1];
-        acc[r][0] = V::zero();
+        acc[r][0] = taker.start();
       }
-    }
-  }
-
-  template <bool kEdge>
-  static void put(V value, Value* to, Lanes kept) {
-    if (kEdge) {
-      value.store(to, kept);
-    } else {
-      value.store(to);
     }
   }
 };

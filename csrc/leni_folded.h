@@ -39,35 +39,62 @@ Packed<Product, Scale> pack(const FoldedProblem& problem, const Host& host) {
 
 // ---- one tile ----------------------------------------------------------------------------------------------
 
+// A branch's steps past its channels are zero: branch_steps() made them whole matrix tiles, or whole pairs.
+template <class Product, class Scale>
+void zero_planar_steps(const Expansion<Scale>& expansion, int64_t channels, int64_t pixels,
+                       typename Product::Element* expanded) {
+  const int64_t steps = ceil_div(channels, Product::group);
+  for (int64_t branch = 0; branch < 2; ++branch) {
+    std::memset(expanded + (branch * expansion.branch_steps + steps) * pixels, 0,
+                (expansion.branch_steps - steps) * pixels * sizeof(typename Product::Element));
+  }
+}
+
+template <class Value>
+void zero_interleaved_steps(int64_t branch, int64_t channels, int64_t pixels, Value* expanded) {
+  for (int64_t row = 0; branch > channels && row < 2 * pixels; ++row) {
+    std::fill(expanded + row * branch + channels, expanded + (row + 1) * branch, Value{});
+  }
+}
+
 template <class Product, int K, class T, class Scale>
 void planar_tile(const FoldedProblem& problem, const Packed<Product, Scale>& packed, const Tile& tile,
                  typename Product::Element* expanded, int64_t pixels) {
-  PlanarExpander<Product, K, T, Scale>{problem.x, packed.expansion, tile, pixels, expanded}.run();
-  const int64_t plane = problem.x.height * problem.x.width, steps = 2 * packed.expansion.branch_steps;
-  const Runs runs(problem.x, tile);
+  using Store = PlanarStore<Product, Scale>;
+  const Activation& x = problem.x;
+  const int64_t plane = x.height * x.width, branch = packed.expansion.branch_steps;
+  zero_planar_steps<Product>(packed.expansion, x.channels, pixels, expanded);
+  PlanarExpander<Product, K, T, Scale, Store>{
+      x, packed.expansion, tile, {expanded, expanded + branch * pixels, pixels, tile.pitch, x.channels}}
+      .run();
+  const Runs runs(x, tile);
   for (int64_t run = 0; run < runs.count; ++run) {
-    T* out = static_cast<T*>(problem.y) + tile.image * problem.x.channels * plane + (tile.row + run) * problem.x.width +
-             tile.column;
+    T* out = static_cast<T*>(problem.y) + tile.image * x.channels * plane + (tile.row + run) * x.width + tile.column;
     multiply_all<Product, Channels::kRows, T, Scale>(
-        {steps, packed.weight, steps, expanded + run * tile.pitch, pixels, packed.bias, out, plane, runs.length, 0,
-         streams<T>(problem.x)},
-        problem.x.channels);
+        {2 * branch, packed.weight, 2 * branch, expanded + run * tile.pitch, pixels, packed.bias, out, plane,
+         runs.length, 0, streams<T>(x)},
+        x.channels);
   }
 }
 
 template <class Product, int K, class T, class Scale>
 void interleaved_tile(const FoldedProblem& problem, const Packed<Product, Scale>& packed, const Tile& tile,
                       typename Product::Element* expanded, Ahead* ahead) {
-  using Expander = InterleavedExpander<Product, K, T, Scale>;
-  Expander{problem.x, packed.expansion, tile, reinterpret_cast<typename Expander::Value*>(expanded)}.run();
-  const int64_t channels = problem.x.channels, steps = 2 * packed.expansion.branch_steps;
-  const Runs runs(problem.x, tile);
+  using Store = InterleavedStore<Product, Scale>;
+  const Activation& x = problem.x;
+  const int64_t steps = 2 * packed.expansion.branch_steps, branch = packed.expansion.branch_steps * Product::group;
+  auto* values = reinterpret_cast<typename Store::Value*>(expanded);
+  zero_interleaved_steps(branch, x.channels, tile.rows * tile.pitch, values);
+  InterleavedExpander<Product, K, T, Scale, Store>{
+      x, packed.expansion, tile, {values, values + branch, Vec<Scale>::width, 2 * branch, tile.pitch * 2 * branch}}
+      .run();
+  const Runs runs(x, tile);
   for (int64_t run = 0; run < runs.count; ++run) {
     T* out = static_cast<T*>(problem.y) +
-             ((tile.image * problem.x.height + tile.row + run) * problem.x.width + tile.column) * channels;
+             ((tile.image * x.height + tile.row + run) * x.width + tile.column) * x.channels;
     multiply_all<Product, Channels::kVectors, T, Scale>(
-        {steps, expanded + run * tile.pitch * steps, steps, packed.weight, 0, packed.bias, out, channels, channels, 0,
-         streams<T>(problem.x), ahead},
+        {steps, expanded + run * tile.pitch * steps, steps, packed.weight, 0, packed.bias, out, x.channels, x.channels,
+         0, streams<T>(x), ahead},
         runs.length);
   }
 }

@@ -9,18 +9,7 @@
 // float, or double for double. Sums over pixels are kept per thread and added in the order of the threads, so equal
 // thread counts give equal bits.
 
-constexpr int64_t kGradientTileBytes = 512 * 1024;  // of everything a tile of input_gradient() keeps
-
-enum Slot {
-  kShared,
-  kExpanded,
-  kGradient,
-  kNegativeRaw,
-  kPositiveRaw,
-  kPadded,
-  kPartial,
-  kPartialBias
-};  // of scratch memory
+enum Slot { kShared, kExpanded, kGradient, kNegativeRaw, kPositiveRaw, kPadded, kPartial, kPartialBias };  // of scratch
 
 // A tile of an activation as [pixel][channels padded] (channels-last) or [channel][pixels] (NCHW), rows ``pitch``
 // apart.
@@ -55,12 +44,13 @@ struct Expanded {
     pack_taps(static_cast<const Scale*>(taps), x, K * K, expansion.padded_channels, memory);
   }
 
-  void expand(const Tile& tile, int64_t pixels, Scale* to) const {
-    if (x.channels_last) {
-      InterleavedExpander<Product, K, T, Scale>{x, expansion, tile, to}.run();
-    } else {
-      PlanarExpander<Product, K, T, Scale>{x, expansion, tile, pixels, to}.run();
-    }
+  template <class Sink>
+  void planar(const Tile& tile, const Sink& sink) const {
+    PlanarExpander<Product, K, T, Scale, Sink>{x, expansion, tile, sink}.run();
+  }
+  template <class Sink>
+  void interleaved(const Tile& tile, const Sink& sink) const {
+    InterleavedExpander<Product, K, T, Scale, Sink>{x, expansion, tile, sink}.run();
   }
 };
 
@@ -84,8 +74,94 @@ struct Moments {
   }
 };
 
+// The sums over a tile of a branch's distances from ``minus_shift``'s negative, and of their squares.
+template <class Scale>
+struct BranchSums {
+  using V = Vec<Scale>;
+  V minus_shift, distances, squares;
+
+  void add(V value) {
+    const V distance = V::add(value, minus_shift);
+    distances = V::add(distances, distance);
+    squares = V::fma(distance, distance, squares);
+  }
+  void add(V value, Lanes kept) {
+    const V distance = V::add(value, minus_shift).keep(kept);
+    distances = V::add(distances, distance);
+    squares = V::fma(distance, distance, squares);
+  }
+};
+
+// A sink that sums: of each feature, what BranchSums has. Vectors are [features], where z's begin ``branch`` further
+// than those of the positive branch.
+template <class Scale, bool kBoth, bool kPlanar>
+struct SumsSink {
+  static constexpr bool kPositive = kBoth;
+  using V = Vec<Scale>;
+
+  const Scale* minus_shift;
+  Scale *distances, *squares;
+  int64_t branch;
+
+  struct Taker {
+    BranchSums<Scale> positive, negative;
+    const SumsSink& sink;
+    int64_t channel;
+
+    V start(int = 0) const { return V::zero(); }
+    template <bool kEdge>
+    void take_positive(V value, int64_t, int64_t, Lanes kept) {
+      add<kEdge>(positive, value, kept);
+    }
+    template <bool kEdge>
+    void take_negative(V value, int64_t, int64_t, Lanes kept) {
+      add<kEdge>(negative, value, kept);
+    }
+    template <bool kEdge>
+    void take_positive(V (&values)[1], int64_t, int64_t, Lanes kept) {
+      add<kEdge>(positive, values[0], kept);
+    }
+    template <bool kEdge>
+    void take_negative(V (&values)[1], int64_t, int64_t, Lanes kept) {
+      add<kEdge>(negative, values[0], kept);
+    }
+    template <bool kEdge>
+    static void add(BranchSums<Scale>& sums, V value, Lanes kept) {
+      if (kEdge) {
+        sums.add(value, kept);
+      } else {
+        sums.add(value);
+      }
+    }
+
+    void close() {
+      if (kBoth) put(positive, channel);
+      put(negative, channel + sink.branch);
+    }
+    void put(const BranchSums<Scale>& sums, int64_t feature) {
+      if (kPlanar) {
+        sink.distances[feature] = sum(sums.distances);
+        sink.squares[feature] = sum(sums.squares);
+      } else {
+        sums.distances.store(sink.distances + feature);
+        sums.squares.store(sink.squares + feature);
+      }
+    }
+  };
+
+  Taker at(int64_t channel, Lanes = {}) const {
+    return {begin(channel), begin(channel + branch), *this, channel};
+  }
+  BranchSums<Scale> begin(int64_t feature) const {
+    const V shift = kPlanar ? V::broadcast(minus_shift[feature]) : V::load(minus_shift + feature);
+    return {shift, V::zero(), V::zero()};
+  }
+};
+
 template <int K, class T, class Scale>
 struct StatisticsJob {
+  static constexpr bool kBoth = K > 0;
+
   const StatisticsProblem& problem;
   const Host& host;
   Expanded<K, T, Scale> expanded;
@@ -94,74 +170,32 @@ struct StatisticsJob {
   Moments* moments;  // [chunk][features]
 
   void run(int64_t chunk, int64_t begin, int64_t end) const {
-    const int64_t pixels = room<Scale>(tiling.rows * tiling.pitch);
-    auto* values =
-        static_cast<Scale*>(host.scratch(kExpanded, (features * pixels + Vec<Scale>::width) * sizeof(Scale)));
-    auto* sums = static_cast<Scale*>(host.scratch(kGradient, 3 * features * sizeof(Scale)));
+    const int64_t padded = expanded.expansion.padded_channels, vectors = 2 * padded;
+    auto* minus_shift = static_cast<Scale*>(host.scratch(kGradient, 3 * vectors * sizeof(Scale)));
+    Scale *distances = minus_shift + vectors, *squares = distances + vectors;
+    std::fill(minus_shift, minus_shift + vectors, Scale(0));
     for (int64_t index = begin; index < end; ++index) {
       const Tile tile = tiling.tile(index, problem.x);
-      if constexpr (K == 0) {
-        gather_tile<T>(problem.x, tile, problem.x.channels_last, problem.x.channels_last ? features : pixels, values);
-      } else {
-        expanded.expand(tile, pixels, values);
-      }
-      Scale *means = sums + features, *squares = means + features;
       const double count = static_cast<double>(tile.rows * tile.columns);
-      std::fill(means, means + features, Scale(0));
-      total<false>(tile, values, pixels, means, sums, nullptr);
-      for (int64_t f = 0; f < features; ++f) means[f] = sums[f] / static_cast<Scale>(count);
-      // The mean of the distances from a rounded mean, which is what is missing from it.
-      total<true>(tile, values, pixels, means, sums, squares);
-      for (int64_t f = 0; f < features; ++f) {
-        const double missing = sums[f] / count;
-        moments[chunk * features + f].merge(count, means[f] + missing, squares[f] - missing * missing * count);
-      }
-    }
-  }
-
-  // The sums of each feature's distances from ``means`` and, with kSquares, of their squares.
-  template <bool kSquares>
-  void total(const Tile& tile, const Scale* values, int64_t pixels, const Scale* means, Scale* sums,
-             Scale* squares) const {
-    std::fill(sums, sums + features, Scale(0));
-    if (kSquares) std::fill(squares, squares + features, Scale(0));
-    const Runs runs(problem.x, tile);
-    for (int64_t run = 0; run < runs.count; ++run) {
-      if (problem.x.channels_last) {
-        for (int64_t pixel = 0; pixel < runs.length; ++pixel) {
-          const Scale* row = values + (run * tile.pitch + pixel) * features;
-          for (int64_t f = 0; f < features; ++f) {
-            const Scale distance = row[f] - means[f];
-            sums[f] += distance;
-            if (kSquares) squares[f] += distance * distance;
-          }
-        }
-      } else {
+      // Distances are taken from the mean of the tile before: what that is off by is part of the variance itself.
+      for (int pass = index == begin ? 0 : 1; pass < 2; ++pass) {
+        take(tile, minus_shift, distances, squares);
         for (int64_t f = 0; f < features; ++f) {
-          const Scale* row = values + f * pixels + run * tile.pitch;
-          row_total<kSquares>(row, runs.length, means[f], sums[f], kSquares ? &squares[f] : nullptr);
+          const int64_t at = f < problem.x.channels ? f : f - problem.x.channels + padded;
+          const double mean = distances[at] / count, squared = squares[at] - mean * distances[at];
+          if (pass == 1) moments[chunk * features + f].merge(count, mean - minus_shift[at], std::max(squared, 0.0));
+          minus_shift[at] = static_cast<Scale>(minus_shift[at] - mean);
         }
       }
     }
   }
 
-  template <bool kSquares>
-  static void row_total(const Scale* row, int64_t length, Scale mean, Scale& total, Scale* squares) {
-    using V = Vec<Scale>;
-    const V shift = V::broadcast(-mean);
-    V acc = V::zero(), acc_squares = V::zero();
-    int64_t i = 0;
-    for (; i + V::width <= length; i += V::width) {
-      const V distance = V::add(V::load(row + i), shift);
-      acc = V::add(acc, distance);
-      if (kSquares) acc_squares = V::fma(distance, distance, acc_squares);
-    }
-    total += sum(acc);
-    if (kSquares) *squares += sum(acc_squares);
-    for (; i < length; ++i) {
-      const Scale distance = row[i] - mean;
-      total += distance;
-      if (kSquares) *squares += distance * distance;
+  void take(const Tile& tile, const Scale* minus_shift, Scale* distances, Scale* squares) const {
+    const int64_t branch = kBoth ? expanded.expansion.padded_channels : 0;
+    if (problem.x.channels_last) {
+      expanded.interleaved(tile, SumsSink<Scale, kBoth, false>{minus_shift, distances, squares, branch});
+    } else {
+      expanded.planar(tile, SumsSink<Scale, kBoth, true>{minus_shift, distances, squares, branch});
     }
   }
 };
@@ -171,12 +205,12 @@ void statistics(const StatisticsProblem& problem, const Host& host) {
   constexpr int64_t width = Vec<Scale>::width;
   const Activation& x = problem.x;
   const int64_t features = (K == 0 ? 1 : 2) * x.channels;
-  const Tiling tiling = choose_tiling(x, features * sizeof(Scale), width, host.threads, kTileBytes);
+  const Tiling tiling = choose_tiling(x, x.channels * sizeof(T), width, host.threads, kTileBytes);
   const int64_t tiles = tiling.tiles(x), chunks = std::min(tiles, host.threads);
   auto* taps = static_cast<Scale*>(host.scratch(kShared, round_up(x.channels, width) * K * K * sizeof(Scale)));
   auto* moments = static_cast<Moments*>(host.scratch(kPartial, chunks * features * sizeof(Moments)));
   std::fill(moments, moments + chunks * features, Moments{});
-  const StatisticsJob<K, T, Scale> job{problem, host, {x, problem.taps, taps}, tiling, features, moments};
+  const StatisticsJob<K, T, Scale> job{problem, host, {x, problem.taps, taps, &x}, tiling, features, moments};
   run_chunks(job, tiles, chunks, host);
   for (int64_t f = 0; f < features; ++f) {
     Moments all;
@@ -197,12 +231,16 @@ void statistics(const StatisticsProblem& problem, const Host& host) {
 template <int K, class T, class Scale>
 struct WeightGradientJob {
   using Product = ScalarProduct<Scale>;
+  using V = Vec<Scale>;
+  static constexpr int64_t width = V::width;
+
   const GradientProblem& problem;
   const Host& host;
   Expanded<K, T, Scale> expanded;
   Tiling tiling;
-  Scale* partial;  // [chunk][2C][channels padded]: dweight transposed
-  double* bias;    // [chunk][channels padded]: dbias
+  const Scale* minus_mean;  // [2C]
+  Scale* partial;           // [chunk][2C][channels padded]: dweight transposed
+  double* bias;             // [chunk][channels padded]: dbias
 
   void run(int64_t chunk, int64_t begin, int64_t end) const {
     const Activation& x = problem.x;
@@ -212,47 +250,66 @@ struct WeightGradientJob {
     auto* grad = static_cast<Scale*>(host.scratch(kGradient, pixels * padded * sizeof(Scale)));
     Scale* weight = partial + chunk * features * padded;
     for (int64_t index = begin; index < end; ++index) {
-      const Tile tile = tiling.tile(index, x);
-      expanded.expand(tile, pixels, values);
-      if (problem.mean != nullptr) center(tile, pixels, values);
-      gather_tile<T>(problem.grad, tile, true, padded, grad);
-      const Runs runs(x, tile);
-      for (int64_t run = 0; run < runs.count; ++run) {
-        const int64_t first = run * tile.pitch;
-        Block<Product, Scale, Scale> block{runs.length, nullptr, 0,     grad + first * padded, padded, nullptr,
-                                           weight,      padded,  padded};
-        block.a = values + (x.channels_last ? first * features : first);
-        block.a_row = x.channels_last ? 1 : pixels;
-        block.a_step = x.channels_last ? features : 1;
-        multiply_all<Product, Channels::kSummed>(block, features);
-        add_pixels(grad + first * padded, runs.length, padded, bias + chunk * padded);
+      Tile tile = tiling.tile(index, x);
+      tile.pitch = tile.columns;  // its pixels follow each other
+      gather_panels(tile, pixels, grad);
+      if (!x.channels_last) {
+        using Store = PlanarStore<Product, Scale, true, true>;
+        expanded.planar(tile, Store{values, values + x.channels * pixels, pixels, tile.pitch, x.channels, minus_mean,
+                                    minus_mean + x.channels});
+        multiply(tile, {values, pixels, 1}, features, grad, pixels, weight);
+      } else if (x.channels % width == 0) {
+        keep_interleaved(tile, values, pixels * width, width, x.channels * pixels);
+        for (int64_t f = 0; f < features; f += width) {
+          multiply(tile, {values + f * pixels, 1, width}, width, grad, pixels, weight + f * padded);
+        }
+      } else {
+        keep_interleaved(tile, values, width, features, x.channels);
+        multiply(tile, {values, 1, features}, features, grad, pixels, weight);
       }
+      add_pixels(grad, tile.rows * tile.columns, pixels, bias + chunk * padded);
     }
   }
 
-  void center(const Tile& tile, int64_t pixels, Scale* values) const {
-    const auto* mean = static_cast<const Scale*>(problem.mean);
-    const int64_t features = 2 * problem.x.channels, count = tile.rows * tile.pitch;
-    if (problem.x.channels_last) {
-      for (int64_t pixel = 0; pixel < count; ++pixel) {
-        for (int64_t f = 0; f < features; ++f) values[pixel * features + f] -= mean[f];
-      }
-    } else {
-      for (int64_t f = 0; f < features; ++f) {
-        for (int64_t pixel = 0; pixel < count; ++pixel) values[f * pixels + pixel] -= mean[f];
-      }
+  // dy as [vector of channels][pixel][lane]: what a block of the product reads lies together.
+  void gather_panels(const Tile& tile, int64_t pixels, Scale* grad) const {
+    Activation lanes = problem.grad;
+    for (int64_t c = 0; c < problem.x.channels; c += width) {
+      lanes.data = static_cast<const T*>(problem.grad.data) + c * problem.grad.stride_channel;
+      lanes.channels = std::min(width, problem.x.channels - c);
+      gather_tile<T>(lanes, tile, true, width, grad + c * pixels);
     }
+  }
+
+  void keep_interleaved(const Tile& tile, Scale* values, int64_t vector, int64_t pixel, int64_t branch) const {
+    using Store = InterleavedStore<Product, Scale, true, true>;
+    expanded.interleaved(tile, Store{values, values + branch, vector, pixel, tile.pitch * pixel, minus_mean,
+                                     minus_mean + problem.x.channels});
+  }
+
+  struct Features {
+    const Scale* at;
+    int64_t feature, pixel;  // strides
+  };
+
+  void multiply(const Tile& tile, const Features& values, int64_t features, const Scale* grad, int64_t pixels,
+                Scale* weight) const {
+    const int64_t padded = expanded.expansion.padded_channels;
+    Block<Product, Scale, Scale> block{tile.rows * tile.columns, values.at, values.feature, grad, width, nullptr,
+                                       weight, padded, padded};
+    block.a_step = values.pixel;
+    block.b_vector = pixels * width;
+    multiply_all<Product, Channels::kSummed>(block, features);
   }
 
   // In double past a few pixels: gradients of opposite signs all but cancel in this sum.
-  static void add_pixels(const Scale* grad, int64_t count, int64_t padded, double* bias) {
-    using V = Vec<Scale>;
+  void add_pixels(const Scale* grad, int64_t count, int64_t pixels, double* bias) const {
     constexpr int64_t few = 32;
-    for (int64_t c = 0; c < padded; c += V::width) {
+    for (int64_t c = 0; c < expanded.expansion.padded_channels; c += width) {
       for (int64_t first = 0; first < count; first += few) {
         V acc = V::zero();
         for (int64_t pixel = first; pixel < std::min(first + few, count); ++pixel) {
-          acc = V::add(acc, V::load(grad + pixel * padded + c));
+          acc = V::add(acc, V::load(grad + c * pixels + pixel * width));
         }
         Scale lanes[V::width];
         acc.store(lanes);
@@ -266,15 +323,20 @@ template <int K, class T, class Scale>
 void weight_gradient(const GradientProblem& problem, const Host& host) {
   constexpr int64_t width = Vec<Scale>::width;
   const Activation& x = problem.x;
-  const int64_t features = 2 * x.channels, padded = round_up(x.channels, width);
+  const int64_t features = 2 * x.channels, padded = round_up(x.channels, width), taps = padded * K * K;
   const Tiling tiling = choose_tiling(x, (features + padded) * sizeof(Scale), width, host.threads, kTileBytes);
   const int64_t tiles = tiling.tiles(x), chunks = std::min(tiles, host.threads);
-  auto* taps = static_cast<Scale*>(host.scratch(kShared, padded * K * K * sizeof(Scale)));
+  auto* memory = static_cast<Scale*>(host.scratch(kShared, (taps + features) * sizeof(Scale)));
+  Scale* minus_mean = memory + taps;
+  for (int64_t f = 0; f < features; ++f) {
+    minus_mean[f] = problem.mean == nullptr ? Scale(0) : -static_cast<const Scale*>(problem.mean)[f];
+  }
   auto* partial = static_cast<Scale*>(host.scratch(kPartial, chunks * features * padded * sizeof(Scale)));
   std::fill(partial, partial + chunks * features * padded, Scale(0));
   auto* bias = static_cast<double*>(host.scratch(kPartialBias, chunks * padded * sizeof(double)));
   std::fill(bias, bias + chunks * padded, 0.0);
-  const WeightGradientJob<K, T, Scale> job{problem, host, {x, problem.taps, taps, problem.z}, tiling, partial, bias};
+  const WeightGradientJob<K, T, Scale> job{
+      problem, host, {x, problem.taps, memory, problem.z}, tiling, minus_mean, partial, bias};
   run_chunks(job, tiles, chunks, host);
   for (int64_t chunk = 1; chunk < chunks; ++chunk) {
     for (int64_t i = 0; i < features * padded; ++i) partial[i] += partial[chunk * features * padded + i];
@@ -291,7 +353,41 @@ void weight_gradient(const GradientProblem& problem, const Host& host) {
 
 // ---- the gradient of x and taps ----------------------------------------------------------------------------
 // g = weightᵀ·dy + constant + slope·a, of which g_p and g_z are the halves; dx = [x>0]·g_p + [x<0]·(taps ⋆ g_z) and
-// dtaps = Σ min(x, 0)·shift(g_z). g_z is needed on a halo around the tile: its product is computed there again.
+// dtaps = Σ min(x, 0)·shift(g_z). g_z is needed on a halo: a sweep down the rows of a strip of columns keeps the last
+// rows of g_z, so that a product is computed again only beside a strip and where a sweep begins.
+
+// How planes are cut into sweeps, and how many rows a step of one takes.
+struct Sweeping {
+  Tiling tiling;
+  int64_t rows, pitch, kept_rows, pixels;
+
+  template <class Scale>
+  static Sweeping choose(const Activation& x, int64_t half, int64_t threads) {
+    constexpr int64_t width = Vec<Scale>::width, kept = 3;  // dy, g_z and g_p
+    const int64_t bytes = kept * round_up(x.channels, width) * sizeof(Scale), least = 2 * half + 2;
+    const auto fitting = [&](int64_t columns) { return kSweepBytes / (bytes * columns); };
+    Sweeping s;
+    s.tiling.columns = x.width;
+    if (fitting(x.width) < least) {
+      const int64_t most = std::max(kSweepBytes / (bytes * least) / width, kStripVectors) * width;
+      s.tiling.columns = std::min(round_up(even_share(x.width, most), width), x.width);
+    }
+    s.tiling.pitch = s.tiling.columns;
+    s.tiling.tiles_across = ceil_div(x.width, s.tiling.columns);
+    const int64_t enough = ceil_div(2 * threads, x.batch * s.tiling.tiles_across);
+    s.tiling.rows = even_share(x.height, std::max<int64_t>(x.height / enough, 1));
+    s.tiling.tiles_down = ceil_div(x.height, s.tiling.rows);
+    const int64_t enough_pixels = ceil_div(kStepPixels, s.tiling.columns);
+    s.rows = std::max(fitting(s.tiling.columns) - 2 * half, enough_pixels);
+    s.rows = std::min(s.rows, s.tiling.rows);
+    // What is left of a row's first pixel is right of the last row's last, and 0 in both.
+    s.pitch = s.tiling.columns + (s.tiling.tiles_across == 1 ? half : 2 * half);
+    s.kept_rows = 2 * half + s.rows;
+    s.pixels = room<Scale>(s.kept_rows * s.pitch + 2 * half);
+    return s;
+  }
+  static constexpr int64_t kSweepBytes = 256 * 1024, kStripVectors = 2, kStepPixels = 48;
+};
 
 template <int K, class T, class Scale>
 struct InputGradientJob {
@@ -301,128 +397,139 @@ struct InputGradientJob {
 
   const GradientProblem& problem;
   const Host& host;
-  Expanded<K, T, Scale> expanded;
-  Tiling tiling;
+  Expanded<K, T, Scale> expanded;  // of slope·z, where there is a slope
+  Sweeping sweeping;
   const Scale* positive_weight;  // packed, for 1×1 products from dy to g_p and to g_z
   const Scale* negative_weight;
   const Scale* zeros;
   const Scale* taps;  // unflipped; [C][k²] for NCHW, [k²][C padded] else
-  Scale* partial;     // [chunk] of dtaps, laid out as taps
+  Scale* partial;     // [chunk] of dtaps: [C padded][k²] vectors whose lanes are summed last, or laid out as taps
   bool past_caches;   // how dx is written
 
-  // What a tile reads and where its intermediate results are. ``halo`` is the tile grown by the taps' reach and cut at
-  // the image; on its pixels lie dy, z and the raw g_z. The padded g_z has zeros where the image ends.
-  struct Tiles {
-    Tile tile, halo;
-    int64_t pixels, padded_pitch;
-    Scale *expanded, *grad, *negative_raw, *positive_raw, *padded;
+  // What a sweep keeps, as [pixel][C padded] or [C][pixel]. In a buffer, row 0 is the strip's row ``row − half``.
+  struct Sweep {
+    Tile strip;
+    int64_t left, columns;  // of the strip with its halo, cut at the image
+    int64_t row;
+    Scale *grad, *negative, *positive;
   };
 
   void run(int64_t chunk, int64_t begin, int64_t end) const {
-    const Activation& x = problem.x;
-    const int64_t padded = expanded.expansion.padded_channels;
-    const int64_t most = (tiling.rows + 2 * half) * (tiling.columns + 2 * half), pixels = room<Scale>(most);
-    const auto memory = [&](Slot slot, int64_t channels) {
-      return static_cast<Scale*>(host.scratch(slot, (pixels * channels + padded) * sizeof(Scale)));
-    };
-    Tiles t{{},
-            {},
-            pixels,
-            tiling.columns + 2 * half,
-            nullptr,
-            memory(kGradient, padded),
-            memory(kNegativeRaw, padded),
-            memory(kPositiveRaw, padded),
-            memory(kPadded, padded)};
-    if (problem.slope != nullptr) t.expanded = memory(kExpanded, 2 * x.channels);
+    const int64_t padded = expanded.expansion.padded_channels, size = sweeping.pixels * padded + padded;
+    const auto memory = [&](Slot slot) { return static_cast<Scale*>(host.scratch(slot, size * sizeof(Scale))); };
+    Sweep s{{}, 0, 0, 0, memory(kGradient), memory(kNegativeRaw), memory(kPositiveRaw)};
     for (int64_t index = begin; index < end; ++index) {
-      t.tile = tiling.tile(index, x);
-      t.halo = grown(t.tile);
-      if (problem.slope != nullptr) expanded.expand(t.halo, pixels, t.expanded);
-      gather_tile<T>(problem.grad, t.halo, x.channels_last, x.channels_last ? padded : pixels, t.grad);
-      multiply_rows_of(t, 0, t.halo.rows, negative_weight, t.negative_raw);
-      multiply_rows_of(t, t.tile.row - t.halo.row, t.tile.rows, positive_weight, t.positive_raw);
-      std::memset(t.padded, 0, (pixels * padded + padded) * sizeof(Scale));
-      Scale* dtaps = partial + chunk * padded * K * K;
-      if (x.channels_last) {
-        pad_interleaved(t);
-        finish_interleaved(t, dtaps);
-      } else {
-        pad_planar(t);
-        finish_planar(t, dtaps);
-      }
+      s.strip = sweeping.tiling.tile(index, problem.x);
+      s.left = std::max<int64_t>(s.strip.column - half, 0);
+      s.columns = std::min(s.strip.column + s.strip.columns + half, problem.x.width) - s.left;
+      std::fill(s.grad, s.grad + size, Scale(0));
+      std::fill(s.negative, s.negative + size, Scale(0));
+      sweep(s, partial + chunk * partial_size());
     }
     streamed();
   }
 
-  Tile grown(const Tile& tile) const {
-    const int64_t row = std::max<int64_t>(tile.row - half, 0), column = std::max<int64_t>(tile.column - half, 0);
-    const int64_t columns = std::min(tile.column + tile.columns + half, problem.x.width) - column;
-    return {tile.image, row, column, std::min(tile.row + tile.rows + half, problem.x.height) - row, columns, columns};
+  int64_t partial_size() const {
+    return expanded.expansion.padded_channels * K * K * (problem.x.channels_last ? 1 : width);
   }
 
-  // One half of weightᵀ·dy on ``rows`` rows of the halo tile.
-  void multiply_rows_of(const Tiles& t, int64_t row, int64_t rows, const Scale* weight, Scale* out) const {
+  void sweep(Sweep& s, Scale* dtaps) const {
+    const int64_t last = s.strip.row + s.strip.rows;
+    s.row = s.strip.row;
+    load(s, 0, 2 * half);
+    for (; s.row < last; s.row += sweeping.rows) {
+      const int64_t rows = std::min(sweeping.rows, last - s.row);
+      load(s, 2 * half, rows);
+      multiply(at(s, half, 0), (rows - 1) * sweeping.pitch + s.strip.columns, s.grad, positive_weight, zeros,
+               s.positive);
+      if (problem.x.channels_last) {
+        finish_interleaved(s, rows, dtaps);
+      } else {
+        finish_planar(s, rows, dtaps);
+      }
+      slide(s.grad, rows);
+      slide(s.negative, rows);
+    }
+  }
+
+  // The index of a pixel: its row in a buffer, its column from the strip's first.
+  int64_t at(const Sweep&, int64_t row, int64_t column) const { return half + row * sweeping.pitch + column; }
+
+  // Reads dy and computes g_z on ``rows`` rows of the buffers, from ``first``.
+  void load(const Sweep& s, int64_t first, int64_t rows) const {
+    const Activation& x = problem.x;
+    const int64_t padded = expanded.expansion.padded_channels, image_row = s.row - half;
+    const int64_t begin = std::clamp<int64_t>(first, -image_row, first + rows);
+    const int64_t end = std::clamp<int64_t>(x.height - image_row, begin, first + rows);
+    clear(s.negative, at(s, first, -half), (begin - first) * sweeping.pitch);
+    clear(s.negative, at(s, end, -half), (first + rows - end) * sweeping.pitch);
+    if (begin == end) return;
+    const Tile tile{s.strip.image, image_row + begin, s.left, end - begin, s.columns, sweeping.pitch};
+    const int64_t start = at(s, begin, s.left - s.strip.column);
+    if (x.channels_last) {
+      gather_tile<T>(problem.grad, tile, true, padded, s.grad + start * padded);
+    } else {
+      gather_tile<T>(problem.grad, tile, false, sweeping.pixels, s.grad + start);
+    }
+    const int64_t count = (end - begin - 1) * sweeping.pitch + s.columns;
+    if (problem.slope == nullptr) return multiply(start, count, s.grad, negative_weight, zeros, s.negative);
+    const auto* constant = static_cast<const Scale*>(problem.constant) + x.channels;
+    if (x.channels_last) {
+      Scale* to = s.negative + start * padded;
+      expanded.interleaved(tile, InterleavedStore<Product, Scale, false, true>{nullptr, to, width, padded,
+                                                                               sweeping.pitch * padded, nullptr,
+                                                                               constant});
+    } else {
+      Scale* to = s.negative + start;
+      expanded.planar(tile, PlanarStore<Product, Scale, false, true>{nullptr, to, sweeping.pixels, sweeping.pitch,
+                                                                     x.channels, nullptr, constant});
+    }
+    multiply(start, count, s.grad, negative_weight, nullptr, s.negative);
+  }
+
+  void clear(Scale* buffer, int64_t first, int64_t pixels) const {
+    const int64_t padded = expanded.expansion.padded_channels;
+    if (problem.x.channels_last) {
+      std::fill(buffer + first * padded, buffer + (first + pixels) * padded, Scale(0));
+    } else {
+      for (int64_t c = 0; c < problem.x.channels; ++c) {
+        Scale* row = buffer + c * sweeping.pixels + first;
+        std::fill(row, row + pixels, Scale(0));
+      }
+    }
+  }
+
+  // Moves the last 2·half rows before those of the next step.
+  void slide(Scale* buffer, int64_t rows) const {
+    const int64_t padded = expanded.expansion.padded_channels, from = rows * sweeping.pitch;
+    const int64_t count = 2 * half * sweeping.pitch + 2 * half;
+    if (problem.x.channels_last) {
+      std::memmove(buffer, buffer + from * padded, count * padded * sizeof(Scale));
+    } else {
+      for (int64_t c = 0; c < problem.x.channels; ++c) {
+        Scale* plane = buffer + c * sweeping.pixels;
+        std::memmove(plane, plane + from, count * sizeof(Scale));
+      }
+    }
+  }
+
+  // One half of weightᵀ·dy on ``count`` pixels, which follow each other in the buffers.
+  void multiply(int64_t first, int64_t count, const Scale* grad, const Scale* weight, const Scale* bias,
+                Scale* out) const {
     const int64_t channels = problem.x.channels, padded = expanded.expansion.padded_channels;
-    const int64_t first = row * t.halo.pitch, count = rows * t.halo.pitch;
     if (problem.x.channels_last) {
       multiply_all<Product, Channels::kVectors, Scale, Scale>(
-          {channels, t.grad + first * padded, padded, weight, 0, zeros, out + first * padded, padded, channels}, count);
+          {channels, grad + first * padded, padded, weight, 0, bias, out + first * padded, padded, channels}, count);
     } else {
       multiply_all<Product, Channels::kRows, Scale, Scale>(
-          {channels, weight, channels, t.grad + first, t.pixels, zeros, out + first, t.pixels, count}, channels);
+          {channels, weight, channels, grad + first, sweeping.pixels, bias, out + first, sweeping.pixels, count},
+          channels);
     }
   }
 
-  const Scale* constant(int64_t branch) const {
-    return problem.slope == nullptr ? nullptr
-                                    : static_cast<const Scale*>(problem.constant) + branch * problem.x.channels;
-  }
-  const Scale* slope(int64_t branch) const {
-    return problem.slope == nullptr ? nullptr : static_cast<const Scale*>(problem.slope) + branch * problem.x.channels;
-  }
-
-  // Where row 0 and column 0 of the halo tile lie in the padded one.
-  static int64_t padded_start(const Tiles& t) {
-    return (t.halo.row - t.tile.row + half) * t.padded_pitch + t.halo.column - t.tile.column + half;
-  }
-
-  void pad_planar(const Tiles& t) const {
-    for (int64_t c = 0; c < problem.x.channels; ++c) {
-      const V offset = V::broadcast(problem.slope ? constant(1)[c] : Scale(0));
-      const V factor = V::broadcast(problem.slope ? slope(1)[c] : Scale(0));
-      for (int64_t row = 0; row < t.halo.rows; ++row) {
-        const Scale* raw = t.negative_raw + c * t.pixels + row * t.halo.pitch;
-        const Scale* z = t.expanded + (problem.x.channels + c) * t.pixels + row * t.halo.pitch;
-        Scale* to = t.padded + c * t.pixels + padded_start(t) + row * t.padded_pitch;
-        for (int64_t i = 0; i < t.halo.columns; i += width) {
-          V value = V::load(raw + i);
-          if (problem.slope) value = V::add(value, V::fma(V::load(z + i), factor, offset));
-          value.store(to + i, Lanes::range(0, std::min(width, t.halo.columns - i)));
-        }
-      }
-    }
-  }
-
-  void pad_interleaved(const Tiles& t) const {
-    const int64_t channels = problem.x.channels, padded = expanded.expansion.padded_channels;
-    for (int64_t row = 0; row < t.halo.rows; ++row) {
-      for (int64_t column = 0; column < t.halo.columns; ++column) {
-        const int64_t pixel = row * t.halo.pitch + column;
-        const Scale* raw = t.negative_raw + pixel * padded;
-        const Scale* z = t.expanded + pixel * 2 * channels + channels;
-        Scale* to = t.padded + (padded_start(t) + row * t.padded_pitch + column) * padded;
-        for (int64_t c = 0; c < channels; c += width) {
-          const Lanes lanes = Lanes::range(0, std::min(width, channels - c));
-          V value = V::load(raw + c, lanes);
-          if (problem.slope) {
-            value = V::add(
-                value, V::fma(V::load(z + c, lanes), V::load(slope(1) + c, lanes), V::load(constant(1) + c, lanes)));
-          }
-          value.store(to + c);
-        }
-      }
-    }
+  // constant or slope of the positive branch.
+  const Scale* of_positive(const void* vector) const {
+    return problem.slope == nullptr ? nullptr : static_cast<const Scale*>(vector);
   }
 
   void put(V value, T* dx, Lanes lanes, bool whole) const {
@@ -435,80 +542,75 @@ struct InputGradientJob {
     }
   }
 
-  void finish_planar(const Tiles& t, Scale* dtaps) const {
+  void finish_planar(const Sweep& s, int64_t rows, Scale* dtaps) const {
     const Activation& x = problem.x;
-    const int64_t inner = (t.tile.row - t.halo.row) * t.halo.pitch + t.tile.column - t.halo.column;
+    const Scale *constant = of_positive(problem.constant), *slope = of_positive(problem.slope);
     for (int64_t c = 0; c < x.channels; ++c) {
       V sums[K * K];
-      for (V& acc : sums) acc = V::zero();
+      for (int tap = 0; tap < K * K; ++tap) sums[tap] = V::load(dtaps + (c * K * K + tap) * width);
       const Scale* weights = taps + c * K * K;
-      const V offset = V::broadcast(problem.slope ? constant(0)[c] : Scale(0));
-      const V factor = V::broadcast(problem.slope ? slope(0)[c] : Scale(0));
-      for (int64_t row = 0; row < t.tile.rows; ++row) {
-        const T* pixel = static_cast<const T*>(x.data) + t.tile.image * x.stride_batch + c * x.stride_channel +
-                         (t.tile.row + row) * x.stride_row + t.tile.column * x.stride_column;
+      const V offset = V::broadcast(slope ? constant[c] : Scale(0)), factor = V::broadcast(slope ? slope[c] : Scale(0));
+      for (int64_t row = 0; row < rows; ++row) {
+        const T* pixel = static_cast<const T*>(x.data) + s.strip.image * x.stride_batch + c * x.stride_channel +
+                         (s.row + row) * x.stride_row + s.strip.column * x.stride_column;
         T* dx = static_cast<T*>(problem.dx) +
-                ((t.tile.image * x.channels + c) * x.height + t.tile.row + row) * x.width + t.tile.column;
-        const Scale* positive = t.positive_raw + c * t.pixels + inner + row * t.halo.pitch;
-        const Scale* padded = t.padded + c * t.pixels + row * t.padded_pitch;
-        for (int64_t i = 0; i < t.tile.columns; i += width) {
-          const Lanes lanes = Lanes::range(0, std::min(width, t.tile.columns - i));
+                ((s.strip.image * x.channels + c) * x.height + s.row + row) * x.width + s.strip.column;
+        const Scale* positive = s.positive + c * sweeping.pixels + at(s, row + half, 0);
+        const Scale* corner = s.negative + c * sweeping.pixels + at(s, row, -half);
+        for (int64_t i = 0; i < s.strip.columns; i += width) {
+          const Lanes lanes = Lanes::range(0, std::min(width, s.strip.columns - i));
           const V value = V::load(pixel + i, lanes), negative = value.negative();
           V correlated = V::zero();
 #pragma GCC unroll 49
           for (int tap = 0; tap < K * K; ++tap) {
-            const V shifted = V::load(padded + tap / K * t.padded_pitch + tap % K + i);
+            const V shifted = V::load(corner + tap / K * sweeping.pitch + tap % K + i);
             correlated = V::fma(V::broadcast(weights[tap]), shifted, correlated);
             sums[tap] = V::fma(negative, shifted, sums[tap]);
           }
-          V passed = V::load(positive + i);
-          if (problem.slope) passed = V::add(passed, V::fma(value.positive(), factor, offset));
-          put(V::by_sign(value, passed, correlated), dx + i, lanes, i + width <= t.tile.columns);
+          const V passed = V::add(V::load(positive + i), V::fma(value.positive(), factor, offset));
+          put(V::by_sign(value, passed, correlated), dx + i, lanes, i + width <= s.strip.columns);
         }
       }
-      for (int tap = 0; tap < K * K; ++tap) dtaps[c * K * K + tap] += sum(sums[tap]);
+      for (int tap = 0; tap < K * K; ++tap) sums[tap].store(dtaps + (c * K * K + tap) * width);
     }
   }
 
-  void finish_interleaved(const Tiles& t, Scale* dtaps) const {
+  void finish_interleaved(const Sweep& s, int64_t rows, Scale* dtaps) const {
     const Activation& x = problem.x;
-    const int64_t padded_channels = expanded.expansion.padded_channels;
+    const int64_t padded = expanded.expansion.padded_channels;
+    const Scale *constant = of_positive(problem.constant), *slope = of_positive(problem.slope);
     for (int64_t c = 0; c < x.channels; c += width) {
       const Lanes lanes = Lanes::range(0, std::min(width, x.channels - c));
       V sums[K * K], weights[K * K];
 #pragma GCC unroll 49
       for (int tap = 0; tap < K * K; ++tap) {
-        sums[tap] = V::zero();
-        weights[tap] = V::load(taps + tap * padded_channels + c);
+        sums[tap] = V::load(dtaps + tap * padded + c);
+        weights[tap] = V::load(taps + tap * padded + c);
       }
-      const V offset = problem.slope ? V::load(constant(0) + c, lanes) : V::zero();
-      const V factor = problem.slope ? V::load(slope(0) + c, lanes) : V::zero();
-      for (int64_t row = 0; row < t.tile.rows; ++row) {
-        for (int64_t column = 0; column < t.tile.columns; ++column) {
-          const T* pixel = static_cast<const T*>(x.data) + t.tile.image * x.stride_batch +
-                           (t.tile.row + row) * x.stride_row + (t.tile.column + column) * x.stride_column + c;
+      const V offset = slope ? V::load(constant + c, lanes) : V::zero();
+      const V factor = slope ? V::load(slope + c, lanes) : V::zero();
+      for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t column = 0; column < s.strip.columns; ++column) {
+          const T* pixel = static_cast<const T*>(x.data) + s.strip.image * x.stride_batch +
+                           (s.row + row) * x.stride_row + (s.strip.column + column) * x.stride_column + c;
           const V value = V::load(pixel, lanes), negative = value.negative();
-          const Scale* padded = t.padded + (row * t.padded_pitch + column) * padded_channels + c;
+          const Scale* corner = s.negative + at(s, row, column - half) * padded + c;
           V correlated = V::zero();
 #pragma GCC unroll 49
           for (int tap = 0; tap < K * K; ++tap) {
-            const V shifted = V::load(padded + (tap / K * t.padded_pitch + tap % K) * padded_channels);
+            const V shifted = V::load(corner + (tap / K * sweeping.pitch + tap % K) * padded);
             correlated = V::fma(weights[tap], shifted, correlated);
             sums[tap] = V::fma(negative, shifted, sums[tap]);
           }
-          const int64_t inner = (t.tile.row - t.halo.row + row) * t.halo.pitch + t.tile.column - t.halo.column + column;
-          V passed = V::load(t.positive_raw + inner * padded_channels + c, lanes);
+          V passed = V::load(s.positive + at(s, row + half, column) * padded + c, lanes);
           passed = V::add(passed, V::fma(value.positive(), factor, offset));
           T* dx = static_cast<T*>(problem.dx) +
-                  ((t.tile.image * x.height + t.tile.row + row) * x.width + t.tile.column + column) * x.channels + c;
+                  ((s.strip.image * x.height + s.row + row) * x.width + s.strip.column + column) * x.channels + c;
           put(V::by_sign(value, passed, correlated), dx, lanes, c + width <= x.channels);
         }
       }
 #pragma GCC unroll 49
-      for (int tap = 0; tap < K * K; ++tap) {
-        Scale* total = dtaps + tap * padded_channels + c;
-        V::add(V::load(total), sums[tap]).store(total);
-      }
+      for (int tap = 0; tap < K * K; ++tap) sums[tap].store(dtaps + tap * padded + c);
     }
   }
 };
@@ -528,38 +630,46 @@ void pack_transposed(const Scale* weight, int64_t branch, const Activation& x, S
 
 template <int K, class T, class Scale>
 void input_gradient(const GradientProblem& problem, const Host& host) {
-  constexpr int64_t width = Vec<Scale>::width;
+  constexpr int64_t width = Vec<Scale>::width, taps = K * K;
   const Activation& x = problem.x;
-  const int64_t channels = x.channels, padded = round_up(channels, width), taps = padded * K * K;
+  const int64_t channels = x.channels, padded = round_up(channels, width), taps_size = padded * taps;
   const int64_t square = channels * channels, packed = padded * channels;
-  const Tiling tiling = choose_tiling(x, 6 * padded * sizeof(Scale), width, host.threads, kGradientTileBytes);
-  const int64_t tiles = tiling.tiles(x), chunks = std::min(tiles, host.threads);
-  auto* memory = static_cast<Scale*>(host.scratch(kShared, (2 * taps + square + 2 * packed + padded) * sizeof(Scale)));
-  Scale *flipped = memory, *straight = memory + taps, *positive = straight + taps, *negative = positive + packed;
-  Scale *zeros = negative + packed, *transposed = zeros + padded;
+  const Sweeping sweeping = Sweeping::choose<Scale>(x, K / 2, host.threads);
+  const int64_t sweeps = sweeping.tiling.tiles(x), chunks = std::min(sweeps, host.threads);
+  auto* memory =
+      static_cast<Scale*>(host.scratch(kShared, (3 * taps_size + square + 2 * packed + padded) * sizeof(Scale)));
+  Scale *flipped = memory, *straight = memory + taps_size, *sloped = straight + taps_size;
+  Scale *positive = sloped + taps_size, *negative = positive + packed, *zeros = negative + packed;
+  Scale* transposed = zeros + padded;
   const auto* raw_taps = static_cast<const Scale*>(problem.taps);
-  std::fill(straight, straight + taps, Scale(0));
+  const auto* slope = static_cast<const Scale*>(problem.slope);
+  const auto place = [&](int64_t c, int64_t t) { return x.channels_last ? t * padded + c : c * taps + t; };
+  std::fill(straight, straight + taps_size, Scale(0));
   for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t t = 0; t < K * K; ++t)
-      straight[x.channels_last ? t * padded + c : c * K * K + t] = raw_taps[c * K * K + t];
+    for (int64_t t = 0; t < taps; ++t) {
+      straight[place(c, t)] = raw_taps[c * taps + t];
+      sloped[c * taps + t] = slope == nullptr ? Scale(0) : slope[channels + c] * raw_taps[c * taps + t];
+    }
   }
   const auto* weight = static_cast<const Scale*>(problem.weight);
   pack_transposed(weight, 0, x, transposed, positive);
   pack_transposed(weight, 1, x, transposed, negative);
   std::fill(zeros, zeros + padded, Scale(0));
-  auto* partial = static_cast<Scale*>(host.scratch(kPartial, chunks * taps * sizeof(Scale)));
-  std::fill(partial, partial + chunks * taps, Scale(0));
-  const InputGradientJob<K, T, Scale> job{
-      problem, host, {x, problem.taps, flipped}, tiling, positive, negative, zeros, straight, partial,
-      streams<T>(x)};
-  run_chunks(job, tiles, chunks, host);
+  InputGradientJob<K, T, Scale> job{problem,  host,     {x, sloped, flipped}, sweeping, positive,
+                                    negative, zeros,    straight,             nullptr,  streams<T>(x)};
+  const int64_t partial_size = job.partial_size(), lanes = partial_size / taps_size;
+  job.partial = static_cast<Scale*>(host.scratch(kPartial, chunks * partial_size * sizeof(Scale)));
+  std::fill(job.partial, job.partial + chunks * partial_size, Scale(0));
+  run_chunks(job, sweeps, chunks, host);
   for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t t = 0; t < K * K; ++t) {
+    for (int64_t t = 0; t < taps; ++t) {
       Scale total(0);
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        total += partial[chunk * taps + (x.channels_last ? t * padded + c : c * K * K + t)];
+        for (int64_t lane = 0; lane < lanes; ++lane) {
+          total += job.partial[chunk * partial_size + place(c, t) * lanes + lane];
+        }
       }
-      static_cast<Scale*>(problem.dtaps)[c * K * K + t] = total;
+      static_cast<Scale*>(problem.dtaps)[c * taps + t] = total;
     }
   }
 }

@@ -70,9 +70,11 @@ inline void store_pairs(Vec<BFloat16> even, Vec<BFloat16> odd, uint32_t* p) {
 #if defined(LENI_ISA_AVX512)
 constexpr int kPixelRows = 12, kChannelVectors = 2;  // channels-last
 constexpr int kChannelRows = 8, kPixelVectors = 3;   // NCHW
+constexpr int kSummedRows = 8, kSummedVectors = 2;   // the gradient of the weights: whole parts of a vector
 #else
 constexpr int kPixelRows = 6, kChannelVectors = 2;
 constexpr int kChannelRows = 4, kPixelVectors = 3;
+constexpr int kSummedRows = 4, kSummedVectors = 3;
 #endif
 
 // What is fetched into the L2 cache for the next tile while this one is multiplied, a few lines before each block, so
@@ -119,6 +121,7 @@ struct Block {
   int64_t a_step = 0;
   bool stream = false;  // past the caches, where out allows it
   Ahead* ahead = nullptr;
+  int64_t b_vector = Product::Acc::width;  // kSummed: from one vector of b to the next
 };
 
 // Whether the rows of out begin at whole vectors.
@@ -135,12 +138,13 @@ template <class Product, Channels kChannels, int M, int N, class T, class Scale>
   constexpr bool rows = kChannels == Channels::kRows, summed = kChannels == Channels::kSummed;
   const int64_t a_step = summed ? block.a_step : 1;
   const int64_t b_step = rows || summed ? block.b_step : N * width;
+  const int64_t b_vector = summed ? block.b_vector : width;
   const auto* a = block.a;
   const auto* b = block.b;
   for (int64_t s = block.steps; s > 0; --s, a += a_step, b += b_step) {
     typename Product::Operand vectors[N];
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) vectors[n] = Product::load(b + n * width);
+    for (int n = 0; n < N; ++n) vectors[n] = Product::load(b + n * b_vector);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
       const auto value = Product::broadcast(a + m * block.a_row);
@@ -232,13 +236,14 @@ inline void multiply_vectors(const Block<Product, T, Scale>& block, int64_t rows
 // All rows against all of block.columns, as many vectors at a time as the accumulators hold.
 template <class Product, Channels kChannels, class T, class Scale>
 inline void multiply_all(Block<Product, T, Scale> block, int64_t rows) {
-  constexpr bool packed_rows = kChannels == Channels::kRows;
-  constexpr int M = packed_rows ? kChannelRows : kPixelRows, N = packed_rows ? kPixelVectors : kChannelVectors;
+  constexpr bool packed_rows = kChannels == Channels::kRows, summed = kChannels == Channels::kSummed;
+  constexpr int M = packed_rows ? kChannelRows : summed ? kSummedRows : kPixelRows;
+  constexpr int N = packed_rows ? kPixelVectors : summed ? kSummedVectors : kChannelVectors;
   constexpr int64_t width = Product::Acc::width, most = N * width;
   for (int64_t left = block.columns; left > 0; left -= most) {
     block.columns = std::min(left, most);
     multiply_vectors<Product, kChannels, M, N>(block, rows, ceil_div(block.columns, width));
-    block.b += kChannels == Channels::kVectors ? most * block.steps : most;
+    block.b += kChannels == Channels::kVectors ? most * block.steps : summed ? N * block.b_vector : most;
     if (kChannels == Channels::kVectors && block.bias != nullptr) block.bias += most;
     block.out += most;
   }

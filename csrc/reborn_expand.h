@@ -23,81 +23,92 @@ inline const T* pixel_of(const Activation& activation, const Tile& tile, int64_t
          (tile.row + row) * activation.stride_row + tile.column * activation.stride_column;
 }
 
-template <class Product, class T, class Scale>
-struct PlanarExpander<Product, 0, T, Scale> {
+template <class Product, class T, class Scale, class Sink>
+struct PlanarExpander<Product, 0, T, Scale, Sink> {
   static constexpr int group = Product::group;
   using V = Vec<Scale>;
-  using Element = typename Product::Element;
 
   const Activation& x;
   const Expansion<Scale>& expansion;
   Tile tile;
-  int64_t pixels;
-  Element* expanded;
+  Sink sink;
 
   void run() const {
-    const int64_t steps = ceil_div(x.channels, group);
-    for (int64_t branch = 0; branch < 2; ++branch) {
-      Element* to = expanded + branch * expansion.branch_steps * pixels;
-      for (int64_t step = 0; step < steps; ++step) {
-        for (int64_t row = 0; row < tile.rows; ++row) {
-          Element* out = to + step * pixels + row * tile.pitch;
-          if (branch == 0) {
-            copy<true>(x, step, row, out);
+    for (int64_t step = 0; step < ceil_div(x.channels, group); ++step) {
+      auto taker = sink.at(step);
+      for (int64_t row = 0; row < tile.rows; ++row) {
+        for (int64_t column = 0; column < tile.columns; column += V::width) {
+          if (column + V::width <= tile.columns) {
+            take<false>(taker, step, row, column);
           } else {
-            copy<false>(*expansion.z, step, row, out);
+            take<true>(taker, step, row, column);
           }
         }
       }
-      std::memset(to + steps * pixels, 0, (expansion.branch_steps - steps) * pixels * sizeof(Element));
+      taker.close();
     }
   }
 
-  template <bool kPositive>
-  void copy(const Activation& source, int64_t step, int64_t row, Element* to) const {
-    const T* from = pixel_of<T>(source, tile, row) + step * group * source.stride_channel;
-    for (int64_t column = 0; column < tile.columns; column += V::width) {
-      const int64_t left = tile.columns - column;
-      V values[group];
-      for (int g = 0; g < group; ++g) {
-        const bool exists = step * group + g < x.channels;
-        values[g] = exists ? load_some<V>(from + g * source.stride_channel + column, left) : V::zero();
-        if (kPositive) values[g] = values[g].positive();
-      }
-      if constexpr (group == 1) {
-        store_some(values[0], to + column, left);
-      } else {
-        store_pairs(values[0], values[1], to + column, Lanes::range(0, std::min<int64_t>(V::width, left)));
-      }
+  template <bool kEdge>
+  void take(typename Sink::Taker& taker, int64_t step, int64_t row, int64_t column) const {
+    const int64_t left = tile.columns - column;
+    const Lanes kept = Lanes::range(0, std::min<int64_t>(V::width, left));
+    V values[group];
+    if constexpr (Sink::kPositive) {
+      load(x, step, row, column, values);
+      for (V& value : values) value = value.positive();
+      taker.template take_positive<kEdge>(values, row, column, kept);
+    }
+    load(*expansion.z, step, row, column, values);
+    for (int g = 0; g < group; ++g) values[g] = V::add(values[g], taker.start(g));
+    taker.template take_negative<kEdge>(values, row, column, kept);
+  }
+
+  void load(const Activation& source, int64_t step, int64_t row, int64_t column, V (&values)[group]) const {
+    const T* from = pixel_of<T>(source, tile, row) + column;
+    for (int g = 0; g < group; ++g) {
+      const int64_t c = std::min(step * group + g, x.channels - 1);
+      values[g] = load_some<V>(from + c * source.stride_channel, tile.columns - column);
     }
   }
 };
 
-template <class Product, class T, class Scale>
-struct InterleavedExpander<Product, 0, T, Scale> {
+template <class Product, class T, class Scale, class Sink>
+struct InterleavedExpander<Product, 0, T, Scale, Sink> {
   using V = Vec<Scale>;
-  using Value = std::conditional_t<Product::group == 1, Scale, BFloat16>;
 
   const Activation& x;
   const Expansion<Scale>& expansion;
   Tile tile;
-  Value* expanded;
+  Sink sink;
 
   void run() const {
-    const int64_t branch = expansion.branch_steps * Product::group;
-    for (int64_t row = 0; row < tile.rows; ++row) {
-      const T* positive = pixel_of<T>(x, tile, row);
-      const T* negative = pixel_of<T>(*expansion.z, tile, row);
-      Value* to = expanded + row * tile.pitch * 2 * branch;
-      for (int64_t column = 0; column < tile.columns; ++column, to += 2 * branch) {
-        for (int64_t c = 0; c < x.channels; c += V::width) {
-          const int64_t left = x.channels - c;
-          store_some(load_some<V>(positive + column * x.stride_column + c, left).positive(), to + c, left);
-          store_some(load_some<V>(negative + column * expansion.z->stride_column + c, left), to + branch + c, left);
+    for (int64_t channel = 0; channel < x.channels; channel += V::width) {
+      auto taker = sink.at(channel, Lanes::range(0, std::min<int64_t>(V::width, x.channels - channel)));
+      for (int64_t row = 0; row < tile.rows; ++row) {
+        if (channel + V::width <= x.channels) {
+          take<false>(taker, channel, row);
+        } else {
+          take<true>(taker, channel, row);
         }
-        std::fill(to + x.channels, to + branch, Value{});
-        std::fill(to + branch + x.channels, to + 2 * branch, Value{});
       }
+      taker.close();
+    }
+  }
+
+  template <bool kEdge>
+  void take(typename Sink::Taker& taker, int64_t channel, int64_t row) const {
+    const int64_t left = x.channels - channel;
+    const Lanes kept = Lanes::range(0, std::min<int64_t>(V::width, left));
+    const T* positive = pixel_of<T>(x, tile, row) + channel;
+    const T* negative = pixel_of<T>(*expansion.z, tile, row) + channel;
+    for (int64_t column = 0; column < tile.columns; ++column) {
+      if constexpr (Sink::kPositive) {
+        const V value = load_some<V>(positive + column * x.stride_column, left).positive();
+        taker.template take_positive<kEdge>(value, row, column, kept);
+      }
+      const V value = load_some<V>(negative + column * expansion.z->stride_column, left);
+      taker.template take_negative<kEdge>(V::add(value, taker.start()), row, column, kept);
     }
   }
 };
