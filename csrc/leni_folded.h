@@ -90,8 +90,8 @@ void interleaved_tile(const FoldedProblem& problem, const Packed<Product, Scale>
       .run();
   const Runs runs(x, tile);
   for (int64_t run = 0; run < runs.count; ++run) {
-    T* out = static_cast<T*>(problem.y) +
-             ((tile.image * x.height + tile.row + run) * x.width + tile.column) * x.channels;
+    T* out =
+        static_cast<T*>(problem.y) + ((tile.image * x.height + tile.row + run) * x.width + tile.column) * x.channels;
     multiply_all<Product, Channels::kVectors, T, Scale>(
         {steps, expanded + run * tile.pitch * steps, steps, packed.weight, 0, packed.bias, out, x.channels, x.channels,
          0, streams<T>(x), ahead},

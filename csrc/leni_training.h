@@ -149,9 +149,7 @@ struct SumsSink {
     }
   };
 
-  Taker at(int64_t channel, Lanes = {}) const {
-    return {begin(channel), begin(channel + branch), *this, channel};
-  }
+  Taker at(int64_t channel, Lanes = {}) const { return {begin(channel), begin(channel + branch), *this, channel}; }
   BranchSums<Scale> begin(int64_t feature) const {
     const V shift = kPlanar ? V::broadcast(minus_shift[feature]) : V::load(minus_shift + feature);
     return {shift, V::zero(), V::zero()};
@@ -295,8 +293,8 @@ struct WeightGradientJob {
   void multiply(const Tile& tile, const Features& values, int64_t features, const Scale* grad, int64_t pixels,
                 Scale* weight) const {
     const int64_t padded = expanded.expansion.padded_channels;
-    Block<Product, Scale, Scale> block{tile.rows * tile.columns, values.at, values.feature, grad, width, nullptr,
-                                       weight, padded, padded};
+    Block<Product, Scale, Scale> block{
+        tile.rows * tile.columns, values.at, values.feature, grad, width, nullptr, weight, padded, padded};
     block.a_step = values.pixel;
     block.b_vector = pixels * width;
     multiply_all<Product, Channels::kSummed>(block, features);
@@ -335,8 +333,8 @@ void weight_gradient(const GradientProblem& problem, const Host& host) {
   std::fill(partial, partial + chunks * features * padded, Scale(0));
   auto* bias = static_cast<double*>(host.scratch(kPartialBias, chunks * padded * sizeof(double)));
   std::fill(bias, bias + chunks * padded, 0.0);
-  const WeightGradientJob<K, T, Scale> job{
-      problem, host, {x, problem.taps, memory, problem.z}, tiling, minus_mean, partial, bias};
+  const WeightGradientJob<K, T, Scale> job{problem, host, {x, problem.taps, memory, problem.z}, tiling, minus_mean,
+                                           partial, bias};
   run_chunks(job, tiles, chunks, host);
   for (int64_t chunk = 1; chunk < chunks; ++chunk) {
     for (int64_t i = 0; i < features * padded; ++i) partial[i] += partial[chunk * features * padded + i];
@@ -377,7 +375,7 @@ struct Sweeping {
     const int64_t enough = ceil_div(2 * threads, x.batch * s.tiling.tiles_across);
     s.tiling.rows = even_share(x.height, std::max<int64_t>(x.height / enough, 1));
     s.tiling.tiles_down = ceil_div(x.height, s.tiling.rows);
-    const int64_t enough_pixels = ceil_div(kStepPixels, s.tiling.columns);
+    const int64_t enough_pixels = ceil_div(std::max(kStepPixels, x.channels), s.tiling.columns);
     s.rows = std::max(fitting(s.tiling.columns) - 2 * half, enough_pixels);
     s.rows = std::min(s.rows, s.tiling.rows);
     // What is left of a row's first pixel is right of the last row's last, and 0 in both.
@@ -476,9 +474,8 @@ struct InputGradientJob {
     const auto* constant = static_cast<const Scale*>(problem.constant) + x.channels;
     if (x.channels_last) {
       Scale* to = s.negative + start * padded;
-      expanded.interleaved(tile, InterleavedStore<Product, Scale, false, true>{nullptr, to, width, padded,
-                                                                               sweeping.pitch * padded, nullptr,
-                                                                               constant});
+      expanded.interleaved(tile, InterleavedStore<Product, Scale, false, true>{
+                                     nullptr, to, width, padded, sweeping.pitch * padded, nullptr, constant});
     } else {
       Scale* to = s.negative + start;
       expanded.planar(tile, PlanarStore<Product, Scale, false, true>{nullptr, to, sweeping.pixels, sweeping.pitch,
@@ -553,8 +550,8 @@ struct InputGradientJob {
       for (int64_t row = 0; row < rows; ++row) {
         const T* pixel = static_cast<const T*>(x.data) + s.strip.image * x.stride_batch + c * x.stride_channel +
                          (s.row + row) * x.stride_row + s.strip.column * x.stride_column;
-        T* dx = static_cast<T*>(problem.dx) +
-                ((s.strip.image * x.channels + c) * x.height + s.row + row) * x.width + s.strip.column;
+        T* dx = static_cast<T*>(problem.dx) + ((s.strip.image * x.channels + c) * x.height + s.row + row) * x.width +
+                s.strip.column;
         const Scale* positive = s.positive + c * sweeping.pixels + at(s, row + half, 0);
         const Scale* corner = s.negative + c * sweeping.pixels + at(s, row, -half);
         for (int64_t i = 0; i < s.strip.columns; i += width) {
@@ -576,41 +573,69 @@ struct InputGradientJob {
   }
 
   void finish_interleaved(const Sweep& s, int64_t rows, Scale* dtaps) const {
+    for (int64_t c = 0; c < problem.x.channels; c += width) {
+      for (int64_t row = 0; row < rows; ++row) {
+        if (c + width <= problem.x.channels) {
+          finish_row<false>(s, row, c, dtaps);
+        } else {
+          finish_row<true>(s, row, c, dtaps);
+        }
+      }
+    }
+  }
+
+  // One row of one vector of channels, rolled along the columns of g_z: each is loaded once and added to the K columns
+  // of dx that it reaches. kEdge: some lanes do not exist.
+  template <bool kEdge>
+  void finish_row(const Sweep& s, int64_t row, int64_t c, Scale* dtaps) const {
     const Activation& x = problem.x;
     const int64_t padded = expanded.expansion.padded_channels;
     const Scale *constant = of_positive(problem.constant), *slope = of_positive(problem.slope);
-    for (int64_t c = 0; c < x.channels; c += width) {
-      const Lanes lanes = Lanes::range(0, std::min(width, x.channels - c));
-      V sums[K * K], weights[K * K];
-#pragma GCC unroll 49
-      for (int tap = 0; tap < K * K; ++tap) {
-        sums[tap] = V::load(dtaps + tap * padded + c);
-        weights[tap] = V::load(taps + tap * padded + c);
+    const Lanes lanes = Lanes::range(0, std::min(width, x.channels - c));
+    const auto some = [&](const auto* from) { return kEdge ? V::load(from, lanes) : V::load(from); };
+    const V offset = slope ? some(constant + c) : V::zero(), factor = slope ? some(slope + c) : V::zero();
+    const T* pixel = static_cast<const T*>(x.data) + s.strip.image * x.stride_batch + (s.row + row) * x.stride_row +
+                     s.strip.column * x.stride_column + c;
+    T* dx = static_cast<T*>(problem.dx) +
+            ((s.strip.image * x.height + s.row + row) * x.width + s.strip.column) * x.channels + c;
+    const Scale* negative = s.negative + at(s, row, 0) * padded + c;
+    const Scale* positive = s.positive + at(s, row + half, 0) * padded + c;
+    V sums[K][K], acc[K], values[K];
+#pragma GCC unroll 8
+    for (int i = 0; i < K; ++i) {
+      acc[i] = values[i] = V::zero();
+#pragma GCC unroll 8
+      for (int j = 0; j < K; ++j) sums[i][j] = V::load(dtaps + (i * K + j) * padded + c);
+    }
+    // values[j] and acc[j] are of the column j − half before that of g_z.
+    for (int64_t column = -half; column < s.strip.columns + half; ++column) {
+#pragma GCC unroll 8
+      for (int j = K - 1; j > 0; --j) {
+        values[j] = values[j - 1];
+        acc[j] = acc[j - 1];
       }
-      const V offset = slope ? V::load(constant + c, lanes) : V::zero();
-      const V factor = slope ? V::load(slope + c, lanes) : V::zero();
-      for (int64_t row = 0; row < rows; ++row) {
-        for (int64_t column = 0; column < s.strip.columns; ++column) {
-          const T* pixel = static_cast<const T*>(x.data) + s.strip.image * x.stride_batch +
-                           (s.row + row) * x.stride_row + (s.strip.column + column) * x.stride_column + c;
-          const V value = V::load(pixel, lanes), negative = value.negative();
-          const Scale* corner = s.negative + at(s, row, column - half) * padded + c;
-          V correlated = V::zero();
-#pragma GCC unroll 49
-          for (int tap = 0; tap < K * K; ++tap) {
-            const V shifted = V::load(corner + (tap / K * sweeping.pitch + tap % K) * padded);
-            correlated = V::fma(weights[tap], shifted, correlated);
-            sums[tap] = V::fma(negative, shifted, sums[tap]);
-          }
-          V passed = V::load(s.positive + at(s, row + half, column) * padded + c, lanes);
-          passed = V::add(passed, V::fma(value.positive(), factor, offset));
-          T* dx = static_cast<T*>(problem.dx) +
-                  ((s.strip.image * x.height + s.row + row) * x.width + s.strip.column + column) * x.channels + c;
-          put(V::by_sign(value, passed, correlated), dx, lanes, c + width <= x.channels);
+      const bool reached = column + half < s.strip.columns;
+      values[0] = reached ? some(pixel + (column + half) * x.stride_column).negative() : V::zero();
+      acc[0] = V::zero();
+#pragma GCC unroll 8
+      for (int i = 0; i < K; ++i) {
+        const V shifted = V::load(negative + (i * sweeping.pitch + column) * padded);
+#pragma GCC unroll 8
+        for (int j = 0; j < K; ++j) {
+          acc[j] = V::fma(V::load(taps + (i * K + j) * padded + c), shifted, acc[j]);
+          sums[i][j] = V::fma(values[j], shifted, sums[i][j]);
         }
       }
-#pragma GCC unroll 49
-      for (int tap = 0; tap < K * K; ++tap) sums[tap].store(dtaps + tap * padded + c);
+      const int64_t complete = column - half;
+      if (complete < 0) continue;
+      const V value = some(pixel + complete * x.stride_column);
+      const V passed = V::add(V::load(positive + complete * padded), V::fma(value.positive(), factor, offset));
+      put(V::by_sign(value, passed, acc[K - 1]), dx + complete * x.channels, lanes, !kEdge);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < K; ++i) {
+#pragma GCC unroll 8
+      for (int j = 0; j < K; ++j) sums[i][j].store(dtaps + (i * K + j) * padded + c);
     }
   }
 };
@@ -655,8 +680,8 @@ void input_gradient(const GradientProblem& problem, const Host& host) {
   pack_transposed(weight, 0, x, transposed, positive);
   pack_transposed(weight, 1, x, transposed, negative);
   std::fill(zeros, zeros + padded, Scale(0));
-  InputGradientJob<K, T, Scale> job{problem,  host,     {x, sloped, flipped}, sweeping, positive,
-                                    negative, zeros,    straight,             nullptr,  streams<T>(x)};
+  InputGradientJob<K, T, Scale> job{problem,  host,    {x, sloped, flipped}, sweeping, positive, negative, zeros,
+                                    straight, nullptr, streams<T>(x)};
   const int64_t partial_size = job.partial_size(), lanes = partial_size / taps_size;
   job.partial = static_cast<Scale*>(host.scratch(kPartial, chunks * partial_size * sizeof(Scale)));
   std::fill(job.partial, job.partial + chunks * partial_size, Scale(0));

@@ -77,6 +77,8 @@ constexpr int kChannelRows = 4, kPixelVectors = 3;
 constexpr int kSummedRows = 4, kSummedVectors = 3;
 #endif
 
+constexpr int64_t kWeightBytes = 64 * 1024;  // of the rows of weights that are multiplied at a time
+
 // What is fetched into the L2 cache for the next tile while this one is multiplied, a few lines before each block, so
 // that expanding the next one does not wait for memory: ``rows`` runs of ``bytes``.
 struct Ahead {
@@ -235,7 +237,7 @@ inline void multiply_vectors(const Block<Product, T, Scale>& block, int64_t rows
 
 // All rows against all of block.columns, as many vectors at a time as the accumulators hold.
 template <class Product, Channels kChannels, class T, class Scale>
-inline void multiply_all(Block<Product, T, Scale> block, int64_t rows) {
+inline void multiply_columns(Block<Product, T, Scale> block, int64_t rows) {
   constexpr bool packed_rows = kChannels == Channels::kRows, summed = kChannels == Channels::kSummed;
   constexpr int M = packed_rows ? kChannelRows : summed ? kSummedRows : kPixelRows;
   constexpr int N = packed_rows ? kPixelVectors : summed ? kSummedVectors : kChannelVectors;
@@ -249,6 +251,23 @@ inline void multiply_all(Block<Product, T, Scale> block, int64_t rows) {
   }
 }
 
+// The same. Where rows are rows of weights, so many at a time as a part of the L2 cache holds: each is read once for
+// every few columns.
+template <class Product, Channels kChannels, class T, class Scale>
+inline void multiply_all(Block<Product, T, Scale> block, int64_t rows) {
+  if constexpr (kChannels == Channels::kRows) {
+    const int64_t row_bytes = block.a_row * sizeof(typename Product::Element);
+    const int64_t most = std::max<int64_t>(kWeightBytes / row_bytes / kChannelRows, 1) * kChannelRows;
+    for (; rows > most; rows -= most) {
+      multiply_columns<Product, kChannels>(block, most);
+      block.a += most * block.a_row;
+      block.out += most * block.out_row;
+      if (block.bias != nullptr) block.bias += most;
+    }
+  }
+  multiply_columns<Product, kChannels>(block, rows);
+}
+
 // ---- packing -----------------------------------------------------------------------------------------------
 
 // How many output channels the packed panel that starts at ``first`` holds: rows are panels of one, or of a tile.
@@ -260,8 +279,8 @@ inline int64_t panel_channels(Channels side, int64_t first, int64_t channels) {
 }
 
 // Packs weight [channels][branches·channels] into panels of output channels, each [step][channel of the panel], or
-// [channel][step] where channels are rows. Every branch has ``branch_steps`` steps, those past its channels zero, as are
-// channels that do not exist.
+// [channel][step] where channels are rows. Every branch has ``branch_steps`` steps, those past its channels zero, as
+// are channels that do not exist.
 template <class Product, class Scale>
 void pack_weight(Channels side, const Scale* weight, int64_t channels, int64_t branches, int64_t branch_steps,
                  typename Product::Element* packed) {

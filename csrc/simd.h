@@ -9,9 +9,10 @@ struct Vec;
 
 // stream() stores a whole, aligned vector past the caches; streamed() then makes it visible to other threads.
 //
-// keep() makes the lanes outside a range 0. max(x, 0) and min(x, 0) are named positive() and negative(), max(x, bound) and min(x, bound) at_least() and
-// at_most(): x is the operand that a NaN is taken from. by_sign() is ``positive`` where x > 0, ``negative`` where
-// x < 0, and 0 where x is 0 or NaN. add_by_bound() adds a value to ``within`` where x ≤ bound, and else, as where x is NaN, to
+// keep() makes the lanes outside a range 0. max(x, 0) and min(x, 0) are named positive() and negative(), max(x, bound)
+// and min(x, bound) at_least() and at_most(): x is the operand that a NaN is taken from. by_sign() is ``positive``
+// where x > 0, ``negative`` where x < 0, and 0 where x is 0 or NaN. add_by_bound() adds a value to ``within`` where x ≤
+// bound, and else, as where x is NaN, to
 // ``above``.
 
 #if defined(LENI_ISA_AVX512)
