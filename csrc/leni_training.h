@@ -14,10 +14,10 @@ enum Slot { kShared, kExpanded, kGradient, kNegativeRaw, kPositiveRaw, kPadded, 
 // A tile of an activation as [pixel][channels padded] (channels-last) or [channel][pixels] (NCHW), rows ``pitch``
 // apart.
 template <class T, class Scale>
-void gather_tile(const Activation& activation, const Tile& tile, bool channels_last, int64_t step, Scale* to) {
+void gather_tile(const Activation& activation, const Tile& whole, bool channels_last, int64_t step, Scale* to) {
+  const Tile tile = rows_follow(activation, whole) ? joined(whole) : whole;
   for (int64_t row = 0; row < tile.rows; ++row) {
-    const T* from = static_cast<const T*>(activation.data) + tile.image * activation.stride_batch +
-                    (tile.row + row) * activation.stride_row + tile.column * activation.stride_column;
+    const T* from = pixel_of<T>(activation, tile, row);
     if (channels_last) {
       gather(from, tile.columns, activation.stride_column, activation.channels, activation.stride_channel,
              to + row * tile.pitch * step, step);

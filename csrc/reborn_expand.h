@@ -23,6 +23,15 @@ inline const T* pixel_of(const Activation& activation, const Tile& tile, int64_t
          (tile.row + row) * activation.stride_row + tile.column * activation.stride_column;
 }
 
+// Whether the rows of a tile follow each other, in the activation as in the tile, so that it is as good as one row.
+inline bool rows_follow(const Activation& activation, const Tile& tile) {
+  return tile.columns == activation.width && tile.columns == tile.pitch &&
+         activation.stride_row == tile.columns * activation.stride_column;
+}
+inline Tile joined(const Tile& tile) {
+  return {tile.image, tile.row, tile.column, 1, tile.rows * tile.columns, tile.rows * tile.columns};
+}
+
 template <class Product, class T, class Scale, class Sink>
 struct PlanarExpander<Product, 0, T, Scale, Sink> {
   static constexpr int group = Product::group;
@@ -34,14 +43,15 @@ struct PlanarExpander<Product, 0, T, Scale, Sink> {
   Sink sink;
 
   void run() const {
+    const Tile read = rows_follow(x, tile) && rows_follow(*expansion.z, tile) ? joined(tile) : tile;
     for (int64_t step = 0; step < ceil_div(x.channels, group); ++step) {
       auto taker = sink.at(step);
-      for (int64_t row = 0; row < tile.rows; ++row) {
-        for (int64_t column = 0; column < tile.columns; column += V::width) {
-          if (column + V::width <= tile.columns) {
-            take<false>(taker, step, row, column);
+      for (int64_t row = 0; row < read.rows; ++row) {
+        for (int64_t column = 0; column < read.columns; column += V::width) {
+          if (column + V::width <= read.columns) {
+            take<false>(taker, read, step, row, column);
           } else {
-            take<true>(taker, step, row, column);
+            take<true>(taker, read, step, row, column);
           }
         }
       }
@@ -50,25 +60,24 @@ struct PlanarExpander<Product, 0, T, Scale, Sink> {
   }
 
   template <bool kEdge>
-  void take(typename Sink::Taker& taker, int64_t step, int64_t row, int64_t column) const {
-    const int64_t left = tile.columns - column;
+  void take(typename Sink::Taker& taker, const Tile& read, int64_t step, int64_t row, int64_t column) const {
+    const int64_t left = read.columns - column;
     const Lanes kept = Lanes::range(0, std::min<int64_t>(V::width, left));
     V values[group];
     if constexpr (Sink::kPositive) {
-      load(x, step, row, column, values);
+      load(x, pixel_of<T>(x, read, row) + column, step, left, values);
       for (V& value : values) value = value.positive();
       taker.template take_positive<kEdge>(values, row, column, kept);
     }
-    load(*expansion.z, step, row, column, values);
+    load(*expansion.z, pixel_of<T>(*expansion.z, read, row) + column, step, left, values);
     for (int g = 0; g < group; ++g) values[g] = V::add(values[g], taker.start(g));
     taker.template take_negative<kEdge>(values, row, column, kept);
   }
 
-  void load(const Activation& source, int64_t step, int64_t row, int64_t column, V (&values)[group]) const {
-    const T* from = pixel_of<T>(source, tile, row) + column;
+  void load(const Activation& source, const T* from, int64_t step, int64_t left, V (&values)[group]) const {
     for (int g = 0; g < group; ++g) {
       const int64_t c = std::min(step * group + g, x.channels - 1);
-      values[g] = load_some<V>(from + c * source.stride_channel, tile.columns - column);
+      values[g] = load_some<V>(from + c * source.stride_channel, left);
     }
   }
 };

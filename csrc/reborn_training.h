@@ -28,11 +28,12 @@ struct BranchGradientJob {
       const Tile tile = tiling.tile(index, x);
       gather_tile<T>(problem.grad, tile, x.channels_last, step, grad);
       multiply(tile.rows * tile.pitch, grad, step, product);
-      for (int64_t row = 0; row < tile.rows; ++row) {
+      const Tile finished = rows_follow(x, tile) && rows_follow(other(), tile) ? joined(tile) : tile;
+      for (int64_t row = 0; row < finished.rows; ++row) {
         if (x.channels_last) {
-          finish_interleaved(tile, row, product, step);
+          finish_interleaved(finished, row, product, step);
         } else {
-          finish_planar(tile, row, product, step);
+          finish_planar(finished, row, product, step);
         }
       }
     }
@@ -65,8 +66,8 @@ struct BranchGradientJob {
   void finish_interleaved(const Tile& tile, int64_t row, const Scale* product, int64_t step) const {
     const Activation& x = problem.x;
     const T *from = pixel_of<T>(x, tile, row), *joined = pixel_of<T>(other(), tile, row);
-    T* out = static_cast<T*>(problem.out) +
-             ((tile.image * x.height + tile.row + row) * x.width + tile.column) * x.channels;
+    T* out =
+        static_cast<T*>(problem.out) + ((tile.image * x.height + tile.row + row) * x.width + tile.column) * x.channels;
     for (int64_t c = 0; c < x.channels; c += V::width) {
       const int64_t count = x.channels - c;
       const auto lanes = [&](const void* vector) {
@@ -89,8 +90,8 @@ struct BranchGradientJob {
       const V constant = lanes(problem.constant), slope = lanes(problem.slope);
       const T* from = pixel_of<T>(x, tile, row) + c * x.stride_channel;
       const T* joined = pixel_of<T>(other(), tile, row) + c * other().stride_channel;
-      T* out = static_cast<T*>(problem.out) +
-               ((tile.image * x.channels + c) * x.height + tile.row + row) * x.width + tile.column;
+      T* out = static_cast<T*>(problem.out) + ((tile.image * x.channels + c) * x.height + tile.row + row) * x.width +
+               tile.column;
       for (int64_t i = 0; i < tile.columns; i += V::width) {
         finish(product + c * step + row * tile.pitch + i, from + i, joined + i, constant, slope, out + i,
                tile.columns - i);
