@@ -26,7 +26,8 @@ PICTURE = blocks.Picture("-steps", "L = the slower of 4 copies of x and 3 bare p
 ELEMENTS = {"cpu": 64 * 224**2, "cuda": 16 * 64 * 224**2}
 """Elements of x: 12.25 MiB on a CPU, 196 MiB on a GPU; of its gradient as many."""
 
-COMPILED = ((32, 112, "channels_last"), (64, 56, "channels_last"), (64, 56, "channels_first"))
+COMPILED: tuple[tuple[int, int, str], ...] = (
+    (32, 112, "channels_last"), (64, 56, "channels_last"), (64, 56, "channels_first"))
 """Where the composed block is compiled too: a compilation takes longer than all the rest of a case."""
 
 NOT_COMPILED = "a compilation for training takes long: 32×112² (channels-last) and 64×56² only"
@@ -36,6 +37,12 @@ ROUNDS, WARM_UP = (4, 60), 1
 def cases(quick: bool) -> list[Case]:
     """All cases of a run."""
     return leni_cases.cases(quick, ("float32",))
+
+
+def compile_every_case() -> None:
+    """Compile the composed block in every case from now on."""
+    global COMPILED
+    COMPILED = tuple(case[:3] for case in cases(quick=False))
 
 
 def limit(medians: Mapping[str, float]) -> float:

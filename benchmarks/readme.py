@@ -14,12 +14,13 @@ from typing import Any
 
 import memory
 import throughput
+from harness import machine
 from harness.blocks import Table
 from harness.report import number
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-DEVICES = ("cpu", "cuda")
+CPUS, GPUS = [f"cpu-{isa}" for isa in machine.ISAS], ["cuda"]
 BEGIN, END = "<!-- measured: written by benchmarks/readme.py -->", "<!-- end of measured -->"
 NOTHING = "Nothing has been measured yet: `make throughput` measures, and writes this section.\n"
 
@@ -49,17 +50,36 @@ def replaced(readme: str, measured: str) -> str:
 
 def section(results: Path) -> str:
     """What the full runs in a folder of results amount to, as Markdown."""
-    lines = [line for write, name in ((_run, "throughput"), (_memory, "memory")) for device in DEVICES
-             if (path := results / f"{name}-{device}.json").exists()
-             for line in write(path, json.loads(path.read_text(encoding="utf-8")))]
+    lines = []
+    for kinds in (CPUS, GPUS):
+        runs = _read(results, "throughput", kinds)
+        if runs:
+            lines += _runs(runs)
+    for path, run in _read(results, "memory", ("cpu", "cuda")).items():
+        lines += _memory(path, run)
     return "\n".join(lines) + "\n" if lines else NOTHING
 
 
-def _run(path: Path, run: dict[str, Any]) -> Iterator[str]:
-    link = _link(path)
-    yield f"\nMeasured on: {throughput.title(run)}. Raw numbers: [{path.name}]({link})."
+def _read(results: Path, name: str, kinds: Iterable[str]) -> dict[Path, dict[str, Any]]:
+    paths = (results / f"{name}-{kind}.json" for kind in kinds)
+    return {path: json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()}
+
+
+def _runs(runs: dict[Path, dict[str, Any]]) -> Iterator[str]:
+    """Runs on one type of device: all against the numbers to reach, and the newest in full."""
+    yield "\nMeasured on:\n"
+    for path, run in runs.items():
+        without = "".join(f"; without {what}: {why}" for what, why in run.get("left_out", {}).items())
+        yield f"- {throughput.title(run)}: [{path.name}]({_link(path)}){without}"
     yield "\n**Against the numbers to reach**\n"
-    yield from _table(throughput.BAR_HEAD, throughput.bar_cells(run))
+    yield from _table(throughput.bar_head([*runs.values()]), throughput.bar_cells([*runs.values()]))
+    path = max(runs, key=lambda path: runs[path]["date"])
+    if len(runs) > 1:
+        yield f"\nWhat follows is the newest of these runs, on {throughput.kind(runs[path])}."
+    yield from _run(path, runs[path])
+
+
+def _run(path: Path, run: dict[str, Any]) -> Iterator[str]:
     for name, module in throughput.BLOCKS.items():
         rows = run.get(name, [])
         if rows and module.PICTURE:

@@ -1,6 +1,6 @@
 """The main job: how fast the mechanisms are, block by block and in whole networks.
 
-    python benchmarks/throughput.py [--quick] [--only PART | --networks] [--device cpu|cuda]
+    python benchmarks/throughput.py [--quick] [--only PART | --networks] [--every-peer] [--device cpu|cuda]
                                     [--threads N] [--images DIR] [--output DIR]
 
 Takes the GPU if there is one, else the CPU. Leaves tables on the terminal, and a JSON file and a PNG plot in
@@ -59,12 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     options = _options(arguments)
     device = torch.device(options.device)
-    path = options.output / f"throughput-{device.type}{_suffix(options)}.json"
+    path = options.output / f"throughput-{machine.kind(device)}{_suffix(options)}.json"
     _prepare(options)
-    cases = _cases(options)
+    cases, left_out = _cases(options)
     images = _images(options) if any(name in NETWORKS for name, _, _ in cases) else None
     results = {**machine.facts(device), "kernels_isa": extension.cpu_isa(), "arguments": _plain(options),
-               **{name: [] for name in LISTS}}
+               "left_out": left_out, **{name: [] for name in LISTS}}
     began = time.perf_counter()
     # A run that is stopped leaves a partial file, and the last whole one as it was.
     partial = path.with_suffix(".partial.json")
@@ -98,6 +98,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", choices=tuple(PARTS), help="one of the parts")
     parser.add_argument("--networks", dest="only", action="store_const", const="table1",
                         help="Table 1 of the LENI paper in full, the same as --only table1")
+    parser.add_argument("--every-peer", action="store_true",
+                        help="compile the composed block for every training step: some minutes more")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one",
                         default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads; default: as PyTorch chooses")
@@ -128,6 +130,8 @@ def _prepare(options: argparse.Namespace) -> None:
     load, cores = machine.load(), machine.cores()
     if load is not None and load > 0.5 * cores:
         report.say(f"Something else is running here (load {load} on {cores} cores): times will be off.")
+    if options.every_peer:
+        leni_training.compile_every_case()
     torch.manual_seed(0)
     # Full float32 on a GPU as well, for the matrix products as for the convolutions: parity is to 1e-5.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -144,17 +148,23 @@ def _images(options: argparse.Namespace) -> torch.Tensor:
         sys.exit(f"throughput.py: {error}")
 
 
-def _cases(options: argparse.Namespace) -> list[tuple[str, Any, Any]]:
-    """Everything to measure: the list of the results it belongs to, what measures it, and the case."""
+def _cases(options: argparse.Namespace) -> tuple[list[tuple[str, Any, Any]], dict[str, str]]:
+    """Everything to measure (the list of the results it belongs to, what measures it, the case), and what is not."""
     parts = {options.only: PARTS[options.only]} if options.only else dict(PARTS)
     if not options.only:
         del parts["table1"]
-    obstacle = first_activation.why_missing() if parts.keys() & {"networks", "table1"} else None
-    if obstacle is not None:
-        report.say(f"No whole networks: {obstacle}.")
+    obstacles = {}
+    if parts.keys() & {"networks", "table1"}:
+        obstacles["whole networks"] = first_activation.why_missing()
+    obstacles["bfloat16"] = machine.why_no_bfloat16(torch.device(options.device))
+    left_out = {what: why for what, why in obstacles.items() if why is not None}
+    for what, why in left_out.items():
+        report.say(f"No {what}: {why}.")
+    if "whole networks" in left_out:
         parts = {name: part for name, part in parts.items() if name not in ("networks", "table1")}
-    return [(name, module, case) for part in parts.values() for name, module in part.items()
-            for case in module.cases(options.quick)]
+    cases = [(name, module, case) for part in parts.values() for name, module in part.items()
+             for case in module.cases(options.quick) if case.dtype not in left_out]
+    return cases, left_out
 
 
 # ---- what it found -----------------------------------------------------------------------------------------
@@ -168,7 +178,7 @@ def _show(results: dict[str, Any]) -> None:
             heading = f"{module.TITLE}, {dtype}, {layout.replace('_', '-')}: milliseconds and ratios"
             report.table(heading, *_block_table(module.TABLE, rows))
     if any(results[name] for name in BLOCKS) and results["complete"] and not results["arguments"]["quick"]:
-        report.table("Against the numbers to reach", BAR_HEAD, bar_cells(results))
+        report.table("Against the numbers to reach", bar_head([results]), bar_cells([results]))
     for name, module in NETWORKS.items():
         if results[name]:
             report.table(f"{module.TITLE}: images/s, and the change against stock", NETWORK_HEAD,
@@ -206,24 +216,31 @@ def means(table: Table, rows: Iterable[dict[str, Any]], ratios: Iterable[str]) -
     return [report.geometric_mean(row["ratios"][ratio] for row in rows if ratio in row["ratios"]) for ratio in ratios]
 
 
-BAR_HEAD = ("", "dtype", "measured", "first bar", "moonshot", "reached")
+def bar_head(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """The head of the table of numbers to reach, with a column for each run."""
+    return ["", "dtype", "first bar", "moonshot", *(kind(run) for run in runs)]
 
 
-def bar_cells(results: dict[str, Any]) -> Iterator[list[str]]:
-    """The numbers to reach and those measured, as the cells of a table."""
-    for bar in bars.of_device(results["device"]):
-        value = bar.measured(results)
+def kind(run: dict[str, Any]) -> str:
+    """The kind of machine a run was on, in a word."""
+    gpu = run["machine"].get("gpu")
+    return gpu["name"] if gpu else str(run["kernels_isa"])
+
+
+def bar_cells(runs: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
+    """The numbers to reach and those measured in runs on one type of device, as the cells of a table."""
+    for bar in bars.of_device(runs[0]["device"]):
         sign = "≤" if bar.at_most else "≥"
         goals = [f"{sign} {goal}" if goal else "—" for goal in (bar.first, bar.moonshot)]
-        yield [bar.what, bar.dtype, number(value), *goals, _reached(bar, value)]
+        yield [bar.what, bar.dtype, *goals, *(_reached(bar, bar.measured(run)) for run in runs)]
 
 
 def _reached(bar: bars.Bar, value: float | None) -> str:
     if value is None:
         return "—"
     if bar.moonshot and bar.reached(value, bar.moonshot):
-        return "moonshot"
-    return "first bar" if bar.reached(value, bar.first) else "no"
+        return f"{number(value)}, moonshot"
+    return f"{number(value)}, {'first bar' if bar.reached(value, bar.first) else 'no'}"
 
 
 NETWORK_HEAD = ("network", "dtype", "N", "stock", "composed", "ours", "composed, change", "ours, change",

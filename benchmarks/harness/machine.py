@@ -12,6 +12,11 @@ from typing import Any
 
 import torch
 
+from leni_kernels import extension
+
+ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "generic", "None")
+"""What :func:`leni_kernels.extension.cpu_isa` may say, the best first."""
+
 _ISA = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
 _PACKAGES = ("torch", "torchvision", "timm", "triton", "leni-kernels")
 
@@ -26,6 +31,18 @@ def facts(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
+
+
+def kind(device: torch.device) -> str:
+    """What names the results of such a machine: the device, and on a CPU the kernels' instruction set."""
+    return f"cpu-{extension.cpu_isa()}" if device.type == "cpu" else device.type
+
+
+def why_no_bfloat16(device: torch.device) -> str | None:
+    """Why bfloat16 is not worth timing on the device, or None: PyTorch's sides would take most of an hour."""
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "PyTorch has no bfloat16 kernels for this CPU, and takes about 30 times float32's time"
+    return None
 
 
 def cpu() -> dict[str, Any]:
