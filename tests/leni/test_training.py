@@ -135,6 +135,29 @@ def test_nothing_but_zeros(kernel_backend, train, layout):
 
 
 @layouts
+def test_images_of_very_different_means(kernel_backend, layout):
+    """Statistics are summed as distances from where the image before lay, which is far from this one."""
+    x = torch.randn(6, 8, 20, 21) + torch.tensor([3000.0, -1, 0, 500, 500, -1000])[:, None, None, None]
+    x, block = x.contiguous(memory_format=layout), lk.LENI2d(8, momentum=1.0)
+    got, exact = (
+        step(kernel_backend, block, x, torch.zeros_like(x)), truth(block, x, torch.zeros_like(x)))
+    for name in ("bn_negative.running_mean", "bn_negative.running_var", "bn_fusion.running_mean",
+                 "bn_fusion.running_var"):
+        assert ((got[name].double() - exact[name]).abs() <= 1e-4 * exact[name].abs()).all(), name
+
+
+@layouts
+@pytest.mark.parametrize("kernel_size", [3, 5])
+@pytest.mark.parametrize("plane", [(41, 57), (6, 500)])
+def test_sweeps_of_many_steps_and_strips(kernel_backend, train, layout, kernel_size, plane):
+    """Planes that are swept in several steps of rows, and wide ones that are cut into strips."""
+    block = train(64, kernel_size)
+    x, grad = (laid_out(layout, 1, 64, *plane) for _ in range(2))
+    grad += 0.5  # keeps the sum over all pixels from cancelling by chance
+    assert_right(step(kernel_backend, block, x, grad), truth(block, x, grad), 2e-5)
+
+
+@layouts
 @pytest.mark.parametrize("plane", [(32, 32), (64, 64)])
 def test_means_a_thousand_times_the_deviation(kernel_backend, layout, plane):
     """Channels of either sign; D only scales, so that the mean of z is as large against its deviation."""
