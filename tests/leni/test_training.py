@@ -139,11 +139,11 @@ def test_images_of_very_different_means(kernel_backend, layout):
     """Statistics are summed as distances from where the image before lay, which is far from this one."""
     x = torch.randn(6, 8, 20, 21) + torch.tensor([3000.0, -1, 0, 500, 500, -1000])[:, None, None, None]
     x, block = x.contiguous(memory_format=layout), lk.LENI2d(8, momentum=1.0)
-    got, exact = (
-        step(kernel_backend, block, x, torch.zeros_like(x)), truth(block, x, torch.zeros_like(x)))
+    grad = torch.zeros_like(x)
+    got, exact = step(kernel_backend, block, x, grad), truth(block, x, grad)
     for name in ("bn_negative.running_mean", "bn_negative.running_var", "bn_fusion.running_mean",
                  "bn_fusion.running_var"):
-        assert ((got[name].double() - exact[name]).abs() <= 1e-4 * exact[name].abs()).all(), name
+        assert ((got[name].double() - exact[name]).abs() <= 1e-4 * exact[name].abs() + 1e-6).all(), name
 
 
 @layouts
