@@ -48,6 +48,35 @@ inline Tiling choose_tiling(const Activation& x, int64_t bytes_per_pixel, int64_
   return tiling;
 }
 
+// The first ``count`` lanes, or all.
+template <class V, class T>
+inline V load_some(const T* from, int64_t count) {
+  return count >= V::width ? V::load(from) : V::load(from, Lanes::range(0, count));
+}
+template <class V, class T>
+inline void store_some(V value, T* to, int64_t count) {
+  if (count >= V::width) {
+    value.store(to);
+  } else {
+    value.store(to, Lanes::range(0, count));
+  }
+}
+
+template <class T>
+inline const T* pixel_of(const Activation& activation, const Tile& tile, int64_t row) {
+  return static_cast<const T*>(activation.data) + tile.image * activation.stride_batch +
+         (tile.row + row) * activation.stride_row + tile.column * activation.stride_column;
+}
+
+// Whether the rows of a tile follow each other, in the activation as in the tile, so that it is as good as one row.
+inline bool rows_follow(const Activation& activation, const Tile& tile) {
+  return tile.columns == activation.width && tile.columns == tile.pitch &&
+         activation.stride_row == tile.columns * activation.stride_column;
+}
+inline Tile joined(const Tile& tile) {
+  return {tile.image, tile.row, tile.column, 1, tile.rows * tile.columns, tile.rows * tile.columns};
+}
+
 // Whether an output as large as x is written past the caches.
 template <class T>
 bool streams(const Activation& x) {
@@ -91,9 +120,10 @@ void pack_taps(const Scale* raw, const Activation& x, int64_t taps, int64_t padd
 }
 
 // ---- what becomes of the branches --------------------------------------------------------------------------
-// An expander hands its values to a sink: one that keeps them (below), or one that only sums (leni_training.h). For one
-// step of channels (NCHW) or one vector of them (channels-last), ``at`` gives what takes the values, pixel by pixel,
-// and says where z starts: at 0, or at the branch's offset. A sink without kPositive is not given the positive branch.
+// An expander hands its values to a sink: one that keeps them (below), or one that only sums (leni_statistics.h). For
+// one step of channels (NCHW) or one vector of them (channels-last), ``at`` gives what takes the values, pixel by
+// pixel, and says where z starts: at 0, or at the branch's offset. A sink without kPositive is not given the positive
+// branch.
 
 // Keeps planar branches as [step][row][column]: ``step`` and ``row`` are strides.
 template <class Product, class Scale, bool kBoth = true, bool kOffset = false>

@@ -15,6 +15,9 @@ namespace leni::generic {
 #include "leni_folded.h"
 #include "gather.h"
 #include "leni_training.h"
+#include "leni_statistics.h"
+#include "leni_weight_gradient.h"
+#include "leni_input_gradient.h"
 #include "reborn_training.h"
 #include "winograd.h"
 }  // namespace leni::generic

@@ -3,35 +3,6 @@
 // The expanders of leni_expand.h for a kernel size of 0, after which every pass of LENI's serves Reborn too. Included
 // once per ISA object, after leni_expand.h.
 
-// The first ``count`` lanes, or all.
-template <class V, class T>
-inline V load_some(const T* from, int64_t count) {
-  return count >= V::width ? V::load(from) : V::load(from, Lanes::range(0, count));
-}
-template <class V, class T>
-inline void store_some(V value, T* to, int64_t count) {
-  if (count >= V::width) {
-    value.store(to);
-  } else {
-    value.store(to, Lanes::range(0, count));
-  }
-}
-
-template <class T>
-inline const T* pixel_of(const Activation& activation, const Tile& tile, int64_t row) {
-  return static_cast<const T*>(activation.data) + tile.image * activation.stride_batch +
-         (tile.row + row) * activation.stride_row + tile.column * activation.stride_column;
-}
-
-// Whether the rows of a tile follow each other, in the activation as in the tile, so that it is as good as one row.
-inline bool rows_follow(const Activation& activation, const Tile& tile) {
-  return tile.columns == activation.width && tile.columns == tile.pitch &&
-         activation.stride_row == tile.columns * activation.stride_column;
-}
-inline Tile joined(const Tile& tile) {
-  return {tile.image, tile.row, tile.column, 1, tile.rows * tile.columns, tile.rows * tile.columns};
-}
-
 template <class Product, class T, class Scale, class Sink>
 struct PlanarExpander<Product, 0, T, Scale, Sink> {
   static constexpr int group = Product::group;

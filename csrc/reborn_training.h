@@ -5,7 +5,7 @@
 // positive branch's pass comes after the deconvolution of dz, and joins both into dx: reads dy, x and the deconvolved
 // dz, writes dx, 4T. Nothing between is written; nothing is saved.
 //
-// Included once per ISA object, after leni_training.h, whose statistics() and weight_gradient() serve Reborn too.
+// Included once per ISA object, after leni_training.h; statistics() and weight_gradient() serve Reborn too.
 
 template <class T, class Scale>
 struct BranchGradientJob {

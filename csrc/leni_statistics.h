@@ -1,0 +1,175 @@
+// The statistics that LENI's norms need of a batch: mean and variance of max(x, 0) and of z = taps ⋆ᵀ min(x, 0).
+//
+// Reads x, 1T where T is the bytes of one activation tensor, and writes vectors of channels: the least, since every
+// element counts. Both branches are summed where they are made and kept nowhere. With a kernel size of 0 the
+// statistics are those of x alone: Reborn's z.
+//
+// Included once per ISA object, after leni_training.h.
+
+// Count, mean and sum of squared deviations, merged as by Chan, Golub and LeVeque.
+struct Moments {
+  double count = 0, mean = 0, squares = 0;
+  void merge(double other_count, double other_mean, double other_squares) {
+    const double total = count + other_count, delta = other_mean - mean;
+    if (total == 0) return;
+    mean += delta * other_count / total;
+    squares += other_squares + delta * delta * count * other_count / total;
+    count = total;
+  }
+};
+
+// The sums over a tile of a branch's distances from ``minus_shift``'s negative, and of their squares.
+template <class Scale>
+struct BranchSums {
+  using V = Vec<Scale>;
+  V minus_shift, distances, squares;
+
+  void add(V value) {
+    const V distance = V::add(value, minus_shift);
+    distances = V::add(distances, distance);
+    squares = V::fma(distance, distance, squares);
+  }
+  void add(V value, Lanes kept) {
+    const V distance = V::add(value, minus_shift).keep(kept);
+    distances = V::add(distances, distance);
+    squares = V::fma(distance, distance, squares);
+  }
+};
+
+// A sink that sums: of each feature, what BranchSums has. Vectors are [features], where z's begin ``branch`` further
+// than those of the positive branch.
+template <class Scale, bool kBoth, bool kPlanar>
+struct SumsSink {
+  static constexpr bool kPositive = kBoth;
+  using V = Vec<Scale>;
+
+  const Scale* minus_shift;
+  Scale *distances, *squares;
+  int64_t branch;
+
+  struct Taker {
+    BranchSums<Scale> positive, negative;
+    const SumsSink& sink;
+    int64_t channel;
+
+    V start(int = 0) const { return V::zero(); }
+    template <bool kEdge>
+    void take_positive(V value, int64_t, int64_t, Lanes kept) {
+      add<kEdge>(positive, value, kept);
+    }
+    template <bool kEdge>
+    void take_negative(V value, int64_t, int64_t, Lanes kept) {
+      add<kEdge>(negative, value, kept);
+    }
+    template <bool kEdge>
+    void take_positive(V (&values)[1], int64_t, int64_t, Lanes kept) {
+      add<kEdge>(positive, values[0], kept);
+    }
+    template <bool kEdge>
+    void take_negative(V (&values)[1], int64_t, int64_t, Lanes kept) {
+      add<kEdge>(negative, values[0], kept);
+    }
+    template <bool kEdge>
+    static void add(BranchSums<Scale>& sums, V value, Lanes kept) {
+      if (kEdge) {
+        sums.add(value, kept);
+      } else {
+        sums.add(value);
+      }
+    }
+
+    void close() {
+      if (kBoth) put(positive, channel);
+      put(negative, channel + sink.branch);
+    }
+    void put(const BranchSums<Scale>& sums, int64_t feature) {
+      if (kPlanar) {
+        sink.distances[feature] = sum(sums.distances);
+        sink.squares[feature] = sum(sums.squares);
+      } else {
+        sums.distances.store(sink.distances + feature);
+        sums.squares.store(sink.squares + feature);
+      }
+    }
+  };
+
+  Taker at(int64_t channel, Lanes = {}) const { return {begin(channel), begin(channel + branch), *this, channel}; }
+  BranchSums<Scale> begin(int64_t feature) const {
+    const V shift = kPlanar ? V::broadcast(minus_shift[feature]) : V::load(minus_shift + feature);
+    return {shift, V::zero(), V::zero()};
+  }
+};
+
+template <int K, class T, class Scale>
+struct StatisticsJob {
+  static constexpr bool kBoth = K > 0;
+
+  const StatisticsProblem& problem;
+  const Host& host;
+  Expanded<K, T, Scale> expanded;
+  Tiling tiling;
+  int64_t features;
+  Moments* moments;  // [chunk][features]
+
+  void run(int64_t chunk, int64_t begin, int64_t end) const {
+    const int64_t padded = expanded.expansion.padded_channels, vectors = 2 * padded;
+    auto* minus_shift = static_cast<Scale*>(host.scratch(kGradient, 3 * vectors * sizeof(Scale)));
+    Scale *distances = minus_shift + vectors, *squares = distances + vectors;
+    std::fill(minus_shift, minus_shift + vectors, Scale(0));
+    for (int64_t index = begin; index < end; ++index) {
+      const Tile tile = tiling.tile(index, problem.x);
+      const double count = static_cast<double>(tile.rows * tile.columns);
+      // Distances are taken from the mean of the tile before: what that is off by is part of the variance itself.
+      for (int pass = index == begin ? 0 : 1; pass < 2; ++pass) {
+        take(tile, minus_shift, distances, squares);
+        for (int64_t f = 0; f < features; ++f) {
+          const int64_t at = f < problem.x.channels ? f : f - problem.x.channels + padded;
+          const double mean = distances[at] / count, squared = squares[at] - mean * distances[at];
+          if (pass == 1) moments[chunk * features + f].merge(count, mean - minus_shift[at], std::max(squared, 0.0));
+          minus_shift[at] = static_cast<Scale>(minus_shift[at] - mean);
+        }
+      }
+    }
+  }
+
+  void take(const Tile& tile, const Scale* minus_shift, Scale* distances, Scale* squares) const {
+    const int64_t branch = kBoth ? expanded.expansion.padded_channels : 0;
+    if (problem.x.channels_last) {
+      expanded.interleaved(tile, SumsSink<Scale, kBoth, false>{minus_shift, distances, squares, branch});
+    } else {
+      expanded.planar(tile, SumsSink<Scale, kBoth, true>{minus_shift, distances, squares, branch});
+    }
+  }
+};
+
+template <int K, class T, class Scale>
+void statistics(const StatisticsProblem& problem, const Host& host) {
+  constexpr int64_t width = Vec<Scale>::width;
+  const Activation& x = problem.x;
+  const int64_t features = (K == 0 ? 1 : 2) * x.channels;
+  const Tiling tiling = choose_tiling(x, x.channels * sizeof(T), width, host.threads, kTileBytes);
+  const int64_t tiles = tiling.tiles(x), chunks = std::min(tiles, host.threads);
+  auto* taps = static_cast<Scale*>(host.scratch(kShared, round_up(x.channels, width) * K * K * sizeof(Scale)));
+  auto* moments = static_cast<Moments*>(host.scratch(kPartial, chunks * features * sizeof(Moments)));
+  std::fill(moments, moments + chunks * features, Moments{});
+  const StatisticsJob<K, T, Scale> job{problem, host, {x, problem.taps, taps, &x}, tiling, features, moments};
+  run_chunks(job, tiles, chunks, host);
+  for (int64_t f = 0; f < features; ++f) {
+    Moments all;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const Moments& part = moments[chunk * features + f];
+      all.merge(part.count, part.mean, part.squares);
+    }
+    static_cast<Scale*>(problem.mean)[f] = static_cast<Scale>(all.mean);
+    static_cast<Scale*>(problem.variance)[f] = static_cast<Scale>(all.squares / all.count);
+  }
+}
+
+struct StatisticsPass : Pass<StatisticsProblem> {
+  template <int K, class T, class Scale>
+  void run() const {
+    statistics<K, T, Scale>(problem, host);
+  }
+};
+
+inline void statistics(const StatisticsProblem& problem, const Host& host) { choose(StatisticsPass{{problem, host}}); }
