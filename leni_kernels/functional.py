@@ -1,7 +1,8 @@
 """The mechanisms as functions of tensors."""
 
 from .conv_relu.ops import conv_relu1d, conv_relu2d, conv_relu3d
-from .leni.ops import leni, leni_folded, reborn
+from .leni.ops import leni, leni_folded
+from .leni.reborn_ops import reborn
 from .pointwise.ops import ada_relu, crelu, fully_parametric_relu
 
 __all__ = [

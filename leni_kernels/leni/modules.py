@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, distributed, nn
 
-from . import ops
+from . import ops, reborn_ops
 from .reference import Folded, FoldedReborn, FoldedRebornFeatures, Norm
 
 
@@ -149,17 +149,17 @@ class Reborn2d(_Block):
         self.compress = nn.Conv2d(2 * channels, channels, compress_kernel_size, padding=compress_kernel_size // 2,
                                   device=device, dtype=dtype) if compress else None
 
-    def parameters_for_kernels(self) -> ops.RebornParameters:
+    def parameters_for_kernels(self) -> reborn_ops.RebornParameters:
         """The children's tensors as they are now."""
         weight, bias = (None, None) if self.compress is None else (self.compress.weight, self.compress.bias)
-        return ops.RebornParameters(self.deconv.weight, _norm_state(self.bn_negative), weight, bias,
+        return reborn_ops.RebornParameters(self.deconv.weight, _norm_state(self.bn_negative), weight, bias,
                                     self.deconv.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         obstacle = self.obstacle()
         parameters = self.parameters_for_kernels() if obstacle is None else None
         layers = (self.deconv, self.bn_negative, self.compress)
-        return ops.run_reborn(x, parameters, layers, obstacle, _sync_group(self.bn_negative))
+        return reborn_ops.run_reborn(x, parameters, layers, obstacle, _sync_group(self.bn_negative))
 
 
 # ---- inference forms ---------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ class FoldedReborn2d(_FoldedBlock):
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.reborn_folded(x, self.taps, self.weight, self.bias, self.groups)
+        return reborn_ops.reborn_folded(x, self.taps, self.weight, self.bias, self.groups)
 
 
 class FoldedRebornFeatures2d(_FoldedBlock):
@@ -214,4 +214,4 @@ class FoldedRebornFeatures2d(_FoldedBlock):
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.reborn_features_folded(x, self.taps, self.shift, self.groups)
+        return reborn_ops.reborn_features_folded(x, self.taps, self.shift, self.groups)

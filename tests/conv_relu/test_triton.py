@@ -15,7 +15,7 @@ import leni_kernels as lk
 from leni_kernels import triton_support
 from leni_kernels.conv_relu import reference, triton_kernels
 from leni_kernels.conv_relu.triton_configs import Config, choose
-from leni_kernels.leni import ops as leni_ops
+from leni_kernels.leni import reborn_ops
 from leni_kernels.leni.reference import reborn_folded
 
 GPU = torch.cuda.is_available() and not triton_support.interpreting
@@ -191,7 +191,7 @@ def test_reborn_s_folded_form_is_a_list_of_taps(dtype, channels_last):
     deconv = torch.randn(channels, channels, k, k, dtype=torch.float64, device=DEVICE) / 5
     weight, bias = torch.randn(channels, 2 * channels, dtype=torch.float64, device=DEVICE), x.new_zeros(channels)
     with lk.use_backend("triton"):
-        y = leni_ops.reborn_folded(x, deconv.to(dtype), weight.to(dtype), bias.to(dtype))
+        y = reborn_ops.reborn_folded(x, deconv.to(dtype), weight.to(dtype), bias.to(dtype))
     wanted = reborn_folded(x.double(), deconv, weight, bias.double(), 1)
     assert error(y, wanted) <= (1e-12 if dtype == torch.float64 else 2e-3)
     assert y.stride() == in_layout(y, channels_last).stride()

@@ -26,7 +26,7 @@ FUNCTIONS = {
     "leni": (functional.leni, LENI),
     "reborn": (functional.reborn, REBORN),
     "leni_folded": (functional.leni_folded, LENI_FOLDED),
-    "reborn_folded": (lk.leni.ops.reborn_folded, REBORN_FOLDED),
+    "reborn_folded": (lk.leni.reborn_ops.reborn_folded, REBORN_FOLDED),
 }
 every_function = pytest.mark.parametrize("name", FUNCTIONS)
 

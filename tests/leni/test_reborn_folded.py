@@ -5,7 +5,7 @@ import torch
 
 import leni_kernels as lk
 from leni_kernels import extension
-from leni_kernels.leni import ops, reference
+from leni_kernels.leni import reborn_ops, reference
 
 pytestmark = pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
 
@@ -25,7 +25,7 @@ def test_against_the_layers(channels, kernel_size, height, width, memory_format,
     x = torch.randn(2, channels, height, width).to(dtype).contiguous(memory_format=memory_format)
     exact = reference.reborn_folded(x.double(), *(tensor.double() for tensor in parameters), 1)
     with lk.use_backend("cpp"):
-        y = ops.reborn_folded(x, *parameters)
+        y = reborn_ops.reborn_folded(x, *parameters)
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=memory_format)
     limit = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 0) * exact.abs().max()

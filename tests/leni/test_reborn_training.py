@@ -10,7 +10,7 @@ from training_steps import GRADIENTS, SLICES, assert_right, errors, laid_out, la
 
 import leni_kernels as lk
 from leni_kernels import extension, functional
-from leni_kernels.leni import ops
+from leni_kernels.leni import reborn_ops
 
 C = 4
 
@@ -370,7 +370,7 @@ def test_opcheck(channels_last):
         torch.library.opcheck(operator, (*arguments, channels_last), test_utils=("test_schema", "test_faketensor"))
     leaves = [tensor.clone().requires_grad_() for tensor in (x, deconv, vector, bias, weight, bias)]
     for running in ((None, None), (bias, vector)):
-        torch.library.opcheck(ops._reborn_training_cpp, (*leaves, *running, 1e-3, 1, channels_last, ""))
+        torch.library.opcheck(reborn_ops._reborn_training_cpp, (*leaves, *running, 1e-3, 1, channels_last, ""))
 
 
 @pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))

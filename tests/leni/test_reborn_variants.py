@@ -9,7 +9,7 @@ from torch.autograd import gradcheck
 
 import leni_kernels as lk
 from leni_kernels import functional
-from leni_kernels.leni import ops
+from leni_kernels.leni import reborn_ops
 from leni_kernels.leni.modules import FoldedReborn2d, FoldedRebornFeatures2d
 
 C = 4
@@ -115,6 +115,6 @@ def test_folded_features_refuse_what_does_not_fit():
         ((x, taps, shift, 3), "groups must divide the 4 channels, got 3"),
     ):
         with pytest.raises(ValueError, match=f"reborn_features_folded: {message}"):
-            ops.reborn_features_folded(*arguments)
+            reborn_ops.reborn_features_folded(*arguments)
     with pytest.raises(TypeError, match="shift must have dtype"):
-        ops.reborn_features_folded(x, taps, shift.double())
+        reborn_ops.reborn_features_folded(x, taps, shift.double())
