@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..triton_support import float32_operand, full_vector, itemsize, jit, tl, vector_length
+from ..triton_support import ceil_div, float32_operand, full_vector, itemsize, jit, tl, vector_length
+from .batch_norms import Statistics, merged
 
 
 @jit
@@ -245,6 +246,67 @@ def pixels_of(origin, height, width, POSITIONS: tl.constexpr, SPAN: tl.constexpr
     return position, image, row + pixel // (POSITIONS * SPAN), column * SPAN + pixel % SPAN
 
 
+# ---- training ----------------------------------------------------------------------------------------------
+
+
+@jit
+def index(value, WIDE: tl.constexpr):
+    """A number that offsets are made of, in 64 bits where they need as many."""
+    return tl.cast(value, tl.int64 if WIDE else tl.int32)
+
+
+@jit
+def load_pixels(base, image, row, column, inside, channel, stride_n, stride_h, stride_o, stride_i,
+                C: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """A [pixels, channels] tile of an activation of any strides; stride_i is that of x's stride-1 dimension."""
+    pixel = image * stride_n + row * stride_h + column * (stride_o if CHANNELS_LAST else stride_i)
+    pointer = base + pixel[:, None] + (channel * (stride_i if CHANNELS_LAST else stride_o))[None, :]
+    return tl.load(pointer, inside[:, None] & (channel < C)[None, :], 0.0)
+
+
+@jit
+def dense_offsets(image, row, column, channel, height, columns, C: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """The [pixels, channels] offsets in an activation without gaps; ``height`` of the type that they need."""
+    plane = height * columns
+    if CHANNELS_LAST:
+        return ((image * plane + row * columns + column) * C)[:, None] + channel[None, :]
+    else:
+        return (image * (C * plane) + row * columns + column)[:, None] + (channel * plane)[None, :]
+
+
+@jit
+def merge_rows(values, inside, count, mean, squares):
+    """Merge rows, of which the first ``inside`` count, into each lane's mean and squared deviations (Chan)."""
+    total = tl.zeros_like(mean)
+    for r in tl.static_range(len(values)):
+        total += tl.where(r < inside, values[r].to(mean.dtype), 0.0)
+    own = total / tl.maximum(inside, 1).to(mean.dtype)
+    for r in tl.static_range(len(values)):
+        deviation = tl.where(r < inside, values[r].to(mean.dtype) - own, 0.0)
+        squares += deviation * deviation
+    distance = own - mean
+    share = inside.to(mean.dtype) / tl.maximum(count + inside, 1).to(mean.dtype)
+    return mean + distance * share, squares + distance * distance * (count.to(mean.dtype) * share)
+
+
+@jit
+def merge_lanes(count, mean, squares, AXIS: tl.constexpr):
+    """The mean and the sum of squared deviations of all lanes together, per channel."""
+    weight = count.to(mean.dtype)
+    total = tl.sum(tl.broadcast_to(weight, mean.shape), AXIS)
+    rough = tl.sum(weight * mean, AXIS) / total
+    # What rounding took from a mean that is large against its deviations.
+    whole = rough + tl.sum(weight * (mean - tl.expand_dims(rough, AXIS)), AXIS) / total
+    distance = mean - tl.expand_dims(whole, AXIS)
+    return whole, tl.sum(squares + weight * distance * distance, AXIS)
+
+
+@jit
+def centred(branch, mean, inside, AXIS: tl.constexpr):
+    """A branch less its mean, 0 where the image has ended."""
+    return tl.where(inside, branch.to(mean.dtype) - tl.expand_dims(mean, AXIS), 0.0)
+
+
 # ---- launches ----------------------------------------------------------------------------------------------
 
 
@@ -278,3 +340,35 @@ def loads_of_rows(kernel_size: int, operand: str, config: Any, vector: int, chan
     shifts = kernel_size if channels_last else 1
     loads = (config.rows + kernel_size - 1) * shifts * max(1, elements // (threads * vector))
     return vector * itemsize(operand) * 8, loads
+
+
+PROGRAMS = 256
+"""Enough to fill a GPU, where each writes its share of a sum: the shares are then few."""
+
+
+def split(tiles: int, blocks: int, least: int = 1) -> tuple[int, int]:
+    """How many programs share the tiles of one block, and how many tiles each takes, ``least`` or more."""
+    each = max(least, ceil_div(tiles * blocks, PROGRAMS))
+    return ceil_div(tiles, each), each
+
+
+def statistics_of(counts: Tensor, means: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of all programs' values, from each program's; in their dtype."""
+    count = counts.double()
+    whole = merged(Statistics(means.double(), squares.double() / count[:, None], count))
+    return whole.mean.to(means.dtype), whole.variance.to(means.dtype)
+
+
+def summed_shares(weight_parts: Tensor, bias_parts: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and bias, from each program's shares."""
+    # Gradients of opposite signs all but cancel in the sum of dy.
+    return weight_parts.sum(0), bias_parts.sum(0, dtype=torch.float64).to(bias_parts.dtype)
+
+
+def gradient_vectors(grad: Tensor, channels_last: bool) -> tuple[int, tuple[int, int, int, int]]:
+    """As :func:`vectors`, for a gradient whose stride along x's stride-1 dimension, the last one, may be any."""
+    inner, others = (1, (0, 2, 3)) if channels_last else (3, (0, 2, 1))
+    if grad.shape[inner] > 1 and grad.stride(inner) != 1:
+        return 1, tuple(grad.stride(dimension) for dimension in (*others, inner))
+    length, strides = vectors(grad, channels_last)
+    return length, (*strides, 1)

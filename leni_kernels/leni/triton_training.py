@@ -36,68 +36,32 @@ from ..triton_support import (
     wide,
 )
 from . import triton_configs
-from .batch_norms import Statistics, merged
 from .triton_configs import Config, InputGradientConfig
 from .triton_features import (
     block_positions,
+    centred,
+    dense_offsets,
+    gradient_vectors,
+    index,
     join_rows,
+    load_pixels,
     loads_of_rows,
     locate,
+    merge_lanes,
+    merge_rows,
     negative_part,
     operand_of,
     pixels_of,
     positive_part,
     rows_of,
+    split,
+    statistics_of,
+    summed_shares,
     vectors,
     weight_tiles,
 )
 
-# ---- what the passes share ---------------------------------------------------------------------------------
-
-
-@jit
-def _index(value, WIDE: tl.constexpr):
-    """A number that offsets are made of, in 64 bits where they need as many."""
-    return tl.cast(value, tl.int64 if WIDE else tl.int32)
-
-
-@jit
-def _load_gradient(grad, image, row, column, inside, output, stride_n, stride_h, stride_o, stride_i,
-                   C: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """A [pixels, outputs] tile of a gradient of any strides; stride_i is that of x's stride-1 dimension."""
-    pixel = image * stride_n + row * stride_h + column * (stride_o if CHANNELS_LAST else stride_i)
-    pointer = grad + pixel[:, None] + (output * (stride_i if CHANNELS_LAST else stride_o))[None, :]
-    return tl.load(pointer, inside[:, None] & (output < C)[None, :], 0.0)
-
-
 # ---- statistics --------------------------------------------------------------------------------------------
-
-
-@jit
-def _merge_rows(values, inside, count, mean, squares):
-    """Merge rows, of which the first ``inside`` count, into each lane's mean and squared deviations (Chan)."""
-    total = tl.zeros_like(mean)
-    for r in tl.static_range(len(values)):
-        total += tl.where(r < inside, values[r].to(mean.dtype), 0.0)
-    own = total / tl.maximum(inside, 1).to(mean.dtype)
-    for r in tl.static_range(len(values)):
-        deviation = tl.where(r < inside, values[r].to(mean.dtype) - own, 0.0)
-        squares += deviation * deviation
-    distance = own - mean
-    share = inside.to(mean.dtype) / tl.maximum(count + inside, 1).to(mean.dtype)
-    return mean + distance * share, squares + distance * distance * (count.to(mean.dtype) * share)
-
-
-@jit
-def _merge_lanes(count, mean, squares, AXIS: tl.constexpr):
-    """The mean and the sum of squared deviations of all lanes together, per channel."""
-    weight = count.to(mean.dtype)
-    total = tl.sum(tl.broadcast_to(weight, mean.shape), AXIS)
-    rough = tl.sum(weight * mean, AXIS) / total
-    # What rounding took from a mean that is large against its deviations.
-    merged = rough + tl.sum(weight * (mean - tl.expand_dims(rough, AXIS)), AXIS) / total
-    distance = mean - tl.expand_dims(merged, AXIS)
-    return merged, tl.sum(squares + weight * distance * distance, AXIS)
 
 
 @jit
@@ -111,9 +75,9 @@ def _statistics_kernel(x, taps, counts, means, squares, height, width, positions
     axis: tl.constexpr = 0 if CHANNELS_LAST else 1
     lanes: tl.constexpr = BLOCK_POSITIONS * span
     shape: tl.constexpr = (lanes, BLOCK_CHANNELS) if CHANNELS_LAST else (BLOCK_CHANNELS, lanes)
-    stride_n = _index(stride_n, WIDE) * VECTOR
-    stride_h = _index(stride_h, WIDE) * VECTOR
-    stride_o = _index(stride_o, WIDE) * VECTOR
+    stride_n = index(stride_n, WIDE) * VECTOR
+    stride_h = index(stride_h, WIDE) * VECTOR
+    stride_o = index(stride_o, WIDE) * VECTOR
     blocks: tl.constexpr = tl.cdiv(C, BLOCK_CHANNELS)
     part = tl.program_id(0) // blocks
     channel = tl.program_id(0) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
@@ -123,7 +87,7 @@ def _statistics_kernel(x, taps, counts, means, squares, height, width, positions
     negative_mean = tl.zeros(shape, taps.dtype.element_ty)
     negative_squares = tl.zeros(shape, taps.dtype.element_ty)
     for tile in range(part * tiles, tl.minimum((part + 1) * tiles, all_tiles)):
-        origin = _index(tile, WIDE) * BLOCK_POSITIONS
+        origin = index(tile, WIDE) * BLOCK_POSITIONS
         position = origin + tl.arange(0, BLOCK_POSITIONS)
         rows, deconvolved = rows_of(x, taps, position, position < positions, channel, height, width,
                                     stride_n, stride_h, stride_o, C, KERNEL, span, ROWS, CHANNELS_LAST)
@@ -134,26 +98,20 @@ def _statistics_kernel(x, taps, counts, means, squares, height, width, positions
         positive = ()
         for r in tl.static_range(ROWS):
             positive = positive + (positive_part(rows[r]),)
-        positive_mean, positive_squares = _merge_rows(positive, inside, count, positive_mean, positive_squares)
-        negative_mean, negative_squares = _merge_rows(deconvolved, inside, count, negative_mean, negative_squares)
+        positive_mean, positive_squares = merge_rows(positive, inside, count, positive_mean, positive_squares)
+        negative_mean, negative_squares = merge_rows(deconvolved, inside, count, negative_mean, negative_squares)
         count += inside
     tl.store(counts + part, tl.sum(tl.sum(count, 1), 0))
-    feature = _index(part, True) * (2 * C) + channel
-    mean, deviations = _merge_lanes(count, positive_mean, positive_squares, axis)
+    feature = index(part, True) * (2 * C) + channel
+    mean, deviations = merge_lanes(count, positive_mean, positive_squares, axis)
     tl.store(means + feature, mean, channel < C)
     tl.store(squares + feature, deviations, channel < C)
-    mean, deviations = _merge_lanes(count, negative_mean, negative_squares, axis)
+    mean, deviations = merge_lanes(count, negative_mean, negative_squares, axis)
     tl.store(means + feature + C, mean, channel < C)
     tl.store(squares + feature + C, deviations, channel < C)
 
 
 # ---- the gradient of weight and bias -----------------------------------------------------------------------
-
-
-@jit
-def _centred(branch, mean, inside, AXIS: tl.constexpr):
-    """A branch less its mean, 0 where the image has ended."""
-    return tl.where(inside, branch.to(mean.dtype) - tl.expand_dims(mean, AXIS), 0.0)
 
 
 @jit
@@ -167,13 +125,13 @@ def _weight_gradient_kernel(grad, x, taps, mean, weight_parts, bias_parts, heigh
     span: tl.constexpr = 1 if CHANNELS_LAST else VECTOR
     axis: tl.constexpr = 0 if CHANNELS_LAST else 1
     accumulator_type: tl.constexpr = taps.dtype.element_ty
-    stride_n = _index(stride_n, WIDE) * VECTOR
-    stride_h = _index(stride_h, WIDE) * VECTOR
-    stride_o = _index(stride_o, WIDE) * VECTOR
-    grad_stride_n = _index(grad_stride_n, WIDE) * GRAD_VECTOR
-    grad_stride_h = _index(grad_stride_h, WIDE) * GRAD_VECTOR
-    grad_stride_o = _index(grad_stride_o, WIDE) * GRAD_VECTOR
-    grad_stride_i = _index(grad_stride_i, WIDE)
+    stride_n = index(stride_n, WIDE) * VECTOR
+    stride_h = index(stride_h, WIDE) * VECTOR
+    stride_o = index(stride_o, WIDE) * VECTOR
+    grad_stride_n = index(grad_stride_n, WIDE) * GRAD_VECTOR
+    grad_stride_h = index(grad_stride_h, WIDE) * GRAD_VECTOR
+    grad_stride_o = index(grad_stride_o, WIDE) * GRAD_VECTOR
+    grad_stride_i = index(grad_stride_i, WIDE)
     channel_blocks: tl.constexpr = tl.cdiv(C, BLOCK_CHANNELS)
     output_blocks: tl.constexpr = tl.cdiv(C, BLOCK_OUTPUTS)
     channel_block = tl.program_id(0) % channel_blocks
@@ -186,17 +144,17 @@ def _weight_gradient_kernel(grad, x, taps, mean, weight_parts, bias_parts, heigh
     negative_sums = tl.zeros((BLOCK_OUTPUTS, BLOCK_CHANNELS), accumulator_type)
     bias_sums = tl.zeros((BLOCK_OUTPUTS,), accumulator_type)
     for tile in range(part * tiles, tl.minimum((part + 1) * tiles, all_tiles)):
-        origin = _index(tile, WIDE) * BLOCK_POSITIONS
+        origin = index(tile, WIDE) * BLOCK_POSITIONS
         position = origin + tl.arange(0, BLOCK_POSITIONS)
         rows, deconvolved = rows_of(x, taps, position, position < positions, channel, height, width,
                                     stride_n, stride_h, stride_o, C, KERNEL, span, ROWS, CHANNELS_LAST)
         position, image, row, column = pixels_of(origin, height, width, BLOCK_POSITIONS, span, ROWS)
         inside = (position < positions) & (row < height)
-        gradient = _load_gradient(grad, image, row, column, inside, output, grad_stride_n, grad_stride_h,
+        gradient = load_pixels(grad, image, row, column, inside, output, grad_stride_n, grad_stride_h,
                                   grad_stride_o, grad_stride_i, C, CHANNELS_LAST)
         inside = tl.expand_dims(inside, 1 - axis)
-        positive = _centred(positive_part(join_rows(rows, axis)), positive_mean, inside, axis).to(x.dtype.element_ty)
-        negative = _centred(join_rows(deconvolved, axis), negative_mean, inside, axis).to(x.dtype.element_ty)
+        positive = centred(positive_part(join_rows(rows, axis)), positive_mean, inside, axis).to(x.dtype.element_ty)
+        negative = centred(join_rows(deconvolved, axis), negative_mean, inside, axis).to(x.dtype.element_ty)
         if channel_block == 0:
             bias_sums += tl.sum(gradient.to(accumulator_type), 0)
         if not CHANNELS_LAST:
@@ -205,7 +163,7 @@ def _weight_gradient_kernel(grad, x, taps, mean, weight_parts, bias_parts, heigh
         gradient = tl.trans(gradient)
         positive_sums = tl.dot(gradient, positive, positive_sums, PRECISION, out_dtype=accumulator_type)
         negative_sums = tl.dot(gradient, negative, negative_sums, PRECISION, out_dtype=accumulator_type)
-    pointer = weight_parts + _index(part, True) * (2 * C * C) + output[:, None] * (2 * C) + channel[None, :]
+    pointer = weight_parts + index(part, True) * (2 * C * C) + output[:, None] * (2 * C) + channel[None, :]
     mask = (output < C)[:, None] & (channel < C)[None, :]
     tl.store(pointer, positive_sums, mask)
     tl.store(pointer + C, negative_sums, mask)
@@ -228,7 +186,7 @@ def _branch_gradients(grad, weight, positive_weight, negative_weight, origin, he
     negative = tl.zeros((PIXELS, channel.shape[0]), ACCUMULATOR)
     for k in range(0, C, BLOCK_OUTPUTS):
         output = k + tl.arange(0, BLOCK_OUTPUTS)
-        gradient = _load_gradient(grad, image, row, column, inside, output, stride_n, stride_h, stride_o, stride_i,
+        gradient = load_pixels(grad, image, row, column, inside, output, stride_n, stride_h, stride_o, stride_i,
                                   C, CHANNELS_LAST)
         if BLOCK_OUTPUTS < C:
             positive_weight, negative_weight = weight_tiles(weight, output, channel, C)
@@ -280,15 +238,14 @@ def _input_gradient_kernel(grad, x, taps, weight, constant, slope, ring, dx, tap
     span: tl.constexpr = 1 if CHANNELS_LAST else VECTOR
     accumulator_type: tl.constexpr = taps.dtype.element_ty
     element_type: tl.constexpr = x.dtype.element_ty
-    stride_n = _index(stride_n, WIDE) * VECTOR
-    stride_h = _index(stride_h, WIDE) * VECTOR
-    stride_o = _index(stride_o, WIDE) * VECTOR
-    grad_stride_n = _index(grad_stride_n, WIDE) * GRAD_VECTOR
-    grad_stride_h = _index(grad_stride_h, WIDE) * GRAD_VECTOR
-    grad_stride_o = _index(grad_stride_o, WIDE) * GRAD_VECTOR
-    grad_stride_i = _index(grad_stride_i, WIDE)
+    stride_n = index(stride_n, WIDE) * VECTOR
+    stride_h = index(stride_h, WIDE) * VECTOR
+    stride_o = index(stride_o, WIDE) * VECTOR
+    grad_stride_n = index(grad_stride_n, WIDE) * GRAD_VECTOR
+    grad_stride_h = index(grad_stride_h, WIDE) * GRAD_VECTOR
+    grad_stride_o = index(grad_stride_o, WIDE) * GRAD_VECTOR
+    grad_stride_i = index(grad_stride_i, WIDE)
     columns = width * span
-    plane = _index(height, WIDE) * columns
     blocks: tl.constexpr = tl.cdiv(C, BLOCK_CHANNELS)
     part = tl.program_id(0) // blocks
     lane = tl.arange(0, BLOCK_CHANNELS)
@@ -298,7 +255,7 @@ def _input_gradient_kernel(grad, x, taps, weight, constant, slope, ring, dx, tap
     slots = ring_tiles * BLOCK_PIXELS
     slot_stride = BLOCK_CHANNELS if CHANNELS_LAST else 1
     lane_offset = (lane * (1 if CHANNELS_LAST else slots))[None, :]
-    positive_ring = ring + _index(tl.program_id(0), True) * (2 * slots * BLOCK_CHANNELS)
+    positive_ring = ring + index(tl.program_id(0), True) * (2 * slots * BLOCK_CHANNELS)
     negative_ring = positive_ring + slots * BLOCK_CHANNELS
     positive_weight, negative_weight = weight_tiles(weight, tl.arange(0, BLOCK_OUTPUTS), channel, C)
     tap_tiles = ()
@@ -309,7 +266,7 @@ def _input_gradient_kernel(grad, x, taps, weight, constant, slope, ring, dx, tap
     first = part * tiles
     for tile in range(first - ahead, tl.minimum(first + tiles, all_tiles) + ahead):
         # g = weightᵀ·dy + constant + slope·a; g_p's constant and slope follow when x is read again.
-        origin = _index(tile, WIDE) * (BLOCK_PIXELS // span)
+        origin = index(tile, WIDE) * (BLOCK_PIXELS // span)
         positive, negative = _branch_gradients(
             grad, weight, positive_weight, negative_weight, origin, height, width, positions, channel,
             grad_stride_n, grad_stride_h, grad_stride_o, grad_stride_i, C, BLOCK_PIXELS, BLOCK_OUTPUTS, span,
@@ -329,7 +286,7 @@ def _input_gradient_kernel(grad, x, taps, weight, constant, slope, ring, dx, tap
         tl.debug_barrier()
         if tile >= first + ahead:
             for step in range(0, BLOCK_PIXELS, STEP):
-                finished = _index(tile - ahead, WIDE) * (BLOCK_PIXELS // span) + step // span
+                finished = index(tile - ahead, WIDE) * (BLOCK_PIXELS // span) + step // span
                 pixel, image, row, column = pixels_of(finished, height, width, STEP // span, span, 1)
                 inside = (pixel < positions)[:, None] & has_channel[None, :]
                 offset = image * stride_n + row * stride_h + column * (stride_o if CHANNELS_LAST else 1)
@@ -343,21 +300,14 @@ def _input_gradient_kernel(grad, x, taps, weight, constant, slope, ring, dx, tap
                     passed += value.to(accumulator_type) * tl.load(slope + channel, has_channel, 0.0)[None, :]
                     passed += tl.load(constant + channel, has_channel, 0.0)[None, :]
                 gradient = tl.where(value > 0, passed, tl.where(value < 0, correlated, 0.0))
-                if CHANNELS_LAST:
-                    offset = ((image * plane + row * columns + column) * C)[:, None] + channel[None, :]
-                else:
-                    offset = (image * (C * plane) + row * columns + column)[:, None] + (channel * plane)[None, :]
+                offset = dense_offsets(image, row, column, channel, index(height, WIDE), columns, C, CHANNELS_LAST)
                 tl.store(dx + offset, gradient.to(element_type), inside)
     for tap in tl.static_range(KERNEL * KERNEL):
-        pointer = taps_parts + (_index(part, True) * (KERNEL * KERNEL) + tap) * C + channel
+        pointer = taps_parts + (index(part, True) * (KERNEL * KERNEL) + tap) * C + channel
         tl.store(pointer, tl.sum(tap_sums[tap], 0), has_channel)
 
 
 # ---- launches ----------------------------------------------------------------------------------------------
-
-# Enough programs to fill a GPU, each with as many tiles as that leaves it: its results are then few.
-_PROGRAMS = 256
-
 
 def leni_statistics(x: Tensor, taps: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
     """Mean and biased variance ``[2C]`` of ``[max(x, 0); taps ⋆ᵀ min(x, 0)]``, in taps' dtype.
@@ -374,16 +324,14 @@ def leni_statistics(x: Tensor, taps: Tensor, channels_last: bool) -> tuple[Tenso
     constants = _row_constants(channels, kernel_size, vector, operand, config, channels_last) | {"WIDE": wide(x)}
     columns, positions, tiles = _cover(x, constants)
     blocks = ceil_div(channels, config.channels)
-    parts, tiles_each = _split(tiles, blocks)
+    parts, tiles_each = split(tiles, blocks)
     counts = torch.empty(parts, dtype=torch.int64, device=x.device)
     means, squares = taps.new_empty(parts, 2 * channels), taps.new_empty(parts, 2 * channels)
     with on_device_of(x):
         launchable(_statistics_kernel)[(parts * blocks,)](
             x, _by_tap(taps), counts, means, squares, x.shape[2], columns, positions, tiles, tiles_each, *strides,
             **constants, num_warps=config.warps, num_stages=1)
-    count = counts.double()
-    whole = merged(Statistics(means.double(), squares.double() / count[:, None], count))
-    return whole.mean.to(taps.dtype), whole.variance.to(taps.dtype)
+    return statistics_of(counts, means, squares)
 
 
 def leni_weight_gradient(grad: Tensor, x: Tensor, taps: Tensor, channels_last: bool,
@@ -399,21 +347,20 @@ def leni_weight_gradient(grad: Tensor, x: Tensor, taps: Tensor, channels_last: b
     operand = operand_of(x, target)
     config = triton_configs.weight_gradient(channels, kernel_size, operand, target, channels_last)
     vector, strides = vectors(x, channels_last)
-    grad_vector, grad_strides = _gradient_vectors(grad, channels_last)
+    grad_vector, grad_strides = gradient_vectors(grad, channels_last)
     constants = _row_constants(channels, kernel_size, vector, operand, config, channels_last)
     constants |= {"GRAD_VECTOR": grad_vector, "BLOCK_OUTPUTS": config.outputs, "WIDE": wide(x, grad),
                   "PRECISION": "tf32" if operand == "tf32" else "ieee"}
     columns, positions, tiles = _cover(x, constants)
     blocks = ceil_div(channels, config.channels) * ceil_div(channels, config.outputs)
-    parts, tiles_each = _split(tiles, blocks)
+    parts, tiles_each = split(tiles, blocks)
     weight_parts, bias_parts = taps.new_empty(parts, channels, 2 * channels), taps.new_empty(parts, channels)
     mean = taps.new_zeros(2 * channels) if mean is None else mean.contiguous()
     with on_device_of(x):
         launchable(_weight_gradient_kernel)[(parts * blocks,)](
             grad, x, _by_tap(taps), mean, weight_parts, bias_parts, x.shape[2], columns, positions, tiles, tiles_each,
             *strides, *grad_strides, **constants, num_warps=config.warps, num_stages=1)
-    # Gradients of opposite signs all but cancel in the sum of dy.
-    return weight_parts.sum(0), bias_parts.sum(0, dtype=torch.float64).to(taps.dtype)
+    return summed_shares(weight_parts, bias_parts)
 
 
 def leni_input_gradient(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, constant: Tensor | None,
@@ -432,7 +379,7 @@ def leni_input_gradient(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, c
     operand = operand_of(x, target)
     config = triton_configs.input_gradient(channels, kernel_size, operand, target, channels_last)
     vector, strides = vectors(x, channels_last)
-    grad_vector, grad_strides = _gradient_vectors(grad, channels_last)
+    grad_vector, grad_strides = gradient_vectors(grad, channels_last)
     constants = _input_constants(channels, kernel_size, vector, operand, config, channels_last)
     constants |= {"GRAD_VECTOR": grad_vector, "SLOPED": slope is not None, "WIDE": wide(x, grad, dx)}
     batch, _, height, width = x.shape
@@ -441,7 +388,7 @@ def leni_input_gradient(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, c
     ahead = ceil_div(kernel_size // 2 * (width + 1), config.pixels)
     blocks = ceil_div(channels, config.channels)
     # A program computes 2·ahead tiles of the ring that are others': at most half as many as are its own.
-    parts, tiles_each = _split(tiles, blocks, least=4 * ahead)
+    parts, tiles_each = split(tiles, blocks, least=4 * ahead)
     ring = x.new_empty(parts * blocks * 2 * (2 * ahead + 2) * config.pixels * config.channels)
     taps_parts = taps.new_empty(parts, kernel_size, kernel_size, channels)
     if slope is None:
@@ -482,21 +429,6 @@ def _cover(x: Tensor, constants: dict[str, Any]) -> tuple[int, int, int]:
     columns = width if constants["CHANNELS_LAST"] else width // constants["VECTOR"]
     positions = batch * ceil_div(height, constants["ROWS"]) * columns
     return columns, positions, ceil_div(positions, constants["BLOCK_POSITIONS"])
-
-
-def _split(tiles: int, blocks: int, least: int = 1) -> tuple[int, int]:
-    """How many programs share the tiles of one block, and how many tiles each takes, ``least`` or more."""
-    each = max(least, ceil_div(tiles * blocks, _PROGRAMS))
-    return ceil_div(tiles, each), each
-
-
-def _gradient_vectors(grad: Tensor, channels_last: bool) -> tuple[int, tuple[int, int, int, int]]:
-    """As :func:`vectors`, for a gradient whose stride along x's stride-1 dimension, the last one, may be any."""
-    inner, others = (1, (0, 2, 3)) if channels_last else (3, (0, 2, 1))
-    if grad.shape[inner] > 1 and grad.stride(inner) != 1:
-        return 1, tuple(grad.stride(dimension) for dimension in (*others, inner))
-    length, strides = vectors(grad, channels_last)
-    return length, (*strides, 1)
 
 
 # ---- compilation ahead of time -----------------------------------------------------------------------------

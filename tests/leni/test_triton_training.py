@@ -147,9 +147,9 @@ def test_right_over_several_blocks(channels, dtype, channels_last):
 @pytest.mark.parametrize(("programs", "kernel_size", "shape"), [(1, 5, (1, 2, 18, 8)), (2, 3, (1, 3, 20, 7))])
 def test_several_tiles_to_a_program(programs, kernel_size, shape, channels_last, monkeypatch):
     """The ring wraps, neighbours' rows are computed again, and sums are of several programs'."""
-    from leni_kernels.leni import triton_training
+    from leni_kernels.leni import triton_features, triton_training
 
-    monkeypatch.setattr(triton_training, "_PROGRAMS", programs)
+    monkeypatch.setattr(triton_features, "PROGRAMS", programs)
     monkeypatch.setattr(triton_training, "wide", lambda *tensors: True)
     x, grad = (normal(*shape, channels_last=channels_last) for _ in range(2))
     assert_right(x, grad, channels_last, kernel_size)
