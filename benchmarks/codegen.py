@@ -28,11 +28,12 @@ from pathlib import Path
 from leni_kernels import triton_support
 from leni_kernels.conv_relu import triton_kernels as conv_relu
 from leni_kernels.leni import triton_kernels as leni
+from leni_kernels.leni import triton_tail as reborn
 from leni_kernels.leni import triton_training as leni_training
 from leni_kernels.pointwise import triton_kernels as pointwise
 from leni_kernels.triton_support import CompileCase
 
-ROOMS = (leni, leni_training, conv_relu, pointwise)
+ROOMS = (leni, leni_training, reborn, conv_relu, pointwise)
 """The modules whose ``compile_cases(architecture)`` are compiled; a new mechanism adds its own here."""
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")

@@ -34,6 +34,8 @@ SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024,
 LENI = ("leni channels-last C=64 k=3 bf16", "leni NCHW C=64 k=3 bf16")
 TRAINING = tuple(f"leni {which} gradient {layout} C=64 k=3 bf16"
                  for which in ("weight", "input") for layout in ("channels-last", "NCHW"))
+REBORN = tuple(f"reborn {which} {layout} C=64 bf16" for which in ("tail", "weight gradient", "input gradient")
+               for layout in ("channels-last", "NCHW"))
 CONV_RELU = ("conv_relu forward channels-last 64→64 k=3×3 bf16", "conv_relu weight channels-last 64→64 k=3×3 bf16")
 POINTWISE = ("fully_parametric_relu backward channels-last bf16", "fully_parametric_relu backward NCHW bf16")
 EVERYWHERE = (*LENI, *CONV_RELU, *POINTWISE)
@@ -45,6 +47,12 @@ CHOSEN = {
         "leni channels-last C=64 k=3 tf32", "leni NCHW C=64 k=3 tf32", "leni NCHW C=128 k=3 fp32",
         "leni channels-last C=64 k=3 fp64",
         *TRAINING, "leni statistics channels-last C=64 k=3 bf16", "leni weight gradient channels-last C=64 k=3 tf32",
+        *REBORN, "reborn statistics channels-last C=64 bf16", "reborn negative gradient NCHW C=64 bf16",
+        *(f"reborn {which} {layout} C=256 bf16" for which in ("tail", "weight gradient", "input gradient")
+          for layout in ("channels-last", "NCHW")),
+        "reborn tail channels-last C=16 bf16", "reborn tail NCHW C=64 tf32",
+        "reborn negative gradient channels-last C=64 tf32", "reborn weight gradient channels-last C=64 tf32",
+        "reborn input gradient NCHW C=128 fp32", "reborn tail channels-last C=64 fp64",
         *CONV_RELU,
         "conv_relu forward channels-last 256→256 k=3×3 bf16", "conv_relu forward channels-last 64→64 k=3×3 tf32",
         "conv_relu forward channels-last 64→64 k=3×3 groups=64 bf16", "conv_relu forward NCHW 64→64 k=3×3 bf16",
@@ -55,9 +63,10 @@ CHOSEN = {
         "fully_parametric_relu backward channels-last fp32", "ada_relu backward of strided bf16",
         "fully_parametric_relu backward NCHW fp64",
     ),
-    "sm_80": (*EVERYWHERE, "leni channels-last C=256 k=3 bf16", TRAINING[0], TRAINING[2]),
-    "sm_100": (*EVERYWHERE, TRAINING[1], TRAINING[2]),
-    "gfx942": (*EVERYWHERE, TRAINING[0], TRAINING[2]),
+    "sm_80": (*EVERYWHERE, "leni channels-last C=256 k=3 bf16", TRAINING[0], TRAINING[2], *REBORN,
+              "reborn tail channels-last C=256 tf32"),
+    "sm_100": (*EVERYWHERE, TRAINING[1], TRAINING[2], *REBORN),
+    "gfx942": (*EVERYWHERE, TRAINING[0], TRAINING[2], *REBORN),
 }
 
 

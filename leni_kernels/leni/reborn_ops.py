@@ -1,7 +1,7 @@
 """Reborn as PyTorch operators: schemas, fakes, autograd, autocast and the choice of backend.
 
-No arithmetic here: the definitions and the folding are in ``reference.py``, the kernels in ``csrc/``. The folded form
-is ConvReLU's kernel; what Reborn shares with LENI is in ``ops.py``.
+No arithmetic here: the definitions and the folding are in ``reference.py``, the kernels in ``csrc/`` and
+``triton_tail.py``. The folded form is ConvReLU's kernel; what Reborn shares with LENI is in ``ops.py``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import checks, extension
+from .. import checks, extension, triton_support
 from ..backends import Backend, Operation
 from ..conv_relu import ops as conv_relu_ops
-from . import reference
+from . import reference, triton_tail
 from .batch_norms import NegativeNorm, Statistics, merged_over, summed_over, through_statistics
 from .ops import (
     check_block,
@@ -30,23 +30,20 @@ from .ops import (
     operators_of,
     values_of,
     vector_of,
+    why_no_layout,
     why_not_on_cpu,
 )
 from .reference import Layer, Norm
 
 # ---- the operators -----------------------------------------------------------------------------------------
 # The deconvolution makes z; the tail behind it, [max(x, 0); z] and the folded 1×1 convolution, is one operator, and
-# each pass of its backward another. A dense 3×3 deconvolution in float32 has kernels of its own; any other is the
-# library's.
+# each pass of its backward another. On the CPU a dense 3×3 deconvolution in float32 has kernels of its own; any other
+# is the library's.
 
 
 class RebornKernels(NamedTuple):
     """The operators of one backend, for z = D ⋆ᵀ min(x, 0); all activations but grad in one layout."""
 
-    convolve: Any
-    """(x, weight, negative, channels_last) -> the 3×3 convolution of x, or of min(x, 0) where ``negative``"""
-    convolve_backward: Any
-    """(grad, x, weight, needs_input, channels_last) -> what z's gradient gives min(x, 0), if it is needed, and D"""
     tail: Any
     """(x, z, weight, bias, channels_last) -> y"""
     statistics: Any
@@ -57,6 +54,14 @@ class RebornKernels(NamedTuple):
     """(grad, z, weight, constant, slope, channels_last) -> z's gradient"""
     input_gradient: Any
     """(grad, x, negative, weight, channels_last) -> x's gradient, ``negative`` where x < 0"""
+    convolve: Any = None
+    """(x, weight, negative, channels_last) -> the 3×3 convolution of x, or of min(x, 0) where ``negative``"""
+    convolve_backward: Any = None
+    """(grad, x, weight, needs_input, channels_last) -> what z's gradient gives min(x, 0), if it is needed, and D"""
+
+
+_TAIL = tuple(name for name in RebornKernels._fields if name not in RebornKernels._field_defaults)
+"""What every backend has; without the convolutions the library's serve."""
 
 
 def _parameter_of(x: Tensor, *shape: int) -> Tensor:
@@ -97,8 +102,8 @@ def _fake_reborn_input_gradient(grad: Tensor, x: Tensor, negative: Tensor, weigh
 
 
 _REBORN_FAKES = RebornKernels(
-    _fake_reborn_convolve, _fake_reborn_convolve_backward, _fake_reborn_tail, _fake_reborn_statistics,
-    _fake_reborn_weight_gradient, _fake_reborn_negative_gradient, _fake_reborn_input_gradient)
+    _fake_reborn_tail, _fake_reborn_statistics, _fake_reborn_weight_gradient, _fake_reborn_negative_gradient,
+    _fake_reborn_input_gradient, _fake_reborn_convolve, _fake_reborn_convolve_backward)
 
 MOST_CONVOLVED_CHANNELS = 256
 """Beyond them a thread would keep more than 9 MiB of transformed weights."""
@@ -111,8 +116,8 @@ class _Deconvolution:
                  trains: bool) -> None:
         self.kernels, self.weight, self.groups, self.channels_last = kernels, weight, groups, channels_last
         # The kernels spread a NaN over a tile of pixels: no harm where the batch's statistics spread it to all.
-        self.fused = (trains and groups == 1 and weight.shape[-1] == 3 and x.dtype == torch.float32
-                      and x.shape[1] <= MOST_CONVOLVED_CHANNELS)
+        self.fused = (kernels.convolve is not None and trains and groups == 1 and weight.shape[-1] == 3
+                      and x.dtype == torch.float32 and x.shape[1] <= MOST_CONVOLVED_CHANNELS)
 
     def _of_library(self, tensor: Tensor) -> Tensor:
         # A copy only where sizes of 1 let the library choose the other of two equal layouts.
@@ -216,6 +221,11 @@ def _define_reborn_training(backend: str, kernels: RebornKernels) -> Any:
 if extension.why_missing is None:
     _reborn_training_cpp = _define_reborn_training("cpp", RebornKernels(
         *operators_of("reborn", "cpp", _REBORN_FAKES, RebornKernels._fields)))
+if triton_support.why_no_operators is None:
+    for name in _TAIL:
+        triton_support.define_operator(f"reborn_{name}_triton", getattr(triton_tail, f"reborn_{name}"))
+    _reborn_training_triton = _define_reborn_training("triton", RebornKernels(
+        *operators_of("reborn", "triton", _REBORN_FAKES, _TAIL)))
 
 
 # ---- Reborn ------------------------------------------------------------------------------------------------
@@ -250,6 +260,18 @@ class RebornCall(NamedTuple):
     def trains(self) -> bool:
         """Whether the norm takes its statistics from the batch."""
         return self.parameters.negative_norm.uses_batch_statistics
+
+    def why_not_fused(self) -> str | None:
+        if self.parameters is None:
+            return self.obstacle
+        if self.parameters.compress_weight is None:
+            return "the block does not compress, and the kernels fuse what a 1×1 convolution reads"
+        size = self.parameters.compress_weight.shape[-1]
+        if size != 1:
+            return f"the compression is {size}×{size}; kernels exist for 1×1"
+        if self.trains and self.x.shape[0] == 0 and not self.group:
+            return "an empty batch has no statistics"
+        return None
 
 
 class RebornFoldedCall(NamedTuple):
@@ -289,19 +311,22 @@ _REBORN_FOLDED = Operation(
 
 
 def _why_reborn_not_cpp(call: RebornCall) -> str | None:
-    if call.parameters is None:
-        return call.obstacle
-    if call.parameters.compress_weight is None:
-        return "the block does not compress, and the kernels fuse what a 1×1 convolution reads"
-    size = call.parameters.compress_weight.shape[-1]
-    if size != 1:
-        return f"the compression is {size}×{size}; kernels exist for 1×1"
-    if call.trains and call.x.shape[0] == 0 and not call.group:
-        return "an empty batch has no statistics"
-    return why_not_on_cpu(call.x)
+    return call.why_not_fused() or why_not_on_cpu(call.x)
+
+
+def _why_reborn_not_triton(call: RebornCall) -> str | None:
+    return call.why_not_fused() or triton_support.why_not_here(call.x) or why_no_layout(call.x)
 
 
 def _run_reborn_cpp(call: RebornCall) -> Tensor:
+    return _run_training(call, _reborn_training_cpp)
+
+
+def _run_reborn_triton(call: RebornCall) -> Tensor:
+    return _run_training(call, _reborn_training_triton)
+
+
+def _run_training(call: RebornCall, operator: Any) -> Tensor:
     x = call.x.to(checks.autocast_dtype(call.x))
     deconv_weight, norm, compress_weight, compress_bias, groups = call.parameters
     channels = x.shape[1]
@@ -310,7 +335,7 @@ def _run_reborn_cpp(call: RebornCall) -> Tensor:
     dtype = reference.folding_dtype(x.dtype)
     vector = partial(vector_of, dtype, x.device)
     running = (None, None) if call.trains else (norm.running_mean.to(dtype), norm.running_var.to(dtype))
-    y, _, *statistics = _reborn_training_cpp(
+    y, _, *statistics = operator(
         x, deconv_weight.to(x.dtype), vector(norm.weight, channels, 1), vector(norm.bias, channels, 0),
         compress_weight.to(dtype).flatten(1), vector(compress_bias, channels, 0), *running, norm.eps, groups,
         is_channels_last(x), call.group)
@@ -323,6 +348,7 @@ def _run_reborn_cpp(call: RebornCall) -> Tensor:
 _REBORN = Operation(
     "reborn",
     Backend("cpp", _why_reborn_not_cpp, _run_reborn_cpp),
+    Backend("triton", _why_reborn_not_triton, _run_reborn_triton),
     Backend("reference", lambda call: None, lambda call: reference.reborn(call.x, *call.layers)),
 )
 _REBORN_FEATURES_FOLDED = Operation("reborn_features_folded", Backend(

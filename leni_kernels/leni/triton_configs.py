@@ -141,3 +141,63 @@ def input_gradient(channels: int, kernel_size: int, operand: str, architecture: 
     block = min(padded, block)
     step = max(threads * elements // block, full_vector(operand))
     return InputGradientConfig(pixels, step, block, min(padded, outputs), _warps(threads, architecture))
+
+
+# ---- Reborn's tail -----------------------------------------------------------------------------------------
+
+
+class TailConfig(NamedTuple):
+    """A tiling of a pass of Reborn's tail: the pixels, channels and outputs that one product takes."""
+
+    pixels: int
+    channels: int
+    outputs: int
+    warps: int
+    stages: int = 1
+    """How many iterations of the innermost loop overlap."""
+
+
+# Keyed by (pass, channels last, C rounded up to a power of two from 16 to 256, operand, architecture); the passes are
+# "tail", "gradient" (of either branch) and "weight".
+TAIL_TABLE: dict[tuple[str, bool, int, str, str], TailConfig] = {}
+"""Where the rule's tiling is not the best, the one that is."""
+
+
+def tail(channels: int, operand: str, architecture: str, channels_last: bool) -> TailConfig:
+    """The tiling of y: all channels at once where they fit, so that the weights stay on the chip."""
+    return _of_tail("tail", channels, operand, architecture, channels_last)
+
+
+def tail_gradient(channels: int, operand: str, architecture: str, channels_last: bool) -> TailConfig:
+    """The tiling of either branch's gradient, a product of dy."""
+    return _of_tail("gradient", channels, operand, architecture, channels_last)
+
+
+def tail_weight_gradient(channels: int, operand: str, architecture: str, channels_last: bool) -> TailConfig:
+    """The tiling of the weight's gradient, a product over pixels."""
+    return _of_tail("weight", channels, operand, architecture, channels_last)
+
+
+def _of_tail(which: str, channels: int, operand: str, architecture: str, channels_last: bool) -> TailConfig:
+    padded = min(256, max(16, power_of_two(channels)))
+    exception = TAIL_TABLE.get((which, channels_last, padded, operand, architecture))
+    return exception or _tail_rule(which, padded, operand, architecture, channels_last)
+
+
+def _tail_rule(which: str, channels: int, operand: str, architecture: str, channels_last: bool) -> TailConfig:
+    """The default, by what compiles without spilling: two programs fit on a Hopper, and one on a GPU with 99 KiB."""
+    if operand == "fp64":
+        return TailConfig(32, 16, 16, 4)
+    half, amd = itemsize(operand) == 2, architecture.startswith("gfx")
+    # What overlaps is copied to shared memory as it lies, and TF32 products want the summed dimension side by side
+    # there: where memory has the other, such copies are of single elements.
+    across = operand == "tf32" and channels_last == (which == "weight")
+    warps, stages = 4 if amd else 8, 1 if amd or across else 3 if half and _from_shared(architecture) else 2
+    if which == "tail":
+        depth = 64 if channels <= 64 else 32
+        return TailConfig(128 if half else 64, min(channels, depth), min(channels, 128 if half else 64), warps, stages)
+    depth = 64 if half else 32
+    if which == "gradient":
+        pixels = 128 if half and channels <= 64 else 64
+        return TailConfig(pixels, min(channels, 128), min(channels, depth), warps, stages)
+    return TailConfig(depth, min(channels, 64), min(channels, 128 if half else 64), warps, stages)
