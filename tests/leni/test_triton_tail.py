@@ -187,6 +187,20 @@ def test_slices_of_a_larger_tensor(make_reborn, layout, take):
             step("triton", block, x, grad)
 
 
+@layouts
+def test_rows_that_follow_each_other_are_read_as_one(layout):
+    from leni_kernels.leni import triton_tail
+
+    last = layout == torch.channels_last
+    x = laid_out(layout, 2, 4, 5, 6)
+    grad = torch.randn(4, 1, 1).expand(2, 4, 5, 6)
+    for joined, original in zip(triton_tail._joined_rows(last, x, grad), (x, grad), strict=True):
+        assert joined.data_ptr() == original.data_ptr()
+        assert torch.equal(joined, original.reshape(2, 4, 1, 30))
+    for apart in ((x[..., 1:], grad[..., 1:]), (x, torch.randn(2, 4, 6, 5).transpose(2, 3))):
+        assert [tensor.shape[2] for tensor in triton_tail._joined_rows(last, *apart)] == [5, 5]
+
+
 @runs_kernels
 @layouts
 def test_an_empty_batch_launches_nothing(layout):
@@ -348,8 +362,6 @@ def test_x_and_z_alone_are_kept(make, layout):
 @runs_kernels
 def test_inference_of_a_block_that_is_not_folded(make_reborn):
     block, x = make_reborn(4, dtype=torch.float64), normal(2, 4, 5, 6)
-    decision, = lk.explain(block, x)
-    assert decision.backend == ("triton" if GPU or decision.why_not.get("cpp") else "cpp")
     with lk.use_backend("triton"), torch.no_grad():
         torch.testing.assert_close(block(x), lk.fold(block)(x), rtol=1e-11, atol=1e-11)
 
