@@ -159,8 +159,10 @@ class TailConfig(NamedTuple):
 
 # Keyed by (pass, channels last, C rounded up to a power of two from 16 to 256, operand, architecture); the passes are
 # "tail", "gradient" (of either branch) and "weight".
-TAIL_TABLE: dict[tuple[str, bool, int, str, str], TailConfig] = {}
-"""Where the rule's tiling is not the best, the one that is."""
+TAIL_TABLE: dict[tuple[str, bool, int, str, str], TailConfig] = {
+    ("tail", True, 64, "tf32", "sm_100"): TailConfig(64, 32, 64, 8, 2),
+}
+"""Where the rule's tiling spills registers, the one that does not."""
 
 
 def tail(channels: int, operand: str, architecture: str, channels_last: bool) -> TailConfig:
@@ -194,8 +196,9 @@ def _tail_rule(which: str, channels: int, operand: str, architecture: str, chann
     across = operand == "tf32" and channels_last == (which == "weight")
     warps, stages = 4 if amd else 8, 1 if amd or across else 3 if half and _from_shared(architecture) else 2
     if which == "tail":
-        depth = 64 if channels <= 64 else 32
-        return TailConfig(128 if half else 64, min(channels, depth), min(channels, 128 if half else 64), warps, stages)
+        depth = 64 if channels <= 64 and operand != "fp32" else 32
+        pixels = 128 if half and (channels <= 128 or amd or _from_shared(architecture)) else 64
+        return TailConfig(pixels, min(channels, depth), min(channels, 128 if half else 64), warps, stages)
     depth = 64 if half else 32
     if which == "gradient":
         pixels = 128 if half and channels <= 64 else 64
