@@ -17,6 +17,7 @@ import throughput
 from harness import machine
 from harness.blocks import Table
 from harness.report import number
+from networks import table1
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -55,6 +56,8 @@ def section(results: Path) -> str:
         runs = _read(results, "throughput", kinds)
         if runs:
             lines += _runs(runs)
+        for path, run in _read(results, "throughput", [f"{kind}-table1" for kind in kinds]).items():
+            lines += _table1(path, run)
     for path, run in _read(results, "memory", ("cpu", "cuda")).items():
         lines += _memory(path, run)
     return "\n".join(lines) + "\n" if lines else NOTHING
@@ -92,6 +95,12 @@ def _run(path: Path, run: dict[str, Any]) -> Iterator[str]:
         if run.get(name):
             yield f"\n**{module.TITLE}, LENI in layer 1**: images/s, and their change against the stock network\n"
             yield from _table(throughput.NETWORK_HEAD, throughput.network_cells(run[name]))
+
+
+def _table1(path: Path, run: dict[str, Any]) -> Iterator[str]:
+    yield f"\n**{table1.TITLE}**: images/s, and their change against the stock network\n"
+    yield f"Measured on: {throughput.title(run)}. Raw numbers: [{path.name}]({_link(path)}).\n"
+    yield from _table(throughput.NETWORK_HEAD, throughput.network_cells(run["table1"]))
 
 
 def _memory(path: Path, run: dict[str, Any]) -> Iterator[str]:

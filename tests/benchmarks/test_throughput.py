@@ -274,6 +274,9 @@ def test_the_readme_is_generated_from_the_results(tmp_path, results):
     assert "| 16, 112×112 | 1.50 | 3.33 | — | 1.50 | 3.33 | — |" in text
     assert "| 64, 56×56 | 1.50 | 3.33 | 2.50 | 1.50 | 3.33 | 2.50 |" in text
     assert text.count("| 8 | 10.0 | 8.0 | 9.9 | -20.0 % | -1.0 % | cpp |") == 2
+    assert "Table 1 in full" not in text
+    report.write_json(folder / "throughput-cpu-avx2-table1.json", {**results, "table1": results["networks"]})
+    assert "Table 1 in full" in readme.section(folder)
     assert readme.section(tmp_path) == readme.NOTHING
 
 
