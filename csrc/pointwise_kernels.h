@@ -77,8 +77,8 @@ inline void store(V vector, T* pointer, Lanes lanes, bool = false) {
   vector.store(pointer, lanes);
 }
 
-// Whether an output of so many elements is written past the caches. Not where its rows share cache lines: a line that is
-// written in both ways costs more than either.
+// Whether an output of so many elements is written past the caches. Not where its rows share cache lines: a line that
+// is written in both ways costs more than either.
 template <class T>
 inline bool streams(int64_t elements, int64_t row) {
   constexpr int64_t line = 64;
@@ -141,8 +141,7 @@ struct FullyParametricReluVectors {
 struct Parts {
   int64_t run, per_row, count;
 
-  explicit Parts(const Problem& p)
-      : run(p.run), per_row(ceil_div(p.run, kBlock)), count(p.count / p.run * per_row) {}
+  explicit Parts(const Problem& p) : run(p.run), per_row(ceil_div(p.run, kBlock)), count(p.count / p.run * per_row) {}
 };
 
 // body(part, its first element, its length, the number of its parameters) for parts [begin, end).
@@ -167,9 +166,60 @@ inline void broadcast_parameters(const Problem& p, int64_t number, Vec<S>* to) {
   for (int j = 0; j < F::parameters; ++j) to[j] = Vec<S>::broadcast(static_cast<const S*>(p.parameters[j])[number]);
 }
 
+// Rows of a few vectors and a part of one, taken together: the vector in which one row ends and the next begins has the
+// parameters of both, so that all but the last vector of a group of rows is whole, and begins at a cache line as groups
+// do.
+template <class F, class T>
+struct ShortRows {
+  using S = Scale<T>;
+  using V = Vec<S>;
+  static constexpr int64_t line = 64 / sizeof(T);
+
+  const Problem& p;
+  T* y;
+  const Host& host;
+  bool past_caches = p.count * int64_t(sizeof(T)) >= kStreamedBytes;
+
+  static bool fit(const Problem& p) { return p.run > V::width && p.run % line != 0 && p.run * line <= 4 * kBlock; }
+
+  void run() const {
+    const int64_t rows = p.count / p.run, most = line * std::max<int64_t>(kBlock / p.run / line, 1);
+    in_threads(ceil_div(rows, most), p.count, host, [&](int64_t begin, int64_t end) {
+      for (int64_t group = begin; group < end; ++group) some(group * most, std::min(most, rows - group * most));
+    });
+  }
+
+  void some(int64_t first, int64_t rows) const {
+    const int64_t start = p.first + first * p.run, last = rows * p.run;
+    const T* x = block<T>(p.x, start, last, kBlockOfX, host);
+    const auto take = [&](int64_t i, const V* parameters, auto lanes) {
+      store(F::forward(load<V>(x + i, lanes), parameters), y + start + i, lanes, past_caches);
+    };
+    V parameters[F::parameters], next[F::parameters], both[F::parameters];
+    broadcast_parameters<F, S>(p, first % p.period, parameters);
+    int64_t i = 0;
+    for (int64_t row = 1; row <= rows; ++row) {
+      const int64_t end = row * p.run;
+      for (; i + V::width <= end; i += V::width) take(i, parameters, AllLanes{});
+      if (end == last) break;
+      broadcast_parameters<F, S>(p, (first + row) % p.period, next);
+      if (i < end) {
+        for (int j = 0; j < F::parameters; ++j) {
+          both[j] = V::add(parameters[j].keep(Lanes::range(0, end - i)), next[j].keep(Lanes::range(end - i, V::width)));
+        }
+        take(i, both, AllLanes{});
+        i += V::width;
+      }
+      std::copy_n(next, F::parameters, parameters);
+    }
+    if (i < last) take(i, parameters, Lanes::range(0, last - i));
+  }
+};
+
 template <class F, class T>
 void forward_by_rows(const Problem& p, T* y, const Host& host) {
   using V = Vec<Scale<T>>;
+  if (ShortRows<F, T>::fit(p)) return ShortRows<F, T>{p, y, host}.run();
   const Parts parts(p);
   const bool past_caches = streams<T>(p.count, p.run);
   in_threads(parts.count, p.count, host, [&](int64_t begin, int64_t end) {
@@ -367,8 +417,8 @@ void crelu_backward_of(const CReluGradientProblem& p, const Host& host) {
       // Whole rows have both halves in one block, a part of a row in two.
       const bool whole = blocks.parts == 1;
       const T* first = block<T>(p.grad, grad_start, whole ? 2 * rows * columns : columns, kBlockOfGrad, host);
-      const T* second = whole ? first + columns
-                              : block<T>(p.grad, grad_start + p.inner, columns, kSecondBlockOfGrad, host);
+      const T* second =
+          whole ? first + columns : block<T>(p.grad, grad_start + p.inner, columns, kSecondBlockOfGrad, host);
       for (int64_t r = 0; r < rows; ++r, x += columns, dx += columns, first += 2 * columns, second += 2 * columns) {
         for_vectors<V>(columns, [&](int64_t i, auto lanes) {
           const V value = load<V>(x + i, lanes);
