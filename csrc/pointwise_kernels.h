@@ -196,13 +196,14 @@ struct ShortRows {
       store(F::forward(load<V>(x + i, lanes), parameters), y + start + i, lanes, past_caches);
     };
     V parameters[F::parameters], next[F::parameters], both[F::parameters];
-    broadcast_parameters<F, S>(p, first % p.period, parameters);
-    int64_t i = 0;
+    int64_t i = 0, number = first % p.period;
+    broadcast_parameters<F, S>(p, number, parameters);
     for (int64_t row = 1; row <= rows; ++row) {
       const int64_t end = row * p.run;
       for (; i + V::width <= end; i += V::width) take(i, parameters, AllLanes{});
       if (end == last) break;
-      broadcast_parameters<F, S>(p, (first + row) % p.period, next);
+      if (++number == p.period) number = 0;
+      broadcast_parameters<F, S>(p, number, next);
       if (i < end) {
         for (int j = 0; j < F::parameters; ++j) {
           both[j] = V::add(parameters[j].keep(Lanes::range(0, end - i)), next[j].keep(Lanes::range(end - i, V::width)));
