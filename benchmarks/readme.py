@@ -70,16 +70,17 @@ def _read(results: Path, name: str, kinds: Iterable[str]) -> dict[Path, dict[str
 
 def _runs(runs: dict[Path, dict[str, Any]]) -> Iterator[str]:
     """Runs on one type of device: all against the numbers to reach, and the newest in full."""
+    newest = max(runs, key=lambda path: runs[path]["date"])
     yield "\nMeasured on:\n"
     for path, run in runs.items():
+        older = "" if run["commit"] == runs[newest]["commit"] else "; of an earlier commit than the newest"
         without = "".join(f"; without {what}: {why}" for what, why in run.get("left_out", {}).items())
-        yield f"- {throughput.title(run)}: [{path.name}]({_link(path)}){without}"
+        yield f"- {throughput.title(run)}: [{path.name}]({_link(path)}){older}{without}"
     yield "\n**Against the numbers to reach**\n"
     yield from _table(throughput.bar_head([*runs.values()]), throughput.bar_cells([*runs.values()]))
-    path = max(runs, key=lambda path: runs[path]["date"])
     if len(runs) > 1:
-        yield f"\nWhat follows is the newest of these runs, on {throughput.kind(runs[path])}."
-    yield from _run(path, runs[path])
+        yield f"\nWhat follows is the newest of these runs, on {throughput.kind(runs[newest])}."
+    yield from _run(newest, runs[newest])
 
 
 def _run(path: Path, run: dict[str, Any]) -> Iterator[str]:

@@ -307,6 +307,17 @@ def centred(branch, mean, inside, AXIS: tl.constexpr):
     return tl.where(inside, branch.to(mean.dtype) - tl.expand_dims(mean, AXIS), 0.0)
 
 
+@jit
+def store_share(weight_parts, bias_parts, part, output, channel, positive, negative, bias, has_bias, C: tl.constexpr):
+    """Write a program's share of the gradients of weight [C, 2C] and, if it has one, of bias [C]."""
+    pointer = weight_parts + index(part, True) * (2 * C * C) + output[:, None] * (2 * C) + channel[None, :]
+    mask = (output < C)[:, None] & (channel < C)[None, :]
+    tl.store(pointer, positive, mask)
+    tl.store(pointer + C, negative, mask)
+    if has_bias:
+        tl.store(bias_parts + part * C + output, bias, output < C)
+
+
 # ---- launches ----------------------------------------------------------------------------------------------
 
 

@@ -53,6 +53,7 @@ from .triton_features import (
     positive_part,
     split,
     statistics_of,
+    store_share,
     summed_shares,
     vectors,
     weight_tiles,
@@ -199,12 +200,8 @@ def _weight_gradient_kernel(grad, x, z, mean, weight_parts, bias_parts, height, 
         gradient = tl.trans(gradient)
         positive_sums = tl.dot(gradient, positive, positive_sums, PRECISION, out_dtype=accumulator_type)
         negative_sums = tl.dot(gradient, negative, negative_sums, PRECISION, out_dtype=accumulator_type)
-    pointer = weight_parts + index(part, True) * (2 * C * C) + output[:, None] * (2 * C) + channel[None, :]
-    mask = (output < C)[:, None] & (channel < C)[None, :]
-    tl.store(pointer, positive_sums, mask)
-    tl.store(pointer + C, negative_sums, mask)
-    if channel_block == 0:
-        tl.store(bias_parts + part * C + output, bias_sums, output < C)
+    store_share(weight_parts, bias_parts, part, output, channel, positive_sums, negative_sums, bias_sums,
+                channel_block == 0, C)
 
 
 # ---- the gradients of both branches ------------------------------------------------------------------------

@@ -56,6 +56,7 @@ from .triton_features import (
     rows_of,
     split,
     statistics_of,
+    store_share,
     summed_shares,
     vectors,
     weight_tiles,
@@ -151,7 +152,7 @@ def _weight_gradient_kernel(grad, x, taps, mean, weight_parts, bias_parts, heigh
         position, image, row, column = pixels_of(origin, height, width, BLOCK_POSITIONS, span, ROWS)
         inside = (position < positions) & (row < height)
         gradient = load_pixels(grad, image, row, column, inside, output, grad_stride_n, grad_stride_h,
-                                  grad_stride_o, grad_stride_i, C, CHANNELS_LAST)
+                               grad_stride_o, grad_stride_i, C, CHANNELS_LAST)
         inside = tl.expand_dims(inside, 1 - axis)
         positive = centred(positive_part(join_rows(rows, axis)), positive_mean, inside, axis).to(x.dtype.element_ty)
         negative = centred(join_rows(deconvolved, axis), negative_mean, inside, axis).to(x.dtype.element_ty)
@@ -163,12 +164,8 @@ def _weight_gradient_kernel(grad, x, taps, mean, weight_parts, bias_parts, heigh
         gradient = tl.trans(gradient)
         positive_sums = tl.dot(gradient, positive, positive_sums, PRECISION, out_dtype=accumulator_type)
         negative_sums = tl.dot(gradient, negative, negative_sums, PRECISION, out_dtype=accumulator_type)
-    pointer = weight_parts + index(part, True) * (2 * C * C) + output[:, None] * (2 * C) + channel[None, :]
-    mask = (output < C)[:, None] & (channel < C)[None, :]
-    tl.store(pointer, positive_sums, mask)
-    tl.store(pointer + C, negative_sums, mask)
-    if channel_block == 0:
-        tl.store(bias_parts + part * C + output, bias_sums, output < C)
+    store_share(weight_parts, bias_parts, part, output, channel, positive_sums, negative_sums, bias_sums,
+                channel_block == 0, C)
 
 
 # ---- the gradient of x and taps ----------------------------------------------------------------------------
@@ -187,7 +184,7 @@ def _branch_gradients(grad, weight, positive_weight, negative_weight, origin, he
     for k in range(0, C, BLOCK_OUTPUTS):
         output = k + tl.arange(0, BLOCK_OUTPUTS)
         gradient = load_pixels(grad, image, row, column, inside, output, stride_n, stride_h, stride_o, stride_i,
-                                  C, CHANNELS_LAST)
+                               C, CHANNELS_LAST)
         if BLOCK_OUTPUTS < C:
             positive_weight, negative_weight = weight_tiles(weight, output, channel, C)
         positive = tl.dot(gradient, positive_weight, positive, PRECISION, out_dtype=ACCUMULATOR)
