@@ -24,7 +24,8 @@ struct Tiling {
 };
 
 constexpr int64_t kTileBytes = 192 * 1024;  // of the expanded tile: a part of the smallest L2 in wide use
-constexpr int64_t kTileRows = 8;            // of a tile narrower than its plane: two halo rows on eight
+constexpr int64_t kPageBytes = 4096;
+constexpr int64_t kTileRows = 8;  // of a tile narrower than its plane: two halo rows on eight
 
 inline int64_t even_share(int64_t total, int64_t most) { return ceil_div(total, ceil_div(total, most)); }
 
@@ -77,10 +78,12 @@ inline Tile joined(const Tile& tile) {
   return {tile.image, tile.row, tile.column, 1, tile.rows * tile.columns, tile.rows * tile.columns};
 }
 
-// Whether an output as large as x is written past the caches.
+// Whether an output as large as x is written past the caches. Not where planes are whole pages: what is written to
+// many of them in turn then goes to few places in memory, faster by way of the caches.
 template <class T>
 bool streams(const Activation& x) {
-  return x.batch * x.channels * x.height * x.width * int64_t(sizeof(T)) >= kStreamedBytes;
+  const int64_t plane_bytes = x.height * x.width * sizeof(T);
+  return x.batch * x.channels * plane_bytes >= kStreamedBytes && (x.channels_last || plane_bytes % kPageBytes != 0);
 }
 
 // The runs of pixels of a tile that are contiguous in y.
@@ -241,6 +244,8 @@ struct InterleavedStore {
 template <class Product, int K, class T, class Scale, class Sink>
 struct PlanarExpander {
   static constexpr int width = Vec<Scale>::width, half = K / 2, group = Product::group;
+  // A row adds K products to each of K sums, one after the other: the sums of two vectors hide each other's latency.
+  static constexpr int kVectors = K == 3 || kVectorRegisters > 16 ? 2 : 1;
   using V = Vec<Scale>;
 
   const Activation& x;
@@ -251,29 +256,37 @@ struct PlanarExpander {
   void run() const {
     for (int64_t step = 0; step < ceil_div(x.channels, group); ++step) {
       auto taker = sink.at(step);
-      for (int64_t column = 0; column < tile.columns; column += width) {
-        const int64_t left = tile.column + column;
-        if (left >= half && left + width + half <= x.width && column + width <= tile.columns) {
-          strip<false>(taker, step, column);
-        } else {
-          strip<true>(taker, step, column);
-        }
+      int64_t column = 0;
+      for (; column + (kVectors - 1) * width < tile.columns; column += kVectors * width) {
+        strip<kVectors>(taker, step, column);
       }
+      if (column < tile.columns) strip<1>(taker, step, column);
       taker.close();
     }
   }
 
-  // One vector of columns, rolled down the rows: each row of x is loaded once per column offset and added to the K
-  // output rows that it reaches. kEdge: some lanes are outside the plane or the tile.
-  template <bool kEdge>
+  template <int N>
   void strip(typename Sink::Taker& taker, int64_t step, int64_t column) const {
     const int64_t left = tile.column + column;
-    const Lanes kept = Lanes::range(0, std::min<int64_t>(width, tile.columns - column));
-    Lanes inside[K];
-    if (kEdge) {
+    if (left >= half && left + N * width + half <= x.width && column + N * width <= tile.columns) {
+      strip<N, false>(taker, step, column);
+    } else {
+      strip<N, true>(taker, step, column);
+    }
+  }
+
+  // N vectors of columns, rolled down the rows: each row of x is loaded once per column offset and added to the K
+  // output rows that it reaches. kEdge: some lanes are outside the plane or the tile.
+  template <int N, bool kEdge>
+  void strip(typename Sink::Taker& taker, int64_t step, int64_t column) const {
+    const int64_t left = tile.column + column;
+    Lanes kept[N], inside[N][K];
+    for (int n = 0; kEdge && n < N; ++n) {
+      kept[n] = Lanes::range(0, std::min<int64_t>(width, tile.columns - column - n * width));
       for (int j = 0; j < K; ++j) {
-        const int64_t start = left + j - half;
-        inside[j] = Lanes::range(std::clamp<int64_t>(-start, 0, width), std::clamp<int64_t>(x.width - start, 0, width));
+        const int64_t start = left + n * width + j - half;
+        inside[n][j] =
+            Lanes::range(std::clamp<int64_t>(-start, 0, width), std::clamp<int64_t>(x.width - start, 0, width));
       }
     }
     const T* planes[group];
@@ -284,48 +297,61 @@ struct PlanarExpander {
       taps[g] = expansion.taps + c * K * K;
     }
 
-    V acc[group][K];
-    for (int g = 0; g < group; ++g) {
-      for (int i = 0; i < K; ++i) acc[g][i] = taker.start(g);
+    V acc[N][group][K];
+    for (int n = 0; n < N; ++n) {
+      for (int g = 0; g < group; ++g) {
+        for (int i = 0; i < K; ++i) acc[n][g][i] = taker.start(g);
+      }
     }
     const int64_t first = tile.row - half, last = tile.row + tile.rows + half;
     for (int64_t row = first; row < last; ++row) {
       if (row >= 0 && row < x.height) {
-        V center[group];
+        V center[N][group];
 #pragma GCC unroll 2
         for (int g = 0; g < group; ++g) {
           const T* pixel = planes[g] + row * x.stride_row;
           // The next channels' row: strips go down the rows, too short a way for the CPU's own prefetching.
           __builtin_prefetch(pixel + group * x.stride_channel + half);
-          V values[K];
+          V values[N][K];
+#pragma GCC unroll 2
+          for (int n = 0; n < N; ++n) {
 #pragma GCC unroll 8
-          for (int j = 0; j < K; ++j) {
-            const V loaded = kEdge ? V::load(pixel + j, inside[j]) : V::load(pixel + j);
-            if (Sink::kPositive && j == half) center[g] = loaded.positive();
-            values[j] = loaded.negative();
+            for (int j = 0; j < K; ++j) {
+              const T* from = pixel + n * width + j;
+              const V loaded = kEdge ? V::load(from, inside[n][j]) : V::load(from);
+              if (Sink::kPositive && j == half) center[n][g] = loaded.positive();
+              values[n][j] = loaded.negative();
+            }
           }
 #pragma GCC unroll 8
           for (int i = 0; i < K; ++i) {
 #pragma GCC unroll 8
             for (int j = 0; j < K; ++j) {
-              acc[g][i] = V::fma(V::broadcast(taps[g][i * K + j]), values[j], acc[g][i]);
+              const V tap = V::broadcast(taps[g][i * K + j]);
+#pragma GCC unroll 2
+              for (int n = 0; n < N; ++n) acc[n][g][i] = V::fma(tap, values[n][j], acc[n][g][i]);
             }
           }
         }
         if (Sink::kPositive && row >= tile.row && row < tile.row + tile.rows) {
-          taker.template take_positive<kEdge>(center, row - tile.row, column, kept);
+          for (int n = 0; n < N; ++n) {
+            taker.template take_positive<kEdge>(center[n], row - tile.row, column + n * width, kept[n]);
+          }
         }
       }
       const int64_t complete = row - half - tile.row;
-      V done[group];
 #pragma GCC unroll 2
-      for (int g = 0; g < group; ++g) {
-        done[g] = acc[g][K - 1];
+      for (int n = 0; n < N; ++n) {
+        V done[group];
+#pragma GCC unroll 2
+        for (int g = 0; g < group; ++g) {
+          done[g] = acc[n][g][K - 1];
 #pragma GCC unroll 8
-        for (int i = K - 1; i > 0; --i) acc[g][i] = acc[g][i - 1];
-        acc[g][0] = taker.start(g);
+          for (int i = K - 1; i > 0; --i) acc[n][g][i] = acc[n][g][i - 1];
+          acc[n][g][0] = taker.start(g);
+        }
+        if (complete >= 0) taker.template take_negative<kEdge>(done, complete, column + n * width, kept[n]);
       }
-      if (complete >= 0) taker.template take_negative<kEdge>(done, complete, column, kept);
     }
   }
 };

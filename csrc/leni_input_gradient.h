@@ -210,8 +210,8 @@ struct InputGradientJob {
         const Scale* positive = s.positive + c * sweeping.pixels + at(row + half, 0);
         const Scale* corner = s.negative + c * sweeping.pixels + at(row, -half);
         for (int64_t i = 0; i < s.strip.columns; i += width) {
-          const Lanes lanes = Lanes::range(0, std::min(width, s.strip.columns - i));
-          const V value = V::load(pixel + i, lanes), negative = value.negative();
+          const int64_t left = s.strip.columns - i;
+          const V value = load_some<V>(pixel + i, left), negative = value.negative();
           V correlated = V::zero();
 #pragma GCC unroll 49
           for (int tap = 0; tap < K * K; ++tap) {
@@ -220,7 +220,7 @@ struct InputGradientJob {
             sums[tap] = V::fma(negative, shifted, sums[tap]);
           }
           const V passed = V::add(V::load(positive + i), V::fma(value.positive(), factor, offset));
-          put(V::by_sign(value, passed, correlated), dx + i, lanes, i + width <= s.strip.columns);
+          put(V::by_sign(value, passed, correlated), dx + i, Lanes::range(0, std::min(width, left)), left >= width);
         }
       }
       for (int tap = 0; tap < K * K; ++tap) sums[tap].store(dtaps + (c * K * K + tap) * width);

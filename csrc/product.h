@@ -78,6 +78,8 @@ constexpr int kSummedRows = 4, kSummedVectors = 3;
 #endif
 
 constexpr int64_t kWeightBytes = 64 * 1024;  // of the rows of weights that are multiplied at a time
+constexpr int64_t kPanelBytes = 24 * 1024;   // of the columns that they are multiplied with: a part of the smallest L1
+constexpr int64_t kLineBytes = 64;
 
 // What is fetched into the L2 cache for the next tile while this one is multiplied, a few lines before each block, so
 // that expanding the next one does not wait for memory: ``rows`` runs of ``bytes``.
@@ -124,6 +126,18 @@ struct Block {
   bool stream = false;  // past the caches, where out allows it
   Ahead* ahead = nullptr;
   int64_t b_vector = Product::Acc::width;  // kSummed: from one vector of b to the next
+
+  void advance_rows(Channels channels, int64_t rows) {
+    a += rows * a_row;
+    out += rows * out_row;
+    if (channels == Channels::kRows && bias != nullptr) bias += rows;
+  }
+  void advance_columns(Channels channels, int64_t columns) {
+    constexpr int64_t width = Product::Acc::width;
+    b += columns * (channels == Channels::kVectors ? steps : channels == Channels::kSummed ? b_vector / width : 1);
+    out += columns;
+    if (channels == Channels::kVectors && bias != nullptr) bias += columns;
+  }
 };
 
 // Whether the rows of out begin at whole vectors.
@@ -210,49 +224,60 @@ inline void multiply(const Block<Product, T, Scale>& block) {
   }
 }
 
+// block.columns, N vectors at a time; the last of them fill ``vectors`` ≤ N.
+template <class Product, Channels kChannels, int M, int N, class T, class Scale>
+inline void multiply_vectors(Block<Product, T, Scale> block) {
+  constexpr int64_t width = Product::Acc::width, most = N * width;
+  for (; block.columns > most - width; block.columns -= most) {
+    Block<Product, T, Scale> whole = block;
+    whole.columns = std::min(block.columns, most);
+    multiply<Product, kChannels, M, N>(whole);
+    block.advance_columns(kChannels, most);
+  }
+  if constexpr (N > 1) {
+    if (block.columns > 0) multiply_vectors<Product, kChannels, M, N - 1>(block);
+  }
+}
+
 // All the rows, in blocks of M, then of M/2, … 1.
 template <class Product, Channels kChannels, int M, int N, class T, class Scale>
 inline void multiply_rows(Block<Product, T, Scale> block, int64_t rows) {
   for (; rows >= M; rows -= M) {
     if (block.ahead != nullptr) block.ahead->fetch();
-    multiply<Product, kChannels, M, N>(block);
-    block.a += M * block.a_row;
-    block.out += M * block.out_row;
-    if (kChannels == Channels::kRows && block.bias != nullptr) block.bias += M;
+    multiply_vectors<Product, kChannels, M, N>(block);
+    block.advance_rows(kChannels, M);
   }
   if constexpr (M > 1) {
     if (rows > 0) multiply_rows<Product, kChannels, M / 2, N>(block, rows);
   }
 }
 
-// The rows against the ``vectors`` ≤ N vectors that block.columns fill.
-template <class Product, Channels kChannels, int M, int N, class T, class Scale>
-inline void multiply_vectors(const Block<Product, T, Scale>& block, int64_t rows, int64_t vectors) {
-  if (vectors == N) {
-    multiply_rows<Product, kChannels, M, N>(block, rows);
-  } else if constexpr (N > 1) {
-    multiply_vectors<Product, kChannels, M, N - 1>(block, rows, vectors);
-  }
+// How many columns meet all rows before the next do: as many as the accumulators hold, or, where rows are rows of
+// weights, so many of these as a part of the L1 cache holds, and whole lines of out where it is written past the
+// caches.
+template <class Product, Channels kChannels, int N, class T, class Scale>
+inline int64_t panel_columns(const Block<Product, T, Scale>& block) {
+  constexpr int64_t columns = N * Product::Acc::width;
+  if (kChannels != Channels::kRows) return columns;
+  const int64_t least = block.stream ? std::lcm<int64_t>(columns * sizeof(T), kLineBytes) / sizeof(T) : columns;
+  return std::max<int64_t>(kPanelBytes / (block.steps * sizeof(*block.b)) / least, 1) * least;
 }
 
-// All rows against all of block.columns, as many vectors at a time as the accumulators hold.
 template <class Product, Channels kChannels, class T, class Scale>
 inline void multiply_columns(Block<Product, T, Scale> block, int64_t rows) {
   constexpr bool packed_rows = kChannels == Channels::kRows, summed = kChannels == Channels::kSummed;
   constexpr int M = packed_rows ? kChannelRows : summed ? kSummedRows : kPixelRows;
   constexpr int N = packed_rows ? kPixelVectors : summed ? kSummedVectors : kChannelVectors;
-  constexpr int64_t width = Product::Acc::width, most = N * width;
+  const int64_t most = panel_columns<Product, kChannels, N>(block);
   for (int64_t left = block.columns; left > 0; left -= most) {
     block.columns = std::min(left, most);
-    multiply_vectors<Product, kChannels, M, N>(block, rows, ceil_div(block.columns, width));
-    block.b += kChannels == Channels::kVectors ? most * block.steps : summed ? N * block.b_vector : most;
-    if (kChannels == Channels::kVectors && block.bias != nullptr) block.bias += most;
-    block.out += most;
+    multiply_rows<Product, kChannels, M, N>(block, rows);
+    block.advance_columns(kChannels, most);
   }
 }
 
-// The same. Where rows are rows of weights, so many at a time as a part of the L2 cache holds: each is read once for
-// every few columns.
+// All rows against all of block.columns. Where rows are rows of weights, so many at a time as a part of the L2 cache
+// holds: each is read once for every panel of columns.
 template <class Product, Channels kChannels, class T, class Scale>
 inline void multiply_all(Block<Product, T, Scale> block, int64_t rows) {
   if constexpr (kChannels == Channels::kRows) {
@@ -260,9 +285,7 @@ inline void multiply_all(Block<Product, T, Scale> block, int64_t rows) {
     const int64_t most = std::max<int64_t>(kWeightBytes / row_bytes / kChannelRows, 1) * kChannelRows;
     for (; rows > most; rows -= most) {
       multiply_columns<Product, kChannels>(block, most);
-      block.a += most * block.a_row;
-      block.out += most * block.out_row;
-      if (block.bias != nullptr) block.bias += most;
+      block.advance_rows(kChannels, most);
     }
   }
   multiply_columns<Product, kChannels>(block, rows);

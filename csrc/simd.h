@@ -7,6 +7,12 @@
 template <class T>
 struct Vec;
 
+#if defined(LENI_ISA_AVX512)
+constexpr int kVectorRegisters = 32;
+#else
+constexpr int kVectorRegisters = 16;
+#endif
+
 // stream() stores a whole, aligned vector past the caches; streamed() then makes it visible to other threads.
 //
 // keep() makes the lanes outside a range 0. max(x, 0) and min(x, 0) are named positive() and negative(), max(x, bound)
