@@ -139,8 +139,9 @@ inline void multiply_tile_rows(Block<TileProduct, T, float> block, int64_t rows)
 // The overload of multiply_all() for tiles.
 template <class Product, Channels kChannels, class T, class Scale>
   requires std::is_same_v<Product, TileProduct>
-inline void multiply_all(Block<Product, T, Scale> block, int64_t rows) {
+inline void multiply_all(const Block<Product, T, Scale>& whole, int64_t rows) {
   constexpr bool packed_rows = kChannels == Channels::kRows;
+  Block<Product, T, Scale> block = whole;
   for (int64_t left = block.columns; left > 0; left -= 32) {
     block.columns = std::min<int64_t>(left, 32);
     if (left > 16) {

@@ -207,7 +207,7 @@ struct InputGradientJob {
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) g[m][n] = V::zero();
     }
-    accumulate<ScalarProduct<Scale>, Channels::kVectors>(block, g);
+    accumulate<ScalarProduct<Scale>, Channels::kVectors>(block, block.a, block.b, g);
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
       bound[n] = V::load(bounds + n * width);

@@ -78,12 +78,13 @@ inline Tile joined(const Tile& tile) {
   return {tile.image, tile.row, tile.column, 1, tile.rows * tile.columns, tile.rows * tile.columns};
 }
 
-// Whether an output as large as x is written past the caches. Not where planes are whole pages: what is written to
-// many of them in turn then goes to few places in memory, faster by way of the caches.
+// Whether an output as large as x is written past the caches, in whole lines. Not where planes are whole pages: what is
+// written to many of them in turn then goes to few places in memory, faster by way of the caches.
 template <class T>
 bool streams(const Activation& x) {
   const int64_t plane_bytes = x.height * x.width * sizeof(T);
-  return x.batch * x.channels * plane_bytes >= kStreamedBytes && (x.channels_last || plane_bytes % kPageBytes != 0);
+  if (x.batch * x.channels * plane_bytes < kStreamedBytes) return false;
+  return x.channels_last || (plane_bytes % kLineBytes == 0 && plane_bytes % kPageBytes != 0);
 }
 
 // The runs of pixels of a tile that are contiguous in y.
@@ -256,23 +257,26 @@ struct PlanarExpander {
   void run() const {
     for (int64_t step = 0; step < ceil_div(x.channels, group); ++step) {
       auto taker = sink.at(step);
-      int64_t column = 0;
-      for (; column + (kVectors - 1) * width < tile.columns; column += kVectors * width) {
-        strip<kVectors>(taker, step, column);
+      for (int64_t column = 0; column < tile.columns;) {
+        if (interior(column, kVectors)) {
+          strip<kVectors, false>(taker, step, column);
+          column += kVectors * width;
+        } else {
+          if (interior(column, 1)) {
+            strip<1, false>(taker, step, column);
+          } else {
+            strip<1, true>(taker, step, column);
+          }
+          column += width;
+        }
       }
-      if (column < tile.columns) strip<1>(taker, step, column);
       taker.close();
     }
   }
 
-  template <int N>
-  void strip(typename Sink::Taker& taker, int64_t step, int64_t column) const {
-    const int64_t left = tile.column + column;
-    if (left >= half && left + N * width + half <= x.width && column + N * width <= tile.columns) {
-      strip<N, false>(taker, step, column);
-    } else {
-      strip<N, true>(taker, step, column);
-    }
+  bool interior(int64_t column, int64_t vectors) const {
+    const int64_t left = tile.column + column, right = left + vectors * width;
+    return left >= half && right + half <= x.width && column + vectors * width <= tile.columns;
   }
 
   // N vectors of columns, rolled down the rows: each row of x is loaded once per column offset and added to the K

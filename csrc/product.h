@@ -126,17 +126,32 @@ struct Block {
   bool stream = false;  // past the caches, where out allows it
   Ahead* ahead = nullptr;
   int64_t b_vector = Product::Acc::width;  // kSummed: from one vector of b to the next
+};
 
-  void advance_rows(Channels channels, int64_t rows) {
-    a += rows * a_row;
-    out += rows * out_row;
+// A part of a block: where it begins, and how many of the block's columns it has. It is what loops over a block keep in
+// registers.
+template <class Product, class T, class Scale>
+struct Part {
+  const typename Product::Element *a, *b;
+  const Scale* bias;
+  T* out;
+  int64_t columns;
+
+  explicit Part(const Block<Product, T, Scale>& block)
+      : a(block.a), b(block.b), bias(block.bias), out(block.out), columns(block.columns) {}
+
+  void advance_rows(const Block<Product, T, Scale>& block, Channels channels, int64_t rows) {
+    a += rows * block.a_row;
+    out += rows * block.out_row;
     if (channels == Channels::kRows && bias != nullptr) bias += rows;
   }
-  void advance_columns(Channels channels, int64_t columns) {
+  void advance_columns(const Block<Product, T, Scale>& block, Channels channels, int64_t count) {
     constexpr int64_t width = Product::Acc::width;
-    b += columns * (channels == Channels::kVectors ? steps : channels == Channels::kSummed ? b_vector / width : 1);
-    out += columns;
-    if (channels == Channels::kVectors && bias != nullptr) bias += columns;
+    b += count * (channels == Channels::kVectors  ? block.steps
+                  : channels == Channels::kSummed ? block.b_vector / width
+                                                  : 1);
+    out += count;
+    if (channels == Channels::kVectors && bias != nullptr) bias += count;
   }
 };
 
@@ -146,17 +161,15 @@ inline bool aligned(const T* out, int64_t out_row) {
   return reinterpret_cast<uintptr_t>(out) % (width * sizeof(T)) == 0 && out_row % width == 0;
 }
 
-// Adds the product of a block's M rows and N vectors to ``acc``, which stays in registers.
+// Adds the product of M rows from a and N vectors from b to ``acc``, which stays in registers.
 template <class Product, Channels kChannels, int M, int N, class T, class Scale>
-[[gnu::always_inline]] inline void accumulate(const Block<Product, T, Scale>& block,
-                                              typename Product::Acc (&acc)[M][N]) {
+[[gnu::always_inline]] inline void accumulate(const Block<Product, T, Scale>& block, const typename Product::Element* a,
+                                              const typename Product::Element* b, typename Product::Acc (&acc)[M][N]) {
   constexpr int width = Product::Acc::width;
   constexpr bool rows = kChannels == Channels::kRows, summed = kChannels == Channels::kSummed;
   const int64_t a_step = summed ? block.a_step : 1;
   const int64_t b_step = rows || summed ? block.b_step : N * width;
   const int64_t b_vector = summed ? block.b_vector : width;
-  const auto* a = block.a;
-  const auto* b = block.b;
   for (int64_t s = block.steps; s > 0; --s, a += a_step, b += b_step) {
     typename Product::Operand vectors[N];
 #pragma GCC unroll 4
@@ -170,12 +183,14 @@ template <class Product, Channels kChannels, int M, int N, class T, class Scale>
   }
 }
 
+// Not inlined, so that its loop has all registers to itself.
 template <class Product, Channels kChannels, int M, int N, class T, class Scale>
-inline void multiply(const Block<Product, T, Scale>& block) {
+[[gnu::noinline]] void multiply(const Block<Product, T, Scale>& block, const typename Product::Element* a,
+                                const typename Product::Element* b, const Scale* bias, T* to, int64_t columns) {
   using Acc = typename Product::Acc;
   constexpr int width = Acc::width;
   constexpr bool rows = kChannels == Channels::kRows, summed = kChannels == Channels::kSummed;
-  const int64_t last = block.columns - (N - 1) * width;
+  const int64_t last = columns - (N - 1) * width;
   Acc acc[M][N];
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
@@ -183,37 +198,37 @@ inline void multiply(const Block<Product, T, Scale>& block) {
     for (int n = 0; n < N; ++n) {
       if constexpr (summed) {
         acc[m][n] = Acc::zero();
-      } else if (block.bias == nullptr) {
-        const T* out = block.out + m * block.out_row + n * width;
+      } else if (bias == nullptr) {
+        const T* out = to + m * block.out_row + n * width;
         acc[m][n] = n + 1 < N || last == width ? Acc::load(out) : Acc::load(out, Lanes::range(0, last));
       } else if constexpr (rows) {
-        acc[m][n] = Acc::broadcast(block.bias[m]);
+        acc[m][n] = Acc::broadcast(bias[m]);
       } else {
-        acc[m][n] = Acc::load(block.bias + n * width);
+        acc[m][n] = Acc::load(bias + n * width);
       }
     }
   }
-  accumulate<Product, kChannels>(block, acc);
+  accumulate<Product, kChannels>(block, a, b, acc);
   if constexpr (summed) {  // a block's sum first, then the total: rounding errors grow with both, not their product
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) {
-        acc[m][n] = Acc::add(Acc::load(block.out + m * block.out_row + n * width), acc[m][n]);
+        acc[m][n] = Acc::add(Acc::load(to + m * block.out_row + n * width), acc[m][n]);
       }
     }
   }
-  if (block.stream && last == width && aligned<width>(block.out, block.out_row)) {
+  if (block.stream && last == width && aligned<width>(to, block.out_row)) {
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) acc[m][n].stream(block.out + m * block.out_row + n * width);
+      for (int n = 0; n < N; ++n) acc[m][n].stream(to + m * block.out_row + n * width);
     }
     return;
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
-    T* out = block.out + m * block.out_row;
+    T* out = to + m * block.out_row;
 #pragma GCC unroll 4
     for (int n = 0; n + 1 < N; ++n) acc[m][n].store(out + n * width);
     if (last == width) {
@@ -224,71 +239,78 @@ inline void multiply(const Block<Product, T, Scale>& block) {
   }
 }
 
-// block.columns, N vectors at a time; the last of them fill ``vectors`` ≤ N.
+// How many of ``left`` columns a block takes that holds N vectors: not so many that a lone vector is left, whose few
+// accumulators would wait for each other.
+template <class Product, int N>
+inline int64_t block_columns(int64_t left) {
+  constexpr int64_t width = Product::Acc::width;
+  return (N > 2 && ceil_div(left, width) == N + 1 ? N - 1 : N) * width;
+}
+
+// A part's columns, N vectors at a time, then fewer.
 template <class Product, Channels kChannels, int M, int N, class T, class Scale>
-inline void multiply_vectors(Block<Product, T, Scale> block) {
+[[gnu::always_inline]] inline void multiply_vectors(const Block<Product, T, Scale>& block,
+                                                    Part<Product, T, Scale> part) {
   constexpr int64_t width = Product::Acc::width, most = N * width;
-  for (; block.columns > most - width; block.columns -= most) {
-    Block<Product, T, Scale> whole = block;
-    whole.columns = std::min(block.columns, most);
-    multiply<Product, kChannels, M, N>(whole);
-    block.advance_columns(kChannels, most);
+  for (; part.columns > most - width && block_columns<Product, N>(part.columns) == most; part.columns -= most) {
+    multiply<Product, kChannels, M, N>(block, part.a, part.b, part.bias, part.out, std::min(part.columns, most));
+    part.advance_columns(block, kChannels, most);
   }
   if constexpr (N > 1) {
-    if (block.columns > 0) multiply_vectors<Product, kChannels, M, N - 1>(block);
+    if (part.columns > 0) multiply_vectors<Product, kChannels, M, N - 1>(block, part);
   }
 }
 
 // All the rows, in blocks of M, then of M/2, … 1.
 template <class Product, Channels kChannels, int M, int N, class T, class Scale>
-inline void multiply_rows(Block<Product, T, Scale> block, int64_t rows) {
+[[gnu::always_inline]] inline void multiply_rows(const Block<Product, T, Scale>& block, Part<Product, T, Scale> part,
+                                                 int64_t rows) {
   for (; rows >= M; rows -= M) {
     if (block.ahead != nullptr) block.ahead->fetch();
-    multiply_vectors<Product, kChannels, M, N>(block);
-    block.advance_rows(kChannels, M);
+    multiply_vectors<Product, kChannels, M, N>(block, part);
+    part.advance_rows(block, kChannels, M);
   }
   if constexpr (M > 1) {
-    if (rows > 0) multiply_rows<Product, kChannels, M / 2, N>(block, rows);
+    if (rows > 0) multiply_rows<Product, kChannels, M / 2, N>(block, part, rows);
   }
 }
 
-// How many columns meet all rows before the next do: as many as the accumulators hold, or, where rows are rows of
-// weights, so many of these as a part of the L1 cache holds, and whole lines of out where it is written past the
-// caches.
+// How many columns meet all rows before the next do: as many as a block takes, or, where rows are rows of weights, so
+// many times these as a part of the L1 cache holds, and whole lines of out where it is written past the caches.
 template <class Product, Channels kChannels, int N, class T, class Scale>
-inline int64_t panel_columns(const Block<Product, T, Scale>& block) {
+inline int64_t panel_columns(const Block<Product, T, Scale>& block, int64_t left) {
+  if (kChannels != Channels::kRows) return block_columns<Product, N>(left);
   constexpr int64_t columns = N * Product::Acc::width;
-  if (kChannels != Channels::kRows) return columns;
   const int64_t least = block.stream ? std::lcm<int64_t>(columns * sizeof(T), kLineBytes) / sizeof(T) : columns;
   return std::max<int64_t>(kPanelBytes / (block.steps * sizeof(*block.b)) / least, 1) * least;
 }
 
 template <class Product, Channels kChannels, class T, class Scale>
-inline void multiply_columns(Block<Product, T, Scale> block, int64_t rows) {
+inline void multiply_columns(const Block<Product, T, Scale>& block, Part<Product, T, Scale> part, int64_t rows) {
   constexpr bool packed_rows = kChannels == Channels::kRows, summed = kChannels == Channels::kSummed;
   constexpr int M = packed_rows ? kChannelRows : summed ? kSummedRows : kPixelRows;
   constexpr int N = packed_rows ? kPixelVectors : summed ? kSummedVectors : kChannelVectors;
-  const int64_t most = panel_columns<Product, kChannels, N>(block);
-  for (int64_t left = block.columns; left > 0; left -= most) {
-    block.columns = std::min(left, most);
-    multiply_rows<Product, kChannels, M, N>(block, rows);
-    block.advance_columns(kChannels, most);
+  for (int64_t left = part.columns; left > 0; left -= part.columns) {
+    part.columns = std::min(left, panel_columns<Product, kChannels, N>(block, left));
+    multiply_rows<Product, kChannels, M, N>(block, part, rows);
+    part.advance_columns(block, kChannels, part.columns);
   }
 }
 
 // All rows against all of block.columns. Where rows are rows of weights, so many at a time as a part of the L2 cache
 // holds: each is read once for every panel of columns.
 template <class Product, Channels kChannels, class T, class Scale>
-inline void multiply_all(Block<Product, T, Scale> block, int64_t rows) {
+inline void multiply_all(const Block<Product, T, Scale>& block, int64_t rows) {
+  Part<Product, T, Scale> part(block);
   if constexpr (kChannels == Channels::kRows) {
     const int64_t row_bytes = block.a_row * sizeof(typename Product::Element);
     const int64_t most = std::max<int64_t>(kWeightBytes / row_bytes / kChannelRows, 1) * kChannelRows;
     for (; rows > most; rows -= most) {
-      multiply_columns<Product, kChannels>(block, most);
-      block.advance_rows(kChannels, most);
+      multiply_columns<Product, kChannels>(block, part, most);
+      part.advance_rows(block, kChannels, most);
     }
   }
-  multiply_columns<Product, kChannels>(block, rows);
+  multiply_columns<Product, kChannels>(block, part, rows);
 }
 
 // ---- packing -----------------------------------------------------------------------------------------------

@@ -388,6 +388,31 @@ inline void transpose(const T* from, int64_t from_row, Scale* to, int64_t to_row
     }
     return;
   }
+#elif defined(LENI_ISA_AVX2)
+  if constexpr (sizeof(Scale) == 4) {
+    __m256 rows[8], pairs[8], quads[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) rows[i] = Vec<float>::load(from + i * from_row).v;
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+      pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+      pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+      quads[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+      quads[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+      quads[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+      quads[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+    }
+    // quads[4q + j] holds columns j and 4+j of rows 4q … 4q+3, one to a 128-bit lane.
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      _mm256_storeu_ps(to + j * to_row, _mm256_permute2f128_ps(quads[j], quads[4 + j], 0x20));
+      _mm256_storeu_ps(to + (4 + j) * to_row, _mm256_permute2f128_ps(quads[j], quads[4 + j], 0x31));
+    }
+    return;
+  }
 #endif
   Scale block[width][width];
   for (int i = 0; i < width; ++i) Vec<Scale>::load(from + i * from_row).store(block[i]);
