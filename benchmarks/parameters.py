@@ -70,7 +70,7 @@ def rows() -> Iterator[Row]:
 def _leni_layer() -> Iterator[Row]:
     """What LENI adds to a layer of 64 channels: the one increment whose published value is available to us."""
     readings = {3: "the default here: the paper names no kernel size",
-                5: "the reading that gives the paper's number"}
+                5: "gives the paper's number; 3×3 would too, were it a difference of totals rounded to 0.01 M"}
     for kernel, reading in readings.items():
         yield Row("LENI Table 1, one layer of 64 channels", f"LENI, {kernel}×{kernel}", "leni",
                   parameter_count(lk.LENI2d(64, kernel)), published.LENI_LAYER_64, reading)

@@ -279,6 +279,7 @@ template <class Product, Channels kChannels, int M, int N, class T, class Scale>
 // many times these as a part of the L1 cache holds, and whole lines of out where it is written past the caches.
 template <class Product, Channels kChannels, int N, class T, class Scale>
 inline int64_t panel_columns(const Block<Product, T, Scale>& block, int64_t left) {
+  static_assert(kChannels != Channels::kVectors || N <= 2, "weights are packed N vectors at a time, then what is left");
   if (kChannels != Channels::kRows) return block_columns<Product, N>(left);
   constexpr int64_t columns = N * Product::Acc::width;
   const int64_t least = block.stream ? std::lcm<int64_t>(columns * sizeof(T), kLineBytes) / sizeof(T) : columns;

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))  # what several folders of tests share
+
 
 @pytest.fixture(autouse=True)
 def _seeded():

@@ -158,6 +158,18 @@ def test_sweeps_of_many_steps_and_strips(kernel_backend, train, layout, kernel_s
 
 
 @layouts
+@pytest.mark.parametrize("sizes", [(6, 32, 112, 112), (17, 32, 64, 64), (16, 24, 57, 113)], ids=str)
+def test_gradients_too_large_for_a_cache(kernel_backend, make_leni, layout, sizes):
+    """Past 8 MiB, that of x is written past the caches, unless planes are whole pages or no whole lines."""
+    block = make_leni(sizes[1])  # with running statistics no image depends on another
+    x, grad = (laid_out(layout, *sizes) for _ in range(2))
+    together = step(kernel_backend, block, x, grad)["x"]
+    images = zip(x.split(1), grad.split(1), strict=True)
+    alone = torch.cat([step(kernel_backend, block, *image)["x"] for image in images])
+    assert torch.equal(together, alone)
+
+
+@layouts
 @pytest.mark.parametrize("plane", [(32, 32), (64, 64)])
 def test_means_a_thousand_times_the_deviation(kernel_backend, layout, plane):
     """Channels of either sign; D only scales, so that the mean of z is as large against its deviation."""

@@ -1,34 +1,21 @@
 """The Triton kernels compute the definition: on a GPU where there is one, else in Triton's interpreter.
 
-The interpreter has to be asked for before the kernels are defined, so without a GPU
-``test_in_the_interpreter`` runs this file once more, in a process with TRITON_INTERPRET=1, and every other
-test is skipped.
+``on_triton.py`` says how.
 """
 
 from __future__ import annotations
 
+import on_triton
 import pytest
 import torch
+from on_triton import DEVICE, GPU, needs_gpu, runs_kernels
 from torch import Tensor
 
 from leni_kernels import triton_support
 from leni_kernels.leni import ops, reference
 from leni_kernels.leni.reference import Folded
 
-GPU = torch.cuda.is_available() and not triton_support.interpreting
-DEVICE = "cuda" if GPU else "cpu"
-
-if triton_support.why_missing is not None:
-    pytest.skip(triton_support.why_missing, allow_module_level=True)
-
-runs_kernels = pytest.mark.skipif(not (GPU or triton_support.interpreting),
-                                  reason="no GPU; runs in the interpreter, through test_in_the_interpreter")
-needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
-
-
-@pytest.mark.skipif(GPU or triton_support.interpreting, reason="the tests of this file run directly")
-def test_in_the_interpreter(run_in_interpreter):
-    run_in_interpreter(__file__)
+test_in_the_interpreter = on_triton.in_the_interpreter(__file__)
 
 
 # ---- material ----------------------------------------------------------------------------------------------

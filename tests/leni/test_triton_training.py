@@ -1,14 +1,16 @@
 """The Triton kernels of training compute the definition's gradients: on a GPU, else in Triton's interpreter.
 
-As in ``test_triton.py``, ``test_in_the_interpreter`` runs this file once more where there is no GPU.
+``on_triton.py`` says how.
 """
 
 from __future__ import annotations
 
 import copy
 
+import on_triton
 import pytest
 import torch
+from on_triton import DEVICE, needs_gpu, runs_kernels
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.autograd.graph import saved_tensors_hooks
@@ -17,21 +19,8 @@ import leni_kernels as lk
 from leni_kernels import triton_support
 from leni_kernels.leni import reference
 
-GPU = torch.cuda.is_available() and not triton_support.interpreting
-DEVICE = "cuda" if GPU else "cpu"
-
-if triton_support.why_missing is not None:
-    pytest.skip(triton_support.why_missing, allow_module_level=True)
-
-runs_kernels = pytest.mark.skipif(not (GPU or triton_support.interpreting),
-                                  reason="no GPU; runs in the interpreter, through test_in_the_interpreter")
-needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
 layouts = pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "nchw"])
-
-
-@pytest.mark.skipif(GPU or triton_support.interpreting, reason="the tests of this file run directly")
-def test_in_the_interpreter(run_in_interpreter):
-    run_in_interpreter(__file__)
+test_in_the_interpreter = on_triton.in_the_interpreter(__file__)
 
 
 # ---- material ----------------------------------------------------------------------------------------------

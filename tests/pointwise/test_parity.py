@@ -109,6 +109,17 @@ def test_right_for_any_shape_and_layout(kernel_backend, name, layout):
                 check(name, x, parameters, positive_gradient(name, x, layout))
 
 
+@pytest.mark.skipif(triton_support.interpreting, reason="of the C++ kernels alone")
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_outputs_too_large_for_a_cache(kernel_backend, name, layout):
+    """From 8 MiB they are written past the caches, where their rows are whole lines."""
+    for shape in ((6, 32, 112, 112), (11, 33, 57, 113)):
+        x, *parameters = samples(shape, name, torch.float32)
+        x = LAYOUTS[layout](x)
+        check(name, x, parameters, positive_gradient(name, x, layout))
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_right_for_any_layout_of_the_gradient(kernel_backend, name):
     for layout in ("contiguous", "channels-last", "slice of channels"):
