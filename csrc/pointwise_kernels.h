@@ -166,6 +166,16 @@ inline void broadcast_parameters(const Problem& p, int64_t number, Vec<S>* to) {
   for (int j = 0; j < F::parameters; ++j) to[j] = Vec<S>::broadcast(static_cast<const S*>(p.parameters[j])[number]);
 }
 
+// The first ``count`` lanes of one vector and the others of another.
+template <class V>
+inline V joined(V one, V other, int64_t count) {
+  using Mask = decltype(one.v <= other.v);
+  using Lane = std::remove_cvref_t<decltype(Mask{}[0])>;
+  Mask lane{};
+  for (int i = 0; i < V::width; ++i) lane[i] = static_cast<Lane>(i);
+  return {lane < static_cast<Lane>(count) ? one.v : other.v};
+}
+
 // Rows of a few vectors and a part of one, taken together: the vector in which one row ends and the next begins has the
 // parameters of both, so that all but the last vector of a group of rows is whole, and begins at a cache line as groups
 // do.
@@ -205,9 +215,7 @@ struct ShortRows {
       if (++number == p.period) number = 0;
       broadcast_parameters<F, S>(p, number, next);
       if (i < end) {
-        for (int j = 0; j < F::parameters; ++j) {
-          both[j] = V::add(parameters[j].keep(Lanes::range(0, end - i)), next[j].keep(Lanes::range(end - i, V::width)));
-        }
+        for (int j = 0; j < F::parameters; ++j) both[j] = joined(parameters[j], next[j], end - i);
         take(i, both, AllLanes{});
         i += V::width;
       }
