@@ -7,6 +7,7 @@ namespace leni {
 
 // An output of so many bytes, which no cache would keep, is not written through the caches: that would read it first.
 constexpr int64_t kStreamedBytes = 8 * 1024 * 1024;
+constexpr int64_t kLineBytes = 64;
 
 enum class Scalar { Float32, Float64, BFloat16 };
 

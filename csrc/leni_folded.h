@@ -126,7 +126,7 @@ struct Job {
     ahead.rows = std::min(next.row + next.rows + K / 2, x.height) - first;
     const int64_t vectors = ceil_div(x.channels, kChannelVectors * Product::Acc::width);
     const int64_t blocks = runs.count * std::max<int64_t>(runs.length / kPixelRows, 1) * vectors;
-    ahead.lines = ceil_div(ceil_div(ahead.bytes, 64) * ahead.rows, blocks);
+    ahead.lines = ceil_div(ceil_div(ahead.bytes, kLineBytes) * ahead.rows, blocks);
     return ahead;
   }
 

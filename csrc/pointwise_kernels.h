@@ -81,8 +81,7 @@ inline void store(V vector, T* pointer, Lanes lanes, bool = false) {
 // is written in both ways costs more than either.
 template <class T>
 inline bool streams(int64_t elements, int64_t row) {
-  constexpr int64_t line = 64;
-  return elements * int64_t(sizeof(T)) >= kStreamedBytes && row * int64_t(sizeof(T)) % line == 0;
+  return elements * int64_t(sizeof(T)) >= kStreamedBytes && row * int64_t(sizeof(T)) % kLineBytes == 0;
 }
 
 // body(begin, end) over [0, count), in threads if they are worth it for so many elements.
@@ -183,7 +182,7 @@ template <class F, class T>
 struct ShortRows {
   using S = Scale<T>;
   using V = Vec<S>;
-  static constexpr int64_t line = 64 / sizeof(T);
+  static constexpr int64_t line = kLineBytes / sizeof(T);
 
   const Problem& p;
   T* y;

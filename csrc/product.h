@@ -79,7 +79,6 @@ constexpr int kSummedRows = 4, kSummedVectors = 3;
 
 constexpr int64_t kWeightBytes = 64 * 1024;  // of the rows of weights that are multiplied at a time
 constexpr int64_t kPanelBytes = 24 * 1024;   // of the columns that they are multiplied with: a part of the smallest L1
-constexpr int64_t kLineBytes = 64;
 
 // What is fetched into the L2 cache for the next tile while this one is multiplied, a few lines before each block, so
 // that expanding the next one does not wait for memory: ``rows`` runs of ``bytes``.
@@ -92,7 +91,7 @@ struct Ahead {
   void fetch() {
     for (int64_t line = 0; line < lines; ++line) {
       __builtin_prefetch(at + done, 0, 2);
-      done += 64;
+      done += kLineBytes;
       if (done < bytes) continue;
       done = 0;
       at += stride;
