@@ -318,20 +318,24 @@ Tensor reborn_convolve(const Tensor& x, const Tensor& weight, bool negative, boo
   return y;
 }
 
-std::tuple<Tensor, Tensor> reborn_convolve_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                                    bool needs_input, bool channels_last) {
-  constexpr const char* op = "reborn_convolve_backward_cpp";
-  check_convolution(op, grad, weight, channels_last);
-  check_branches(op, x, grad, channels_last);
-  Tensor negative = needs_input ? empty_as(grad, channels_last) : torch::stable::new_empty(grad, {0});
-  Tensor dweight = torch::stable::new_empty(weight, weight.sizes());
-  if (x.numel() == 0) return {negative, torch::stable::zero_(dweight)};
-  const Tensor w = gathered(weight);
-  kernels().convolve({activation(grad, channels_last), w.const_data_ptr(),
-                      needs_input ? negative.mutable_data_ptr() : nullptr, false, activation(x, channels_last),
-                      dweight.mutable_data_ptr()},
-                     leni::current_host());
-  return {negative, dweight};
+std::tuple<Tensor, Tensor> reborn_deconv_gradient(const Tensor& grad, const Tensor& grad_z, const Tensor& x,
+                                                  const Tensor& deconv_weight, const Tensor& weight, bool needs_input,
+                                                  bool channels_last) {
+  constexpr const char* op = "reborn_deconv_gradient_cpp";
+  check_convolution(op, x, deconv_weight, channels_last);
+  check_branches(op, x, grad_z, channels_last);
+  check_gradient(op, grad, x);
+  check_weight(op, weight, x);
+  Tensor dx = needs_input ? empty_as(x, channels_last) : torch::stable::new_empty(x, {0});
+  Tensor ddeconv = torch::stable::new_empty(deconv_weight, deconv_weight.sizes());
+  if (x.numel() == 0) return {dx, torch::stable::zero_(ddeconv)};
+  const Tensor d = gathered(deconv_weight), w = gathered(weight);
+  leni::DeconvGradientProblem problem{activation(x, channels_last), activation(grad, channels_last),
+                                      activation(grad_z, channels_last), d.const_data_ptr(), w.const_data_ptr()};
+  problem.dx = needs_input ? dx.mutable_data_ptr() : nullptr;
+  problem.ddeconv_weight = ddeconv.mutable_data_ptr();
+  kernels().deconv_gradient(problem, leni::current_host());
+  return {dx, ddeconv};
 }
 
 }  // namespace
@@ -347,8 +351,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
       "bool channels_last) -> (Tensor, Tensor)");
   m.def("reborn_convolve_cpp(Tensor x, Tensor weight, bool negative, bool channels_last) -> Tensor");
   m.def(
-      "reborn_convolve_backward_cpp(Tensor grad, Tensor x, Tensor weight, bool needs_input, bool channels_last) "
-      "-> (Tensor, Tensor)");
+      "reborn_deconv_gradient_cpp(Tensor grad, Tensor grad_z, Tensor x, Tensor deconv_weight, Tensor weight, "
+      "bool needs_input, bool channels_last) -> (Tensor, Tensor)");
   m.def("reborn_tail_cpp(Tensor x, Tensor z, Tensor weight, Tensor bias, bool channels_last) -> Tensor");
   m.def("reborn_statistics_cpp(Tensor z, bool channels_last) -> (Tensor, Tensor)");
   m.def(
@@ -367,7 +371,7 @@ STABLE_TORCH_LIBRARY_IMPL(leni_kernels, CPU, m) {
   m.impl("leni_weight_gradient_cpp", TORCH_BOX(&leni_weight_gradient));
   m.impl("leni_input_gradient_cpp", TORCH_BOX(&leni_input_gradient));
   m.impl("reborn_convolve_cpp", TORCH_BOX(&reborn_convolve));
-  m.impl("reborn_convolve_backward_cpp", TORCH_BOX(&reborn_convolve_backward));
+  m.impl("reborn_deconv_gradient_cpp", TORCH_BOX(&reborn_deconv_gradient));
   m.impl("reborn_tail_cpp", TORCH_BOX(&reborn_tail));
   m.impl("reborn_statistics_cpp", TORCH_BOX(&reborn_statistics));
   m.impl("reborn_weight_gradient_cpp", TORCH_BOX(&reborn_weight_gradient));

@@ -72,15 +72,25 @@ struct BranchGradientProblem {
 };
 
 // The dense 3×3 correlation of x, or of min(x, 0) where ``negative``, with weight [C, C, 3, 3], stride 1 and padding
-// 1, in float; y, or null, is contiguous in x's order. dweight, or null, is the gradient of weight where the gradient
-// of y is min(grad, 0).
+// 1, in float; y is contiguous in x's order.
 struct ConvolutionProblem {
   Activation x;
   const void* weight;
   void* y;
   bool negative;
+};
+
+// The gradients of x and of deconv_weight [C, C, 3, 3] in y = weight · [max(x, 0); deconv_weight ⋆ᵀ min(x, 0)] + bias,
+// in float, for a gradient ``grad`` of y, of any strides, and ``grad_z`` of the deconvolution. dx, or null, is
+// contiguous in x's order.
+struct DeconvGradientProblem {
+  Activation x;
   Activation grad;
-  void* dweight;
+  Activation grad_z;
+  const void* deconv_weight;
+  const void* weight;
+  void* dx;
+  void* ddeconv_weight;
 };
 
 // The kernels of one instruction set, for kernel sizes 3, 5 and 7. All but input_gradient take a size of 0 as well:
@@ -92,6 +102,7 @@ struct Kernels {
   void (*input_gradient)(const GradientProblem& problem, const Host& host);   // dx and dtaps
   void (*branch_gradient)(const BranchGradientProblem& problem, const Host& host);
   void (*convolve)(const ConvolutionProblem& problem, const Host& host);
+  void (*deconv_gradient)(const DeconvGradientProblem& problem, const Host& host);
 };
 
 extern const Kernels generic_kernels;

@@ -32,7 +32,7 @@ Packed<Product, Scale> pack(const FoldedProblem& problem, const Host& host) {
   std::memset(packed_bias, 0, padded * sizeof(Scale));
   std::memcpy(packed_bias, problem.bias, channels * sizeof(Scale));
 
-  pack_weight<Product>(problem.x.channels_last ? Channels::kVectors : Channels::kRows,
+  pack_weight<Product>(output_channels(problem.x),
                        static_cast<const Scale*>(problem.weight), channels, 2, steps, weight);
   return {weight, packed_bias, {packed_taps, padded, steps, problem.z}};
 }

@@ -21,9 +21,10 @@ namespace leni::generic {
 #include "leni_input_gradient.h"
 #include "reborn_training.h"
 #include "winograd.h"
+#include "reborn_convolution.h"
 }  // namespace leni::generic
 
 namespace leni {
 const Kernels generic_kernels{&generic::folded, &generic::statistics, &generic::weight_gradient,
-                              &generic::input_gradient, &generic::branch_gradient, &generic::convolve};
+                              &generic::input_gradient, &generic::branch_gradient, &generic::convolve, &generic::deconv_gradient};
 }  // namespace leni

@@ -297,14 +297,13 @@ struct InputGradientJob {
 
 // Packs one branch's half of weight [C, 2C] for the product weightᵀ·dy; ``transposed`` is room for C².
 template <class Scale>
-void pack_transposed(const Scale* weight, int64_t branch, const Activation& x, Scale* transposed, Scale* packed) {
-  const int64_t channels = x.channels;
+void pack_transposed(Channels side, const Scale* weight, int64_t branch, int64_t channels, Scale* transposed,
+                     Scale* packed) {
   for (int64_t o = 0; o < channels; ++o) {
     for (int64_t f = 0; f < channels; ++f) {
       transposed[f * channels + o] = weight[(o * 2 + branch) * channels + f];
     }
   }
-  const Channels side = x.channels_last ? Channels::kVectors : Channels::kRows;
   pack_weight<ScalarProduct<Scale>>(side, transposed, channels, 1, channels, packed);
 }
 
@@ -332,8 +331,9 @@ void input_gradient(const GradientProblem& problem, const Host& host) {
     }
   }
   const auto* weight = static_cast<const Scale*>(problem.weight);
-  pack_transposed(weight, 0, x, transposed, positive);
-  pack_transposed(weight, 1, x, transposed, negative);
+  const Channels side = output_channels(x);
+  pack_transposed(side, weight, 0, channels, transposed, positive);
+  pack_transposed(side, weight, 1, channels, transposed, negative);
   std::fill(zeros, zeros + padded, Scale(0));
   InputGradientJob<K, T, Scale> job{problem,  host,    {x, sloped, flipped}, sweeping, positive, negative, zeros,
                                     straight, nullptr, streams<T>(x)};

@@ -112,6 +112,12 @@ def _backward_by_kernels(kernels: Kernels, ctx: Any, grad: Tensor) -> tuple[Tens
 # ---- training as one operator, made of the passes ----------------------------------------------------------
 
 
+def only_first_differentiable(ctx: Any, output: tuple[Tensor, ...]) -> None:
+    """Say that what comes with y, and is no use of the caller's, has no gradient, and let none be made of zeros."""
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
 def _define_training(backend: str, kernels: Kernels) -> Any:
     """Define leni_kernels::leni_training_<backend>: y and the batch's mean, variance and count of values.
 
@@ -158,8 +164,11 @@ def _define_training(backend: str, kernels: Kernels) -> Any:
         x, taps, negative_weight, _, *fusion_and_compress = inputs[:8]
         ctx.save_for_backward(x, taps, negative_weight, *fusion_and_compress, *output[1:])
         ctx.options = inputs[8:]
+        only_first_differentiable(ctx, output)
 
-    def run_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def run_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 12
         needs_input = any(ctx.needs_input_grad[:2])
         grad_x, grad_taps, grad_gamma, *others = backward_operator(grad, *ctx.saved_tensors, *ctx.options, needs_input)
         inputs = (grad_x, grad_taps) if needs_input else (None, None)

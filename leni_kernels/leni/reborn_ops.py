@@ -27,6 +27,7 @@ from .ops import (
     empty_as,
     is_channels_last,
     no_double_backward,
+    only_first_differentiable,
     operators_of,
     values_of,
     vector_of,
@@ -56,8 +57,8 @@ class RebornKernels(NamedTuple):
     """(grad, x, negative, weight, channels_last) -> x's gradient, ``negative`` where x < 0"""
     convolve: Any = None
     """(x, weight, negative, channels_last) -> the 3×3 convolution of x, or of min(x, 0) where ``negative``"""
-    convolve_backward: Any = None
-    """(grad, x, weight, needs_input, channels_last) -> what z's gradient gives min(x, 0), if it is needed, and D"""
+    deconv_gradient: Any = None
+    """(grad, z's gradient, x, D, weight, needs_input, channels_last) -> x's gradient, if it is needed, and D's"""
 
 
 _TAIL = tuple(name for name in RebornKernels._fields if name not in RebornKernels._field_defaults)
@@ -72,9 +73,10 @@ def _fake_reborn_convolve(x: Tensor, weight: Tensor, negative: bool, channels_la
     return empty_as(x, channels_last)
 
 
-def _fake_reborn_convolve_backward(grad: Tensor, x: Tensor, weight: Tensor, needs_input: bool,
-                                   channels_last: bool) -> tuple[Tensor, Tensor]:
-    return empty_as(grad, channels_last) if needs_input else grad.new_empty(0), weight.new_empty(weight.shape)
+def _fake_reborn_deconv_gradient(grad: Tensor, grad_z: Tensor, x: Tensor, deconv_weight: Tensor, weight: Tensor,
+                                 needs_input: bool, channels_last: bool) -> tuple[Tensor, Tensor]:
+    return (empty_as(x, channels_last) if needs_input else x.new_empty(0),
+            deconv_weight.new_empty(deconv_weight.shape))
 
 
 def _fake_reborn_tail(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, channels_last: bool) -> Tensor:
@@ -103,14 +105,14 @@ def _fake_reborn_input_gradient(grad: Tensor, x: Tensor, negative: Tensor, weigh
 
 _REBORN_FAKES = RebornKernels(
     _fake_reborn_tail, _fake_reborn_statistics, _fake_reborn_weight_gradient, _fake_reborn_negative_gradient,
-    _fake_reborn_input_gradient, _fake_reborn_convolve, _fake_reborn_convolve_backward)
+    _fake_reborn_input_gradient, _fake_reborn_convolve, _fake_reborn_deconv_gradient)
 
 MOST_CONVOLVED_CHANNELS = 256
 """Beyond them a thread would keep more than 9 MiB of transformed weights."""
 
 
 class _Deconvolution:
-    """z = D ⋆ᵀ min(x, 0) and its gradients, by the backend's kernels or else the library, in the layout of x."""
+    """z = D ⋆ᵀ min(x, 0) and the last pass of backward, by the backend's kernels or else the library, in x's layout."""
 
     def __init__(self, kernels: RebornKernels, x: Tensor, weight: Tensor, groups: int, channels_last: bool,
                  trains: bool) -> None:
@@ -128,17 +130,19 @@ class _Deconvolution:
             return self.kernels.convolve(x, reference.flipped(self.weight, 1), True, self.channels_last)
         return self._of_library(reference.reborn_deconvolve(x, self.weight, self.groups))
 
-    def backward(self, grad: Tensor, x: Tensor, needs_x: bool, needs_weight: bool) -> tuple[Tensor, Tensor]:
-        """What z's gradient gives min(x, 0) and D, each empty unless needed."""
-        nothing = x.new_empty(0)
-        if self.fused and needs_weight:
-            return self.kernels.convolve_backward(grad, x, self.weight, needs_x, self.channels_last)
-        if self.fused:
-            return self.kernels.convolve(grad, self.weight, False, self.channels_last), nothing
-        return (self._of_library(reference.reborn_deconvolve_backward(grad, self.weight, self.groups))
-                if needs_x else nothing,
-                reference.reborn_deconv_gradient(grad, x, self.weight, self.groups).contiguous()
-                if needs_weight else nothing)
+    def backward(self, grad: Tensor, grad_z: Tensor, x: Tensor, weight: Tensor, needs_x: bool,
+                 needs_deconv: bool) -> tuple[Tensor, Tensor]:
+        """The gradients of x, through both branches of the tail with this ``weight``, and D; empty unless needed."""
+        if self.fused and needs_deconv:
+            return self.kernels.deconv_gradient(grad, grad_z, x, self.weight, weight, needs_x, self.channels_last)
+        grad_x = grad_deconv = x.new_empty(0)
+        if needs_x:
+            negative = (self.kernels.convolve(grad_z, self.weight, False, self.channels_last) if self.fused else
+                        self._of_library(reference.reborn_deconvolve_backward(grad_z, self.weight, self.groups)))
+            grad_x = self.kernels.input_gradient(grad, x, negative, weight, self.channels_last)
+        if needs_deconv:
+            grad_deconv = reference.reborn_deconv_gradient(grad_z, x, self.weight, self.groups).contiguous()
+        return grad_x, grad_deconv
 
 
 def _define_reborn_training(backend: str, kernels: RebornKernels) -> Any:
@@ -181,9 +185,7 @@ def _define_reborn_training(backend: str, kernels: RebornKernels) -> Any:
             weight = norm.fold(mean, variance)[0]
             grad_z = kernels.negative_gradient(grad, z, weight, constant, slope, channels_last)
             deconvolution = _Deconvolution(kernels, x, deconv_weight, groups, channels_last, trains)
-            negative, grad_deconv = deconvolution.backward(grad_z, x, needs_x, needs_deconv)
-            if needs_x:
-                grad_x = kernels.input_gradient(grad, x, negative, weight, channels_last)
+            grad_x, grad_deconv = deconvolution.backward(grad, grad_z, x, weight, needs_x, needs_deconv)
         return grad_x, grad_deconv, *grad_parameters
 
     def fake_forward(x: Tensor, deconv_weight: Tensor, norm_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -200,8 +202,11 @@ def _define_reborn_training(backend: str, kernels: RebornKernels) -> Any:
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs[:6], *output[1:])
         ctx.options = *inputs[8:], inputs[6] is None
+        only_first_differentiable(ctx, output)
 
-    def run_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def run_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 12
         needs_x, needs_deconv, *needs_parameters = ctx.needs_input_grad[:6]
         needs = [needs_x, needs_deconv, any(needs_parameters)]
         gradients = backward_operator(grad, *ctx.saved_tensors, *ctx.options, needs)

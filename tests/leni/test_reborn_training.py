@@ -112,24 +112,26 @@ def test_dense_deconvolution_in_float32(kernel_backend, channels, layout):
     channels_last = layout == torch.channels_last
     operators = torch.ops.leni_kernels
     for batch, height, width in ((1, 1, 1), (2, 4, 8), (3, 5, 6), (2, 7, 9), (1, 3, 900), (40, 9, 10)):
-        x, grad = (laid_out(layout, batch, channels, height, width) for _ in range(2))
-        # A gradient's pixels need not follow each other.
-        x, weight = x[:, :, :, :max(width - 1, 1)], torch.randn(channels, channels, 3, 3)
-        grad = grad[:, :, :, :max(width - 1, 1)]
-        leaf = weight.double().requires_grad_()
+        # Pixels need not follow each other, and those of y's gradient may lie in any order.
+        x, grad_z, grad = (laid_out(layout, batch, channels, height, width)[..., :max(width - 1, 1)] for _ in range(3))
+        grad = grad.transpose(2, 3).contiguous().transpose(2, 3) if height > 1 else grad
+        deconv, weight = torch.randn(channels, channels, 3, 3), torch.randn(channels, 2 * channels)
         for negative in (False, True):
             read = x.double().clamp(max=0) if negative else x.double()
-            exact = torch.nn.functional.conv2d(read, leaf, padding=1)
-            got = operators.reborn_convolve_cpp(x, weight, negative, channels_last)
+            exact = torch.nn.functional.conv2d(read, deconv.double(), padding=1)
+            got = operators.reborn_convolve_cpp(x, deconv, negative, channels_last)
             assert got.is_contiguous(memory_format=layout)
             assert (got - exact).abs().max() <= 5e-6 * exact.abs().max()
-        convolved = torch.nn.functional.conv2d(grad.double(), leaf, padding=1)
-        exact, = torch.autograd.grad(convolved, leaf, x.double().clamp(max=0), retain_graph=True)
+        leaves = x.double().requires_grad_(), deconv.double().requires_grad_()
+        z = torch.nn.functional.conv_transpose2d(leaves[0].clamp(max=0), leaves[1], padding=1)
+        positive = torch.einsum("of,nfhw->nohw", weight[:, :channels].double(), leaves[0].clamp(min=0))
+        exact_x, exact_deconv = torch.autograd.grad((positive, z), leaves, (grad.double(), grad_z.double()))
         for needs_input in (True, False):
-            y, got = operators.reborn_convolve_backward_cpp(grad, x, weight, needs_input, channels_last)
-            assert (got - exact).abs().max() <= 5e-6 * exact.abs().max()
+            dx, got = operators.reborn_deconv_gradient_cpp(grad, grad_z, x, deconv, weight, needs_input, channels_last)
+            assert (got - exact_deconv).abs().max() <= 5e-6 * exact_deconv.abs().max()
             if needs_input:
-                assert (y - convolved).abs().max() <= 5e-6 * convolved.abs().max()
+                assert dx.is_contiguous(memory_format=layout)
+                assert (dx - exact_x).abs().max() <= 5e-6 * exact_x.abs().max()
 
 
 @layouts
@@ -201,6 +203,17 @@ def test_x_and_z_alone_are_kept(kernel_backend, make, layout, dtype):
     assert x.data_ptr() in kept
     parameters = {parameter.data_ptr() for parameter in block.parameters()}
     assert sum(tensor.nbytes for pointer, tensor in kept.items() if pointer not in parameters) <= 2.05 * x.nbytes
+
+
+def test_backward_fills_no_activation_with_zeros(kernel_backend, make):
+    """z and the statistics come with y, but no gradient of theirs is made up."""
+    block, x, grad = make(16).float(), normal(4, 16, 30, 31).float().requires_grad_(), normal(4, 16, 30, 31).float()
+    with lk.use_backend(kernel_backend):
+        y = block(x)
+        with torch.profiler.profile(record_shapes=True) as profile:
+            y.backward(grad)
+    zeroed = [event.input_shapes[0] for event in profile.events() if event.name == "aten::zero_"]
+    assert list(x.shape) not in zeroed
 
 
 def test_double_backward_names_the_remedy(kernel_backend, make):
@@ -359,7 +372,7 @@ def test_opcheck(channels_last):
     operators = torch.ops.leni_kernels
     checked = {
         operators.reborn_convolve_cpp: (x, deconv, True),
-        operators.reborn_convolve_backward_cpp: (grad, x, deconv, True),
+        operators.reborn_deconv_gradient_cpp: (grad, z, x, deconv, weight, True),
         operators.reborn_tail_cpp: (x, z, weight, bias),
         operators.reborn_statistics_cpp: (z,),
         operators.reborn_weight_gradient_cpp: (grad, x, z, torch.randn(2 * C)),

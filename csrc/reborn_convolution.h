@@ -1,0 +1,209 @@
+// Reborn's dense 3×3 deconvolution in training, as a convolution, and the last pass of its backward.
+//
+// T is the bytes of one activation tensor. The convolution reads x and writes y, 2T: the least. The last pass reads the
+// gradients of z and of y and x, and writes x's gradient, 4T: the deconvolution's gradient goes to no memory, since it
+// meets the positive branch's where its tiles are transformed back, and D's gradient shares the transformed gradient of
+// z. Overlaps of tiles come from cache, where the transformed tiles stay. Saves nothing.
+//
+// Included once per ISA object, after winograd.h. In float.
+
+// What both passes do with a block of tiles, from ``begin`` to ``end``.
+struct WinogradPass {
+  using Product = ScalarProduct<float>;
+  using V = WinogradVec;
+  static constexpr int64_t width = V::width;
+
+  const Host& host;
+  WinogradTiling tiling;
+  int64_t channels, weight_size;  // of the transformed weights: from one of the 36 points to the next
+  const float* weight = nullptr;  // transformed and packed
+  const float* zeros = nullptr;
+
+  WinogradPass(const Activation& x, const Host& host)
+      : host(host), tiling(x, host.threads), channels(x.channels), weight_size(tiling.padded * x.channels + width) {}
+
+  int64_t chunks() const { return std::min(tiling.count, host.threads); }
+
+  void transform_weight(const void* raw) {
+    auto* packed = static_cast<float*>(host.scratch(kShared, (kPoints * weight_size + tiling.padded) * sizeof(float)));
+    std::fill(packed + kPoints * weight_size, packed + kPoints * weight_size + tiling.padded, 0.0f);
+    run_chunks(WinogradPacking{static_cast<const float*>(raw), channels, weight_size, packed}, channels,
+               std::min(channels, host.threads), host);
+    weight = packed;
+    zeros = packed + kPoints * weight_size;
+  }
+
+  // Room for a block's tiles, and for one vector of channels of a segment, where transposing reaches a vector further.
+  float* tiles(int slot) const {
+    return static_cast<float*>(host.scratch(slot, (kPoints * tiling.point_size + tiling.padded) * sizeof(float)));
+  }
+  float* patch(int slot) const {
+    const int64_t columns = std::min(tiling.across, tiling.block) * kSide + 2 + width;
+    return static_cast<float*>(host.scratch(slot, kReach * columns * width * sizeof(float)));
+  }
+
+  template <class Body>
+  void for_blocks(int64_t begin, int64_t end, const Body& body) const {
+    for (; begin < end; begin += tiling.block) body(begin, std::min(begin + tiling.block, end));
+  }
+
+  template <bool kNegative>
+  void transform(const Activation& x, int64_t begin, int64_t end, float* patch, float* to) const {
+    for_segments(tiling, begin, end, [&](const Segment& segment) {
+      for (int64_t c = 0; c < channels; c += width) {
+        read_patch(x, segment, 1, c, patch);
+        transform_tiles<InputTransform, kNegative>(patch, segment, tiling.point_size, tiling.padded,
+                                                   to + segment.first * tiling.padded + c);
+      }
+    });
+  }
+
+  void multiply(int64_t tiles, const float* inputs, float* products) const {
+    const int64_t padded = tiling.padded, point_size = tiling.point_size;
+    for (int point = 0; point < kPoints; ++point) {
+      multiply_all<Product, Channels::kVectors, float, float>(
+          {channels, inputs + point * point_size, padded, weight + point * weight_size, 0, zeros,
+           products + point * point_size, padded, padded},
+          tiles);
+    }
+  }
+};
+
+// ---- the convolution ---------------------------------------------------------------------------------------
+
+struct ConvolutionJob {
+  const ConvolutionProblem& problem;
+  const WinogradPass& pass;
+
+  void run(int64_t, int64_t begin, int64_t end) const {
+    float *inputs = pass.tiles(kExpanded), *products = pass.tiles(kGradient), *patch = pass.patch(kPadded);
+    pass.for_blocks(begin, end, [&](int64_t first, int64_t last) {
+      if (problem.negative) {
+        pass.transform<true>(problem.x, first, last, patch, inputs);
+      } else {
+        pass.transform<false>(problem.x, first, last, patch, inputs);
+      }
+      pass.multiply(last - first, inputs, products);
+      write(first, last, products, patch);
+    });
+  }
+
+  void write(int64_t begin, int64_t end, const float* products, float* patch) const {
+    const WinogradTiling& tiling = pass.tiling;
+    for_segments(tiling, begin, end, [&](const Segment& segment) {
+      for (int64_t c = 0; c < pass.channels; c += WinogradVec::width) {
+        transform_back(products + segment.first * tiling.padded + c, segment, tiling.point_size, tiling.padded, patch);
+        write_patch(patch, problem.x, segment, c, static_cast<float*>(problem.y));
+      }
+    });
+  }
+};
+
+inline void convolve(const ConvolutionProblem& problem, const Host& host) {
+  WinogradPass pass(problem.x, host);
+  pass.transform_weight(problem.weight);
+  run_chunks(ConvolutionJob{problem, pass}, pass.tiling.count, pass.chunks(), host);
+}
+
+// ---- the last pass of the backward -------------------------------------------------------------------------
+
+struct DeconvGradientJob {
+  using Product = ScalarProduct<float>;
+  using V = WinogradVec;
+  static constexpr int64_t width = V::width;
+
+  const DeconvGradientProblem& problem;
+  const WinogradPass& pass;
+  const float* weight;  // of the positive branch, packed for the product from dy
+  float* partial;       // [chunk][36][C][C padded]: D's gradient, transformed
+
+  // A chunk's buffers: tiles of z's gradient, tiles of products and then of x, one vector of a segment's channels of
+  // either gradient of x and of x, and all of a segment's channels of dy and of the positive branch's gradient.
+  struct Buffers {
+    float *inputs, *others, *patch, *x, *grad, *positive;
+  };
+
+  void run(int64_t chunk, int64_t begin, int64_t end) const {
+    const WinogradTiling& tiling = pass.tiling;
+    const int64_t pixels = kSide * kSide * std::min(tiling.across, tiling.block) * tiling.padded;
+    auto* grad = static_cast<float*>(pass.host.scratch(kPositiveRaw, 2 * pixels * sizeof(float)));
+    const Buffers at{pass.tiles(kExpanded), pass.tiles(kGradient), pass.patch(kPadded), pass.patch(kNegativeRaw),
+                     grad,                  grad + pixels};
+    pass.for_blocks(begin, end, [&](int64_t first, int64_t last) {
+      pass.transform<false>(problem.grad_z, first, last, at.patch, at.inputs);
+      if (problem.dx != nullptr) pass.multiply(last - first, at.inputs, at.others);
+      for_segments(tiling, first, last, [&](const Segment& segment) { take(segment, at); });
+      add_gradient(last - first, at, partial + chunk * kPoints * pass.weight_size);
+    });
+  }
+
+  // Writes dx of a segment, and puts the transformed x where the products were.
+  void take(const Segment& segment, const Buffers& at) const {
+    const int64_t padded = pass.tiling.padded, point_size = pass.tiling.point_size;
+    if (problem.dx != nullptr) multiply_positive(segment, at);
+    for (int64_t c = 0; c < pass.channels; c += width) {
+      float* tiles = at.others + segment.first * padded + c;
+      read_patch(problem.x, segment, 0, c, at.x);
+      if (problem.dx != nullptr) {
+        transform_back(tiles, segment, point_size, padded, at.patch);
+        join(segment, c, at);
+        write_patch(at.patch, problem.x, segment, c, static_cast<float*>(problem.dx));
+      }
+      transform_tiles<GradientTransform, true>(at.x, segment, point_size, padded, tiles);
+    }
+  }
+
+  void multiply_positive(const Segment& segment, const Buffers& at) const {
+    Tile pixels = segment.pixels(problem.x, 0);
+    pixels.pitch = pixels.columns;
+    const int64_t padded = pass.tiling.padded;
+    gather_tile<float>(problem.grad, pixels, true, padded, at.grad);
+    multiply_all<Product, Channels::kVectors, float, float>(
+        {pass.channels, at.grad, padded, weight, 0, pass.zeros, at.positive, padded, padded},
+        pixels.rows * pixels.columns);
+  }
+
+  // Each branch's gradient where it is x's.
+  void join(const Segment& segment, int64_t channel, const Buffers& at) const {
+    const Tile pixels = segment.pixels(problem.x, segment.tiles * kSide);
+    for (int64_t row = 0; row < pixels.rows; ++row) {
+      float* negative = at.patch + row * pixels.pitch * width;
+      const float *x = at.x + row * pixels.pitch * width,
+                  *positive = at.positive + row * pixels.columns * pass.tiling.padded + channel;
+      for (int64_t i = 0; i < pixels.columns; ++i) {
+        V::by_sign(V::load(x + i * width), V::load(positive + i * pass.tiling.padded), V::load(negative + i * width))
+            .store(negative + i * width);
+      }
+    }
+  }
+
+  void add_gradient(int64_t tiles, const Buffers& at, float* sums) const {
+    const int64_t padded = pass.tiling.padded;
+    for (int point = 0; point < kPoints; ++point) {
+      const int64_t first = point * pass.tiling.point_size;
+      const Block<Product, float, float> block{tiles,  at.others + first, 1, at.inputs + first, padded, nullptr,
+                                               sums + point * pass.weight_size, padded, padded, padded};
+      multiply_all<Product, Channels::kSummed>(block, pass.channels);
+    }
+  }
+};
+
+inline void deconv_gradient(const DeconvGradientProblem& problem, const Host& host) {
+  WinogradPass pass(problem.x, host);
+  const int64_t channels = pass.channels, padded = pass.tiling.padded, size = kPoints * pass.weight_size;
+  const int64_t chunks = pass.chunks();
+  float* positive = nullptr;
+  if (problem.dx != nullptr) {
+    pass.transform_weight(problem.deconv_weight);
+    positive = static_cast<float*>(
+        host.scratch(kPartialBias, (channels * padded + channels * channels) * sizeof(float)));
+    pack_transposed(Channels::kVectors, static_cast<const float*>(problem.weight), 0, channels,
+                    positive + channels * padded, positive);
+  }
+  auto* partial = static_cast<float*>(host.scratch(kPartial, chunks * size * sizeof(float)));
+  std::fill(partial, partial + chunks * size, 0.0f);
+  run_chunks(DeconvGradientJob{problem, pass, positive, partial}, pass.tiling.count, chunks, host);
+  run_chunks(WinogradUnpacking{partial, chunks, channels, padded, pass.weight_size,
+                               static_cast<float*>(problem.ddeconv_weight)},
+             channels, std::min(channels, host.threads), host);
+}
