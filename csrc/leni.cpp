@@ -297,44 +297,46 @@ Tensor reborn_input_gradient(const Tensor& grad, const Tensor& x, const Tensor& 
 
 // ---- Reborn's deconvolution, where it is dense, 3×3 and in float -----------------------------------------------
 
-// What its operators ask of x, and of the weight of the convolution that it equals.
-void check_convolution(const char* op, const Tensor& x, const Tensor& weight, bool channels_last) {
+void check_deconvolution(const char* op, const Tensor& x, const Tensor& deconv_weight, bool channels_last) {
   check_activation(op, x, "x", channels_last);
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, op, ": x must be float32");
-  check_parameter(op, weight, "weight", x);
+  check_parameter(op, deconv_weight, "deconv_weight", x);
   const int64_t channels = x.size(1);
-  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(0) == channels && weight.size(1) == channels &&
-                      weight.size(2) == 3 && weight.size(3) == 3,
-                  op, ": weight must be [", channels, ", ", channels, ", 3, 3]");
+  STD_TORCH_CHECK(deconv_weight.dim() == 4 && deconv_weight.size(0) == channels && deconv_weight.size(1) == channels &&
+                      deconv_weight.size(2) == 3 && deconv_weight.size(3) == 3,
+                  op, ": deconv_weight must be [", channels, ", ", channels, ", 3, 3]");
 }
 
-Tensor reborn_convolve(const Tensor& x, const Tensor& weight, bool negative, bool channels_last) {
-  check_convolution("reborn_convolve_cpp", x, weight, channels_last);
-  Tensor y = empty_as(x, channels_last);
-  if (y.numel() == 0) return y;
-  const Tensor w = gathered(weight);
-  kernels().convolve({activation(x, channels_last), w.const_data_ptr(), y.mutable_data_ptr(), negative},
-                     leni::current_host());
-  return y;
+std::tuple<Tensor, Tensor, Tensor> reborn_deconvolve(const Tensor& x, const Tensor& deconv_weight, bool channels_last) {
+  check_deconvolution("reborn_deconvolve_cpp", x, deconv_weight, channels_last);
+  Tensor z = empty_as(x, channels_last);
+  Tensor mean = empty_parameter(x, {x.size(1)}), variance = empty_parameter(x, {x.size(1)});
+  if (z.numel() == 0) return {z, torch::stable::zero_(mean), torch::stable::zero_(variance)};
+  const Tensor d = gathered(deconv_weight);
+  kernels().deconvolve({activation(x, channels_last), d.const_data_ptr(), z.mutable_data_ptr(), mean.mutable_data_ptr(),
+                        variance.mutable_data_ptr()},
+                       leni::current_host());
+  return {z, mean, variance};
 }
 
 std::tuple<Tensor, Tensor> reborn_deconv_gradient(const Tensor& grad, const Tensor& grad_z, const Tensor& x,
                                                   const Tensor& deconv_weight, const Tensor& weight, bool needs_input,
-                                                  bool channels_last) {
+                                                  bool needs_deconv, bool channels_last) {
   constexpr const char* op = "reborn_deconv_gradient_cpp";
-  check_convolution(op, x, deconv_weight, channels_last);
+  check_deconvolution(op, x, deconv_weight, channels_last);
   check_branches(op, x, grad_z, channels_last);
   check_gradient(op, grad, x);
   check_weight(op, weight, x);
   Tensor dx = needs_input ? empty_as(x, channels_last) : torch::stable::new_empty(x, {0});
-  Tensor ddeconv = torch::stable::new_empty(deconv_weight, deconv_weight.sizes());
+  Tensor ddeconv = needs_deconv ? torch::stable::new_empty(deconv_weight, deconv_weight.sizes())
+                                : torch::stable::new_empty(deconv_weight, {0});
   if (x.numel() == 0) return {dx, torch::stable::zero_(ddeconv)};
   const Tensor d = gathered(deconv_weight), w = gathered(weight);
-  leni::DeconvGradientProblem problem{activation(x, channels_last), activation(grad, channels_last),
-                                      activation(grad_z, channels_last), d.const_data_ptr(), w.const_data_ptr()};
-  problem.dx = needs_input ? dx.mutable_data_ptr() : nullptr;
-  problem.ddeconv_weight = ddeconv.mutable_data_ptr();
-  kernels().deconv_gradient(problem, leni::current_host());
+  kernels().deconv_gradient({activation(x, channels_last), activation(grad, channels_last),
+                             activation(grad_z, channels_last), d.const_data_ptr(), w.const_data_ptr(),
+                             needs_input ? dx.mutable_data_ptr() : nullptr,
+                             needs_deconv ? ddeconv.mutable_data_ptr() : nullptr},
+                            leni::current_host());
   return {dx, ddeconv};
 }
 
@@ -349,10 +351,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
   m.def(
       "leni_input_gradient_cpp(Tensor grad, Tensor x, Tensor taps, Tensor weight, Tensor? constant, Tensor? slope, "
       "bool channels_last) -> (Tensor, Tensor)");
-  m.def("reborn_convolve_cpp(Tensor x, Tensor weight, bool negative, bool channels_last) -> Tensor");
+  m.def("reborn_deconvolve_cpp(Tensor x, Tensor deconv_weight, bool channels_last) -> (Tensor, Tensor, Tensor)");
   m.def(
       "reborn_deconv_gradient_cpp(Tensor grad, Tensor grad_z, Tensor x, Tensor deconv_weight, Tensor weight, "
-      "bool needs_input, bool channels_last) -> (Tensor, Tensor)");
+      "bool needs_input, bool needs_deconv, bool channels_last) -> (Tensor, Tensor)");
   m.def("reborn_tail_cpp(Tensor x, Tensor z, Tensor weight, Tensor bias, bool channels_last) -> Tensor");
   m.def("reborn_statistics_cpp(Tensor z, bool channels_last) -> (Tensor, Tensor)");
   m.def(
@@ -370,7 +372,7 @@ STABLE_TORCH_LIBRARY_IMPL(leni_kernels, CPU, m) {
   m.impl("leni_statistics_cpp", TORCH_BOX(&leni_statistics));
   m.impl("leni_weight_gradient_cpp", TORCH_BOX(&leni_weight_gradient));
   m.impl("leni_input_gradient_cpp", TORCH_BOX(&leni_input_gradient));
-  m.impl("reborn_convolve_cpp", TORCH_BOX(&reborn_convolve));
+  m.impl("reborn_deconvolve_cpp", TORCH_BOX(&reborn_deconvolve));
   m.impl("reborn_deconv_gradient_cpp", TORCH_BOX(&reborn_deconv_gradient));
   m.impl("reborn_tail_cpp", TORCH_BOX(&reborn_tail));
   m.impl("reborn_statistics_cpp", TORCH_BOX(&reborn_statistics));

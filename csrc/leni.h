@@ -71,18 +71,19 @@ struct BranchGradientProblem {
   void* out;
 };
 
-// The dense 3×3 correlation of x, or of min(x, 0) where ``negative``, with weight [C, C, 3, 3], stride 1 and padding
-// 1, in float; y is contiguous in x's order.
-struct ConvolutionProblem {
+// z = deconv_weight ⋆ᵀ min(x, 0), dense and 3×3 with stride 1 and padding 1, in float, and its mean and variance
+// (biased), [C]. deconv_weight [C, C, 3, 3] is contiguous; z is contiguous in x's order.
+struct DeconvolutionProblem {
   Activation x;
-  const void* weight;
-  void* y;
-  bool negative;
+  const void* deconv_weight;
+  void* z;
+  void* mean;
+  void* variance;
 };
 
 // The gradients of x and of deconv_weight [C, C, 3, 3] in y = weight · [max(x, 0); deconv_weight ⋆ᵀ min(x, 0)] + bias,
-// in float, for a gradient ``grad`` of y, of any strides, and ``grad_z`` of the deconvolution. dx, or null, is
-// contiguous in x's order.
+// in float, for a gradient ``grad`` of y, of any strides, and ``grad_z`` of the deconvolution. dx is contiguous in x's
+// order; either may be null.
 struct DeconvGradientProblem {
   Activation x;
   Activation grad;
@@ -101,7 +102,7 @@ struct Kernels {
   void (*weight_gradient)(const GradientProblem& problem, const Host& host);  // dweight and dbias
   void (*input_gradient)(const GradientProblem& problem, const Host& host);   // dx and dtaps
   void (*branch_gradient)(const BranchGradientProblem& problem, const Host& host);
-  void (*convolve)(const ConvolutionProblem& problem, const Host& host);
+  void (*deconvolve)(const DeconvolutionProblem& problem, const Host& host);
   void (*deconv_gradient)(const DeconvGradientProblem& problem, const Host& host);
 };
 

@@ -32,7 +32,7 @@ namespace leni::avx2 {
 
 namespace leni {
 const Kernels avx2_kernels{&avx2::folded, &avx2::statistics, &avx2::weight_gradient, &avx2::input_gradient,
-                           &avx2::branch_gradient, &avx2::convolve, &avx2::deconv_gradient};
+                           &avx2::branch_gradient, &avx2::deconvolve, &avx2::deconv_gradient};
 }  // namespace leni
 
 #endif

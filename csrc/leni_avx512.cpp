@@ -32,7 +32,7 @@ namespace leni::avx512 {
 
 namespace leni {
 const Kernels avx512_kernels{&avx512::folded, &avx512::statistics, &avx512::weight_gradient, &avx512::input_gradient,
-                             &avx512::branch_gradient, &avx512::convolve, &avx512::deconv_gradient};
+                             &avx512::branch_gradient, &avx512::deconvolve, &avx512::deconv_gradient};
 }  // namespace leni
 
 #endif

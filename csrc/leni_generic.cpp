@@ -26,5 +26,5 @@ namespace leni::generic {
 
 namespace leni {
 const Kernels generic_kernels{&generic::folded, &generic::statistics, &generic::weight_gradient,
-                              &generic::input_gradient, &generic::branch_gradient, &generic::convolve, &generic::deconv_gradient};
+                              &generic::input_gradient, &generic::branch_gradient, &generic::deconvolve, &generic::deconv_gradient};
 }  // namespace leni

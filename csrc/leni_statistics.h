@@ -18,6 +18,31 @@ struct Moments {
   }
 };
 
+// Adds a tile's sums of one feature, of ``count`` distances from ``minus_shift``'s negative and of their squares, to its
+// moments, or only moves the shift to the tile's mean. What the shift of the next tile is off by is part of the variance
+// itself.
+template <class Scale>
+inline void merge_tile(double count, double distances, double squares, bool kept, Scale& minus_shift,
+                       Moments& moments) {
+  const double mean = distances / count;
+  if (kept) moments.merge(count, mean - minus_shift, std::max(squares - mean * distances, 0.0));
+  minus_shift = static_cast<Scale>(minus_shift - mean);
+}
+
+// The chunks' moments [chunk][features], in their order.
+template <class Scale>
+inline void merge_chunks(const Moments* moments, int64_t chunks, int64_t features, void* mean, void* variance) {
+  for (int64_t f = 0; f < features; ++f) {
+    Moments all;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const Moments& part = moments[chunk * features + f];
+      all.merge(part.count, part.mean, part.squares);
+    }
+    static_cast<Scale*>(mean)[f] = static_cast<Scale>(all.mean);
+    static_cast<Scale*>(variance)[f] = static_cast<Scale>(all.squares / all.count);
+  }
+}
+
 // The sums over a tile of a branch's distances from ``minus_shift``'s negative, and of their squares.
 template <class Scale>
 struct BranchSums {
@@ -119,14 +144,12 @@ struct StatisticsJob {
     for (int64_t index = begin; index < end; ++index) {
       const Tile tile = tiling.tile(index, problem.x);
       const double count = static_cast<double>(tile.rows * tile.columns);
-      // Distances are taken from the mean of the tile before: what that is off by is part of the variance itself.
+      // Distances are taken from the mean of the tile before, or for the first from its own.
       for (int pass = index == begin ? 0 : 1; pass < 2; ++pass) {
         take(tile, minus_shift, distances, squares);
         for (int64_t f = 0; f < features; ++f) {
           const int64_t at = f < problem.x.channels ? f : f - problem.x.channels + padded;
-          const double mean = distances[at] / count, squared = squares[at] - mean * distances[at];
-          if (pass == 1) moments[chunk * features + f].merge(count, mean - minus_shift[at], std::max(squared, 0.0));
-          minus_shift[at] = static_cast<Scale>(minus_shift[at] - mean);
+          merge_tile(count, distances[at], squares[at], pass == 1, minus_shift[at], moments[chunk * features + f]);
         }
       }
     }
@@ -154,15 +177,7 @@ void statistics(const StatisticsProblem& problem, const Host& host) {
   std::fill(moments, moments + chunks * features, Moments{});
   const StatisticsJob<K, T, Scale> job{problem, host, {x, problem.taps, taps, &x}, tiling, features, moments};
   run_chunks(job, tiles, chunks, host);
-  for (int64_t f = 0; f < features; ++f) {
-    Moments all;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const Moments& part = moments[chunk * features + f];
-      all.merge(part.count, part.mean, part.squares);
-    }
-    static_cast<Scale*>(problem.mean)[f] = static_cast<Scale>(all.mean);
-    static_cast<Scale*>(problem.variance)[f] = static_cast<Scale>(all.squares / all.count);
-  }
+  merge_chunks<Scale>(moments, chunks, features, problem.mean, problem.variance);
 }
 
 struct StatisticsPass : Pass<StatisticsProblem> {

@@ -1,11 +1,12 @@
-// Reborn's dense 3×3 deconvolution in training, as a convolution, and the last pass of its backward.
+// Reborn's dense 3×3 deconvolution in training, z = D ⋆ᵀ min(x, 0), and the last pass of its backward.
 //
-// T is the bytes of one activation tensor. The convolution reads x and writes y, 2T: the least. The last pass reads the
-// gradients of z and of y and x, and writes x's gradient, 4T: the deconvolution's gradient goes to no memory, since it
-// meets the positive branch's where its tiles are transformed back, and D's gradient shares the transformed gradient of
-// z. Overlaps of tiles come from cache, where the transformed tiles stay. Saves nothing.
+// T is the bytes of one activation tensor. Forward reads x and writes z, 2T, the least: the statistics of z are summed
+// where its tiles are transformed back. The last pass reads the gradients of z and of y and x, and writes x's gradient,
+// 4T: what goes through the deconvolution is written to no memory, since it meets the positive branch's gradient where
+// its tiles are transformed back, and D's gradient shares the transformed gradient of z. Overlaps of tiles come from
+// cache, where the transformed tiles stay. Saves nothing.
 //
-// Included once per ISA object, after winograd.h. In float.
+// Included once per ISA object, after winograd.h and leni_statistics.h. In float.
 
 // What both passes do with a block of tiles, from ``begin`` to ``end``.
 struct WinogradPass {
@@ -24,18 +25,20 @@ struct WinogradPass {
 
   int64_t chunks() const { return std::min(tiling.count, host.threads); }
 
-  void transform_weight(const void* raw) {
+  void transform_weight(const void* raw, bool transposed) {
     auto* packed = static_cast<float*>(host.scratch(kShared, (kPoints * weight_size + tiling.padded) * sizeof(float)));
     std::fill(packed + kPoints * weight_size, packed + kPoints * weight_size + tiling.padded, 0.0f);
-    run_chunks(WinogradPacking{static_cast<const float*>(raw), channels, weight_size, packed}, channels,
+    run_chunks(WinogradPacking{static_cast<const float*>(raw), transposed, channels, weight_size, packed}, channels,
                std::min(channels, host.threads), host);
     weight = packed;
     zeros = packed + kPoints * weight_size;
   }
 
-  // Room for a block's tiles, and for one vector of channels of a segment, where transposing reaches a vector further.
+  // Room for a block's tiles and one point more, and for one vector of channels of a segment, where transposing reaches
+  // a vector further.
   float* tiles(int slot) const {
-    return static_cast<float*>(host.scratch(slot, (kPoints * tiling.point_size + tiling.padded) * sizeof(float)));
+    const int64_t values = (kPoints + 1) * tiling.point_size + tiling.padded;
+    return static_cast<float*>(host.scratch(slot, values * sizeof(float)));
   }
   float* patch(int slot) const {
     const int64_t columns = std::min(tiling.across, tiling.block) * kSide + 2 + width;
@@ -69,40 +72,77 @@ struct WinogradPass {
   }
 };
 
-// ---- the convolution ---------------------------------------------------------------------------------------
+// ---- forward -----------------------------------------------------------------------------------------------
 
-struct ConvolutionJob {
-  const ConvolutionProblem& problem;
+struct DeconvolutionJob {
+  using V = WinogradVec;
+
+  const DeconvolutionProblem& problem;
   const WinogradPass& pass;
+  Moments* moments;  // [chunk][C]
 
-  void run(int64_t, int64_t begin, int64_t end) const {
-    float *inputs = pass.tiles(kExpanded), *products = pass.tiles(kGradient), *patch = pass.patch(kPadded);
+  // A chunk's buffers: tiles of x and of products, one vector of a segment's channels, and, of each channel, the
+  // negative shift of its values and a block's sums of their distances from it and of the squares of these.
+  struct Buffers {
+    float *inputs, *products, *patch, *minus_shift, *distances, *squares;
+  };
+
+  void run(int64_t chunk, int64_t begin, int64_t end) const {
+    const WinogradTiling& tiling = pass.tiling;
+    auto* sums = static_cast<float*>(pass.host.scratch(kNegativeRaw, 3 * tiling.padded * sizeof(float)));
+    std::fill(sums, sums + tiling.padded, 0.0f);
+    // A point's products take the place of what was multiplied for the point before, which the cache still has.
+    float* products = pass.tiles(kExpanded);
+    const Buffers at{products + tiling.point_size, products, pass.patch(kPadded), sums, sums + tiling.padded,
+                     sums + 2 * tiling.padded};
     pass.for_blocks(begin, end, [&](int64_t first, int64_t last) {
-      if (problem.negative) {
-        pass.transform<true>(problem.x, first, last, patch, inputs);
-      } else {
-        pass.transform<false>(problem.x, first, last, patch, inputs);
-      }
-      pass.multiply(last - first, inputs, products);
-      write(first, last, products, patch);
+      pass.transform<true>(problem.x, first, last, at.patch, at.inputs);
+      pass.multiply(last - first, at.inputs, at.products);
+      // The first block's distances are from its own mean, the others' from the mean of the block before.
+      if (first == begin) write(first, last, at, false, chunk);
+      write(first, last, at, true, chunk);
     });
   }
 
-  void write(int64_t begin, int64_t end, const float* products, float* patch) const {
+  void write(int64_t begin, int64_t end, const Buffers& at, bool kept, int64_t chunk) const {
     const WinogradTiling& tiling = pass.tiling;
+    int64_t count = 0;
+    std::fill(at.distances, at.distances + 2 * tiling.padded, 0.0f);
     for_segments(tiling, begin, end, [&](const Segment& segment) {
-      for (int64_t c = 0; c < pass.channels; c += WinogradVec::width) {
-        transform_back(products + segment.first * tiling.padded + c, segment, tiling.point_size, tiling.padded, patch);
-        write_patch(patch, problem.x, segment, c, static_cast<float*>(problem.y));
+      const Tile pixels = segment.pixels(problem.x, segment.tiles * kSide);
+      count += pixels.rows * pixels.columns;
+      for (int64_t c = 0; c < pass.channels; c += V::width) {
+        transform_back(at.products + segment.first * tiling.padded + c, segment, tiling.point_size, tiling.padded,
+                       at.patch);
+        add(pixels, c, at);
+        if (kept) write_patch(at.patch, problem.x, segment, c, static_cast<float*>(problem.z));
       }
     });
+    for (int64_t c = 0; c < pass.channels; ++c) {
+      merge_tile(static_cast<double>(count), at.distances[c], at.squares[c], kept, at.minus_shift[c],
+                 moments[chunk * pass.channels + c]);
+    }
+  }
+
+  void add(const Tile& pixels, int64_t channel, const Buffers& at) const {
+    BranchSums<float> sums{V::load(at.minus_shift + channel), V::load(at.distances + channel),
+                           V::load(at.squares + channel)};
+    for (int64_t row = 0; row < pixels.rows; ++row) {
+      for (int64_t i = 0; i < pixels.columns; ++i) sums.add(V::load(at.patch + (row * pixels.pitch + i) * V::width));
+    }
+    sums.distances.store(at.distances + channel);
+    sums.squares.store(at.squares + channel);
   }
 };
 
-inline void convolve(const ConvolutionProblem& problem, const Host& host) {
+inline void deconvolve(const DeconvolutionProblem& problem, const Host& host) {
   WinogradPass pass(problem.x, host);
-  pass.transform_weight(problem.weight);
-  run_chunks(ConvolutionJob{problem, pass}, pass.tiling.count, pass.chunks(), host);
+  pass.transform_weight(problem.deconv_weight, true);
+  const int64_t chunks = pass.chunks();
+  auto* moments = static_cast<Moments*>(host.scratch(kPartial, chunks * pass.channels * sizeof(Moments)));
+  std::fill(moments, moments + chunks * pass.channels, Moments{});
+  run_chunks(DeconvolutionJob{problem, pass, moments}, pass.tiling.count, chunks, host);
+  merge_chunks<float>(moments, chunks, pass.channels, problem.mean, problem.variance);
 }
 
 // ---- the last pass of the backward -------------------------------------------------------------------------
@@ -115,7 +155,7 @@ struct DeconvGradientJob {
   const DeconvGradientProblem& problem;
   const WinogradPass& pass;
   const float* weight;  // of the positive branch, packed for the product from dy
-  float* partial;       // [chunk][36][C][C padded]: D's gradient, transformed
+  float* partial;       // [chunk][36][C][C padded]: D's gradient, transformed, or null
 
   // A chunk's buffers: tiles of z's gradient, tiles of products and then of x, one vector of a segment's channels of
   // either gradient of x and of x, and all of a segment's channels of dy and of the positive branch's gradient.
@@ -129,11 +169,13 @@ struct DeconvGradientJob {
     auto* grad = static_cast<float*>(pass.host.scratch(kPositiveRaw, 2 * pixels * sizeof(float)));
     const Buffers at{pass.tiles(kExpanded), pass.tiles(kGradient), pass.patch(kPadded), pass.patch(kNegativeRaw),
                      grad,                  grad + pixels};
+    float* sums = partial == nullptr ? nullptr : partial + chunk * kPoints * pass.weight_size;
+    if (sums != nullptr) std::fill(sums, sums + kPoints * pass.weight_size, 0.0f);
     pass.for_blocks(begin, end, [&](int64_t first, int64_t last) {
       pass.transform<false>(problem.grad_z, first, last, at.patch, at.inputs);
       if (problem.dx != nullptr) pass.multiply(last - first, at.inputs, at.others);
       for_segments(tiling, first, last, [&](const Segment& segment) { take(segment, at); });
-      add_gradient(last - first, at, partial + chunk * kPoints * pass.weight_size);
+      if (sums != nullptr) add_gradient(last - first, at, sums);
     });
   }
 
@@ -149,7 +191,7 @@ struct DeconvGradientJob {
         join(segment, c, at);
         write_patch(at.patch, problem.x, segment, c, static_cast<float*>(problem.dx));
       }
-      transform_tiles<GradientTransform, true>(at.x, segment, point_size, padded, tiles);
+      if (partial != nullptr) transform_tiles<GradientTransform, true>(at.x, segment, point_size, padded, tiles);
     }
   }
 
@@ -192,17 +234,19 @@ inline void deconv_gradient(const DeconvGradientProblem& problem, const Host& ho
   WinogradPass pass(problem.x, host);
   const int64_t channels = pass.channels, padded = pass.tiling.padded, size = kPoints * pass.weight_size;
   const int64_t chunks = pass.chunks();
-  float* positive = nullptr;
+  float *positive = nullptr, *partial = nullptr;
   if (problem.dx != nullptr) {
-    pass.transform_weight(problem.deconv_weight);
+    pass.transform_weight(problem.deconv_weight, false);
     positive = static_cast<float*>(
         host.scratch(kPartialBias, (channels * padded + channels * channels) * sizeof(float)));
     pack_transposed(Channels::kVectors, static_cast<const float*>(problem.weight), 0, channels,
                     positive + channels * padded, positive);
   }
-  auto* partial = static_cast<float*>(host.scratch(kPartial, chunks * size * sizeof(float)));
-  std::fill(partial, partial + chunks * size, 0.0f);
+  if (problem.ddeconv_weight != nullptr) {
+    partial = static_cast<float*>(host.scratch(kPartial, chunks * size * sizeof(float)));
+  }
   run_chunks(DeconvGradientJob{problem, pass, positive, partial}, pass.tiling.count, chunks, host);
+  if (partial == nullptr) return;
   run_chunks(WinogradUnpacking{partial, chunks, channels, padded, pass.weight_size,
                                static_cast<float*>(problem.ddeconv_weight)},
              channels, std::min(channels, host.threads), host);

@@ -216,10 +216,12 @@ inline void transform_back(const float* products, const Segment& segment, int64_
 
 // ---- the transforms of the weight and of its gradient ------------------------------------------------------
 
-// GwGᵀ of weight [C][C][3][3], as 36 panels of packed weights, ``point_size`` apart.
+// GwGᵀ of weight [C][C][3][3], or of the weight of a transposed convolution as that of the convolution it equals, as 36
+// panels of packed weights, ``point_size`` apart.
 struct WinogradPacking {
   using V = WinogradVec;
   const float* weight;
+  bool transposed;
   int64_t channels, point_size;
   float* packed;
 
@@ -238,8 +240,10 @@ struct WinogradPacking {
 
   void vector(int64_t first, int64_t c, float* to) const {
     float taps[9][V::width] = {};
+    const int64_t output = transposed ? 1 : channels, input = transposed ? channels : 1;
     for (int64_t o = 0; o < std::min<int64_t>(V::width, channels - first); ++o) {
-      for (int t = 0; t < 9; ++t) taps[t][o] = weight[((first + o) * channels + c) * 9 + t];
+      const float* from = weight + ((first + o) * output + c * input) * 9;
+      for (int t = 0; t < 9; ++t) taps[transposed ? 8 - t : t][o] = from[t];
     }
     for (int i = 0; i < 6; ++i) {
       V line[3];

@@ -55,28 +55,28 @@ class RebornKernels(NamedTuple):
     """(grad, z, weight, constant, slope, channels_last) -> z's gradient"""
     input_gradient: Any
     """(grad, x, negative, weight, channels_last) -> x's gradient, ``negative`` where x < 0"""
-    convolve: Any = None
-    """(x, weight, negative, channels_last) -> the 3×3 convolution of x, or of min(x, 0) where ``negative``"""
+    deconvolve: Any = None
+    """(x, D, channels_last) -> z, mean, variance, for a dense 3×3 D"""
     deconv_gradient: Any = None
-    """(grad, z's gradient, x, D, weight, needs_input, channels_last) -> x's gradient, if it is needed, and D's"""
+    """(grad, z's gradient, x, D, weight, needs_input, needs_deconv, channels_last) -> x's and D's gradients"""
 
 
 _TAIL = tuple(name for name in RebornKernels._fields if name not in RebornKernels._field_defaults)
-"""What every backend has; without the convolutions the library's serve."""
+"""What every backend has; without the others the library deconvolves."""
 
 
 def _parameter_of(x: Tensor, *shape: int) -> Tensor:
     return x.new_empty(shape, dtype=reference.folding_dtype(x.dtype))
 
 
-def _fake_reborn_convolve(x: Tensor, weight: Tensor, negative: bool, channels_last: bool) -> Tensor:
-    return empty_as(x, channels_last)
+def _fake_reborn_deconvolve(x: Tensor, deconv_weight: Tensor, channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return empty_as(x, channels_last), *_fake_reborn_statistics(x, channels_last)
 
 
 def _fake_reborn_deconv_gradient(grad: Tensor, grad_z: Tensor, x: Tensor, deconv_weight: Tensor, weight: Tensor,
-                                 needs_input: bool, channels_last: bool) -> tuple[Tensor, Tensor]:
+                                 needs_input: bool, needs_deconv: bool, channels_last: bool) -> tuple[Tensor, Tensor]:
     return (empty_as(x, channels_last) if needs_input else x.new_empty(0),
-            deconv_weight.new_empty(deconv_weight.shape))
+            deconv_weight.new_empty(deconv_weight.shape if needs_deconv else 0))
 
 
 def _fake_reborn_tail(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, channels_last: bool) -> Tensor:
@@ -105,7 +105,7 @@ def _fake_reborn_input_gradient(grad: Tensor, x: Tensor, negative: Tensor, weigh
 
 _REBORN_FAKES = RebornKernels(
     _fake_reborn_tail, _fake_reborn_statistics, _fake_reborn_weight_gradient, _fake_reborn_negative_gradient,
-    _fake_reborn_input_gradient, _fake_reborn_convolve, _fake_reborn_deconv_gradient)
+    _fake_reborn_input_gradient, _fake_reborn_deconvolve, _fake_reborn_deconv_gradient)
 
 MOST_CONVOLVED_CHANNELS = 256
 """Beyond them a thread would keep more than 9 MiB of transformed weights."""
@@ -118,27 +118,28 @@ class _Deconvolution:
                  trains: bool) -> None:
         self.kernels, self.weight, self.groups, self.channels_last = kernels, weight, groups, channels_last
         # The kernels spread a NaN over a tile of pixels: no harm where the batch's statistics spread it to all.
-        self.fused = (kernels.convolve is not None and trains and groups == 1 and weight.shape[-1] == 3
+        self.fused = (kernels.deconvolve is not None and trains and groups == 1 and weight.shape[-1] == 3
                       and x.dtype == torch.float32 and x.shape[1] <= MOST_CONVOLVED_CHANNELS)
 
     def _of_library(self, tensor: Tensor) -> Tensor:
         # A copy only where sizes of 1 let the library choose the other of two equal layouts.
         return tensor.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """z, and its mean and variance where they come with it."""
         if self.fused:
-            return self.kernels.convolve(x, reference.flipped(self.weight, 1), True, self.channels_last)
-        return self._of_library(reference.reborn_deconvolve(x, self.weight, self.groups))
+            return self.kernels.deconvolve(x, self.weight, self.channels_last)
+        return self._of_library(reference.reborn_deconvolve(x, self.weight, self.groups)),
 
     def backward(self, grad: Tensor, grad_z: Tensor, x: Tensor, weight: Tensor, needs_x: bool,
                  needs_deconv: bool) -> tuple[Tensor, Tensor]:
         """The gradients of x, through both branches of the tail with this ``weight``, and D; empty unless needed."""
-        if self.fused and needs_deconv:
-            return self.kernels.deconv_gradient(grad, grad_z, x, self.weight, weight, needs_x, self.channels_last)
+        if self.fused:
+            return self.kernels.deconv_gradient(grad, grad_z, x, self.weight, weight, needs_x, needs_deconv,
+                                                self.channels_last)
         grad_x = grad_deconv = x.new_empty(0)
         if needs_x:
-            negative = (self.kernels.convolve(grad_z, self.weight, False, self.channels_last) if self.fused else
-                        self._of_library(reference.reborn_deconvolve_backward(grad_z, self.weight, self.groups)))
+            negative = self._of_library(reference.reborn_deconvolve_backward(grad_z, self.weight, self.groups))
             grad_x = self.kernels.input_gradient(grad, x, negative, weight, self.channels_last)
         if needs_deconv:
             grad_deconv = reference.reborn_deconv_gradient(grad_z, x, self.weight, self.groups).contiguous()
@@ -156,10 +157,10 @@ def _define_reborn_training(backend: str, kernels: RebornKernels) -> Any:
                 compress_bias: Tensor, mean: Tensor | None, variance: Tensor | None, eps: float, groups: int,
                 channels_last: bool, group: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         norm = NegativeNorm(norm_weight, norm_bias, compress_weight, compress_bias, eps)
-        z = _Deconvolution(kernels, x, deconv_weight, groups, channels_last, mean is None).forward(x)
+        z, *of_z = _Deconvolution(kernels, x, deconv_weight, groups, channels_last, mean is None).forward(x)
         count = norm_weight.new_full((), values_of(x))
         if mean is None or variance is None:
-            statistics = Statistics(*kernels.statistics(z, channels_last), count)
+            statistics = Statistics(*(of_z or kernels.statistics(z, channels_last)), count)
             mean, variance, count = merged_over(group, statistics) if group else statistics
         else:
             mean, variance = mean.clone(), variance.clone()  # an operator's outputs are no views of its inputs

@@ -116,19 +116,20 @@ def test_dense_deconvolution_in_float32(kernel_backend, channels, layout):
         x, grad_z, grad = (laid_out(layout, batch, channels, height, width)[..., :max(width - 1, 1)] for _ in range(3))
         grad = grad.transpose(2, 3).contiguous().transpose(2, 3) if height > 1 else grad
         deconv, weight = torch.randn(channels, channels, 3, 3), torch.randn(channels, 2 * channels)
-        for negative in (False, True):
-            read = x.double().clamp(max=0) if negative else x.double()
-            exact = torch.nn.functional.conv2d(read, deconv.double(), padding=1)
-            got = operators.reborn_convolve_cpp(x, deconv, negative, channels_last)
-            assert got.is_contiguous(memory_format=layout)
-            assert (got - exact).abs().max() <= 5e-6 * exact.abs().max()
         leaves = x.double().requires_grad_(), deconv.double().requires_grad_()
         z = torch.nn.functional.conv_transpose2d(leaves[0].clamp(max=0), leaves[1], padding=1)
+        got = operators.reborn_deconvolve_cpp(x, deconv, channels_last)
+        assert got[0].is_contiguous(memory_format=layout)
+        variance, mean = torch.var_mean(z, (0, 2, 3), correction=0)
+        for each, exact in zip(got, (z, mean, variance), strict=True):
+            assert (each - exact).abs().max() <= 5e-6 * exact.abs().max()
         positive = torch.einsum("of,nfhw->nohw", weight[:, :channels].double(), leaves[0].clamp(min=0))
         exact_x, exact_deconv = torch.autograd.grad((positive, z), leaves, (grad.double(), grad_z.double()))
-        for needs_input in (True, False):
-            dx, got = operators.reborn_deconv_gradient_cpp(grad, grad_z, x, deconv, weight, needs_input, channels_last)
-            assert (got - exact_deconv).abs().max() <= 5e-6 * exact_deconv.abs().max()
+        for needs_input, needs_deconv in ((True, True), (True, False), (False, True)):
+            dx, ddeconv = operators.reborn_deconv_gradient_cpp(grad, grad_z, x, deconv, weight, needs_input,
+                                                               needs_deconv, channels_last)
+            if needs_deconv:
+                assert (ddeconv - exact_deconv).abs().max() <= 5e-6 * exact_deconv.abs().max()
             if needs_input:
                 assert dx.is_contiguous(memory_format=layout)
                 assert (dx - exact_x).abs().max() <= 5e-6 * exact_x.abs().max()
@@ -371,8 +372,8 @@ def test_opcheck(channels_last):
     weight, bias, deconv, vector = torch.randn(C, 2 * C), torch.randn(C), torch.randn(C, C, 3, 3), torch.rand(C) + 0.5
     operators = torch.ops.leni_kernels
     checked = {
-        operators.reborn_convolve_cpp: (x, deconv, True),
-        operators.reborn_deconv_gradient_cpp: (grad, z, x, deconv, weight, True),
+        operators.reborn_deconvolve_cpp: (x, deconv),
+        operators.reborn_deconv_gradient_cpp: (grad, z, x, deconv, weight, True, True),
         operators.reborn_tail_cpp: (x, z, weight, bias),
         operators.reborn_statistics_cpp: (z,),
         operators.reborn_weight_gradient_cpp: (grad, x, z, torch.randn(2 * C)),
