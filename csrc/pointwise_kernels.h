@@ -12,6 +12,7 @@
 constexpr int64_t kBlock = 2048;          // elements of a block, at most
 constexpr int64_t kChunk = 32768;         // elements that share a partial sum by columns, about
 constexpr int64_t kWorthThreads = 32768;  // elements; waking threads for less takes longer than the work
+constexpr int64_t kAheadBytes = 2048;     // how far ahead of what is read memory is fetched
 
 enum Slot { kBlockOfX, kBlockOfGrad, kSecondBlockOfGrad, kPartialSums };  // of scratch memory
 
@@ -64,6 +65,15 @@ template <class V, class T>
 inline V load(const T* pointer, Lanes lanes) {
   return V::load(pointer, lanes);
 }
+
+// Loads what is read once, and fetches what will be read soon: left to itself the CPU fetches less far ahead, and
+// nothing beyond a page.
+template <class V, class T, class L>
+inline V read(const T* pointer, L lanes) {
+  __builtin_prefetch(reinterpret_cast<const char*>(pointer) + kAheadBytes);
+  return load<V>(pointer, lanes);
+}
+
 template <class V, class T>
 inline void store(V vector, T* pointer, AllLanes, bool past_caches = false) {
   if (past_caches && reinterpret_cast<uintptr_t>(pointer) % (V::width * sizeof(T)) == 0) {
@@ -202,7 +212,7 @@ struct ShortRows {
     const int64_t start = p.first + first * p.run, last = rows * p.run;
     const T* x = block<T>(p.x, start, last, kBlockOfX, host);
     const auto take = [&](int64_t i, const V* parameters, auto lanes) {
-      store(F::forward(load<V>(x + i, lanes), parameters), y + start + i, lanes, past_caches);
+      store(F::forward(read<V>(x + i, lanes), parameters), y + start + i, lanes, past_caches);
     };
     V parameters[F::parameters], next[F::parameters], both[F::parameters];
     int64_t i = 0, number = first % p.period;
@@ -236,7 +246,7 @@ void forward_by_rows(const Problem& p, T* y, const Host& host) {
       V parameters[F::parameters];
       broadcast_parameters<F, Scale<T>>(p, number, parameters);
       for_vectors<V>(length, [&](int64_t i, auto lanes) {
-        store(F::forward(load<V>(x + i, lanes), parameters), y + start + i, lanes, past_caches);
+        store(F::forward(read<V>(x + i, lanes), parameters), y + start + i, lanes, past_caches);
       });
     });
   });
@@ -258,7 +268,7 @@ void backward_by_rows(const GradientProblem& p, const Host& host) {
       broadcast_parameters<F, S>(p, number, parameters);
       for (V& vector : sums) vector = V::zero();
       for_vectors<V>(length, [&](int64_t i, auto lanes) {
-        const V result = F::backward(load<V>(grad + i, lanes), load<V>(x + i, lanes), parameters, sums);
+        const V result = F::backward(read<V>(grad + i, lanes), read<V>(x + i, lanes), parameters, sums);
         if constexpr (kInput) store(result, dx + start + i, lanes, past_caches);
       });
       if constexpr (kSums) {
@@ -281,13 +291,13 @@ void backward_by_rows(const GradientProblem& p, const Host& host) {
 
 // ---- parameters by columns --------------------------------------------------------------------------------
 
-// [rows, period] in tiles: rows in chunks that share partial sums, columns in blocks. The last row may be shorter.
+// [rows, period] in tiles: rows in chunks of about so many ``elements``, columns in blocks. The last row may be shorter.
 struct Tiles {
   int64_t rows, chunk_rows, chunks, blocks;
 
-  explicit Tiles(const Problem& p)
+  Tiles(const Problem& p, int64_t elements)
       : rows(ceil_div(p.count, p.period)),
-        chunk_rows(std::max<int64_t>(1, kChunk / std::min(p.period, kBlock))),
+        chunk_rows(std::max<int64_t>(1, elements / std::min(p.period, kBlock))),
         chunks(ceil_div(rows, chunk_rows)),
         blocks(ceil_div(p.period, kBlock)) {}
 };
@@ -314,7 +324,7 @@ inline void load_parameters(const Problem& p, int64_t column, L lanes, Vec<S>* t
 template <class F, class T>
 void forward_by_columns(const Problem& p, T* y, const Host& host) {
   using V = Vec<Scale<T>>;
-  const Tiles tiles(p);
+  const Tiles tiles(p, 4 * kBlock);  // few rows: x is read nearly in the order of memory
   const bool past_caches = streams<T>(p.count, p.period);
   in_threads(tiles.chunks * tiles.blocks, p.count, host, [&](int64_t begin, int64_t end) {
     for_rows_of_tiles(p, tiles, begin, end, [&](int64_t, int64_t column, int64_t length, int64_t start) {
@@ -322,7 +332,7 @@ void forward_by_columns(const Problem& p, T* y, const Host& host) {
       for_vectors<V>(length, [&](int64_t i, auto lanes) {
         V parameters[F::parameters];
         load_parameters<F, Scale<T>>(p, column + i, lanes, parameters);
-        store(F::forward(load<V>(x + i, lanes), parameters), y + start + i, lanes, past_caches);
+        store(F::forward(read<V>(x + i, lanes), parameters), y + start + i, lanes, past_caches);
       });
     });
   });
@@ -332,7 +342,7 @@ template <class F, class T, bool kInput, bool kSums>
 void backward_by_columns(const GradientProblem& p, const Host& host) {
   using S = Scale<T>;
   using V = Vec<S>;
-  const Tiles tiles(p);
+  const Tiles tiles(p, kChunk);
   // [chunks, parameters, period]; each tile has its columns of its chunk's to itself.
   const int64_t size = tiles.chunks * F::parameters * p.period;
   S* partial = kSums ? static_cast<S*>(host.scratch(kPartialSums, size * sizeof(S))) : nullptr;
@@ -350,7 +360,7 @@ void backward_by_columns(const GradientProblem& p, const Host& host) {
         for (int j = 0; j < F::parameters; ++j) {
           sums[j] = kSums ? load<V>(chunk_sums + j * p.period + i, lanes) : V::zero();
         }
-        const V result = F::backward(load<V>(grad + i, lanes), load<V>(x + i, lanes), parameters, sums);
+        const V result = F::backward(read<V>(grad + i, lanes), read<V>(x + i, lanes), parameters, sums);
         if constexpr (kInput) store(result, dx + start + i, lanes, past_caches);
         if constexpr (kSums) {
           for (int j = 0; j < F::parameters; ++j) store(sums[j], chunk_sums + j * p.period + i, lanes);
@@ -403,7 +413,7 @@ void crelu_of(const CReluProblem& p, const Host& host) {
       T* y = static_cast<T*>(p.y) + row * 2 * p.inner + column;
       for (int64_t r = 0; r < rows; ++r, x += columns, y += 2 * p.inner) {
         for_vectors<V>(columns, [&](int64_t i, auto lanes) {
-          const V value = load<V>(x + i, lanes), negated{-value.v};
+          const V value = read<V>(x + i, lanes), negated{-value.v};
           store(value.positive(), y + i, lanes, past_caches);
           store(negated.positive(), y + p.inner + i, lanes, past_caches);
         });
@@ -429,8 +439,8 @@ void crelu_backward_of(const CReluGradientProblem& p, const Host& host) {
           whole ? first + columns : block<T>(p.grad, grad_start + p.inner, columns, kSecondBlockOfGrad, host);
       for (int64_t r = 0; r < rows; ++r, x += columns, dx += columns, first += 2 * columns, second += 2 * columns) {
         for_vectors<V>(columns, [&](int64_t i, auto lanes) {
-          const V value = load<V>(x + i, lanes);
-          const V positive = load<V>(first + i, lanes), negative = load<V>(second + i, lanes);
+          const V value = read<V>(x + i, lanes);
+          const V positive = read<V>(first + i, lanes), negative = read<V>(second + i, lanes);
           // A NaN passes both gradients, as torch.relu's does.
           const V result{(value.v <= V::zero().v ? V::zero().v : positive.v) -
                          (value.v >= V::zero().v ? V::zero().v : negative.v)};
