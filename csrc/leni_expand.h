@@ -79,9 +79,7 @@ inline Tile joined(const Tile& tile) {
 }
 
 // Where the product has its output channels, in x's layout.
-inline Channels output_channels(const Activation& x) {
-  return x.channels_last ? Channels::kVectors : Channels::kRows;
-}
+inline Channels output_channels(const Activation& x) { return x.channels_last ? Channels::kVectors : Channels::kRows; }
 
 // Whether an output as large as x is written past the caches, in whole lines. Not where planes are whole pages: what is
 // written to many of them in turn then goes to few places in memory, faster by way of the caches.

@@ -18,9 +18,9 @@ struct Moments {
   }
 };
 
-// Adds a tile's sums of one feature, of ``count`` distances from ``minus_shift``'s negative and of their squares, to its
-// moments, or only moves the shift to the tile's mean. What the shift of the next tile is off by is part of the variance
-// itself.
+// Adds a tile's sums of one feature, of ``count`` distances from ``minus_shift``'s negative and of their squares, to
+// its moments if they are to be kept, and makes the tile's mean the next tile's shift: what that is off by is part of
+// the variance itself.
 template <class Scale>
 inline void merge_tile(double count, double distances, double squares, bool kept, Scale& minus_shift,
                        Moments& moments) {

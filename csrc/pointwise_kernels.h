@@ -291,7 +291,8 @@ void backward_by_rows(const GradientProblem& p, const Host& host) {
 
 // ---- parameters by columns --------------------------------------------------------------------------------
 
-// [rows, period] in tiles: rows in chunks of about so many ``elements``, columns in blocks. The last row may be shorter.
+// [rows, period] in tiles: rows in chunks of about so many ``elements``, columns in blocks. The last row may be
+// shorter.
 struct Tiles {
   int64_t rows, chunk_rows, chunks, blocks;
 

@@ -167,8 +167,8 @@ struct DeconvGradientJob {
     const WinogradTiling& tiling = pass.tiling;
     const int64_t pixels = kSide * kSide * std::min(tiling.across, tiling.block) * tiling.padded;
     auto* grad = static_cast<float*>(pass.host.scratch(kPositiveRaw, 2 * pixels * sizeof(float)));
-    const Buffers at{pass.tiles(kExpanded), pass.tiles(kGradient), pass.patch(kPadded), pass.patch(kNegativeRaw),
-                     grad,                  grad + pixels};
+    const Buffers at{pass.tiles(kExpanded), pass.tiles(kGradient), pass.patch(kPadded), pass.patch(kNegativeRaw), grad,
+                     grad + pixels};
     float* sums = partial == nullptr ? nullptr : partial + chunk * kPoints * pass.weight_size;
     if (sums != nullptr) std::fill(sums, sums + kPoints * pass.weight_size, 0.0f);
     pass.for_blocks(begin, end, [&](int64_t first, int64_t last) {
@@ -222,10 +222,9 @@ struct DeconvGradientJob {
   void add_gradient(int64_t tiles, const Buffers& at, float* sums) const {
     const int64_t padded = pass.tiling.padded;
     for (int point = 0; point < kPoints; ++point) {
-      const int64_t first = point * pass.tiling.point_size;
-      const Block<Product, float, float> block{tiles,  at.others + first, 1, at.inputs + first, padded, nullptr,
-                                               sums + point * pass.weight_size, padded, padded, padded};
-      multiply_all<Product, Channels::kSummed>(block, pass.channels);
+      const float *x = at.others + point * pass.tiling.point_size, *grad = at.inputs + point * pass.tiling.point_size;
+      multiply_all<Product, Channels::kSummed, float, float>(
+          {tiles, x, 1, grad, padded, nullptr, sums + point * pass.weight_size, padded, padded, padded}, pass.channels);
     }
   }
 };

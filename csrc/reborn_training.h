@@ -2,8 +2,8 @@
 //
 // The negative branch's, dz, is a product with dy plus what reaches z through its norm's statistics: reads dy and z,
 // writes dz, 3T where T is the bytes of one activation tensor (2T with running statistics, which need no z). The
-// positive branch's pass comes after the deconvolution of dz, where reborn_convolution.h does not do both, and joins the
-// two into dx: reads dy, x and the deconvolved dz, writes dx, 4T. Nothing between is written; nothing is saved.
+// positive branch's pass comes after the deconvolution of dz, where reborn_convolution.h does not do both, and joins
+// the two into dx: reads dy, x and the deconvolved dz, writes dx, 4T. Nothing between is written; nothing is saved.
 //
 // Included once per ISA object, after leni_training.h; statistics() and weight_gradient() serve Reborn too.
 
@@ -108,7 +108,8 @@ void branch_gradient(const BranchGradientProblem& problem, const Host& host) {
   Scale *transposed = weight + square, *zeros = transposed + square;
   std::fill(zeros, zeros + padded, Scale(0));
   const int64_t branch = problem.negative == nullptr;
-  pack_transposed(output_channels(x), static_cast<const Scale*>(problem.weight), branch, x.channels, transposed, weight);
+  pack_transposed(output_channels(x), static_cast<const Scale*>(problem.weight), branch, x.channels, transposed,
+                  weight);
   const Tiling tiling = choose_tiling(x, 2 * padded * sizeof(Scale), Vec<Scale>::width, host.threads, kTileBytes);
   const int64_t tiles = tiling.tiles(x);
   run_chunks(BranchGradientJob<T, Scale>{problem, host, tiling, weight, zeros}, tiles, std::min(tiles, host.threads),
