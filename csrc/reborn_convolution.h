@@ -236,8 +236,8 @@ inline void deconv_gradient(const DeconvGradientProblem& problem, const Host& ho
   float *positive = nullptr, *partial = nullptr;
   if (problem.dx != nullptr) {
     pass.transform_weight(problem.deconv_weight, false);
-    positive = static_cast<float*>(
-        host.scratch(kPartialBias, (channels * padded + channels * channels) * sizeof(float)));
+    positive =
+        static_cast<float*>(host.scratch(kPartialBias, (channels * padded + channels * channels) * sizeof(float)));
     pack_transposed(Channels::kVectors, static_cast<const float*>(problem.weight), 0, channels,
                     positive + channels * padded, positive);
   }
