@@ -7,6 +7,7 @@ import mmap
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,17 +58,33 @@ def run_guarded():
 
 
 def run_guarded_training(x, taps, weight, channels_last):
-    """The passes of training, with a gradient in either layout."""
-    ops = torch.ops.leni_kernels
+    """The passes of training, LENI's and Reborn's, with a gradient in either layout."""
+    ops, channels = torch.ops.leni_kernels, x.shape[1]
+    z, deconv = torch.randn_like(x), torch.randn(channels, channels, 3, 3)
     for layout in (torch.contiguous_format, torch.channels_last):
         grad = torch.randn_like(x).contiguous(memory_format=layout)
-        constant, slope = torch.randn(2, 2 * x.shape[1], dtype=taps.dtype)
-        for kernel, tensors in ((ops.leni_statistics_cpp, (x, taps)), (ops.leni_weight_gradient_cpp, (grad, x, taps)),
-                                (ops.leni_input_gradient_cpp, (grad, x, taps, weight, constant, slope))):
-            expected = kernel(*tensors, channels_last)
+        constant, slope = torch.randn(2, 2 * channels, dtype=taps.dtype)
+        passes = [
+            (ops.leni_statistics_cpp, (x, taps)), (ops.leni_weight_gradient_cpp, (grad, x, taps)),
+            (ops.leni_input_gradient_cpp, (grad, x, taps, weight, constant, slope)),
+            (ops.reborn_tail_cpp, (x, z, weight, constant[:channels])), (ops.reborn_statistics_cpp, (z,)),
+            (ops.reborn_weight_gradient_cpp, (grad, x, z, constant)),
+            (ops.reborn_negative_gradient_cpp, (grad, z, weight, constant[:channels], slope[:channels])),
+            (ops.reborn_input_gradient_cpp, (grad, x, z, weight)),
+        ]
+        if x.dtype == torch.float32:
+            deconv_gradient = partial(ops.reborn_deconv_gradient_cpp, needs_input=True, needs_deconv=True)
+            passes += [(ops.reborn_deconvolve_cpp, (x, deconv)), (deconv_gradient, (grad, z, x, deconv, weight))]
+        for kernel, tensors in passes:
+            expected = as_tuple(kernel(*tensors, channels_last=channels_last))
             for at_end in (True, False):
                 placed = [guarded(tensor, at_end) for tensor in tensors]
-                assert all(map(torch.equal, kernel(*placed, channels_last), expected))
+                assert all(map(torch.equal, as_tuple(kernel(*placed, channels_last=channels_last)), expected))
+
+
+def as_tuple(result):
+    """An operator's outputs, be they one or several."""
+    return result if isinstance(result, tuple) else (result,)
 
 
 @pytest.mark.parametrize("isa", ["generic", "avx2", "best"])
