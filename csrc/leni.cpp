@@ -195,10 +195,11 @@ std::tuple<Tensor, Tensor> leni_input_gradient(const Tensor& grad, const Tensor&
 // ---- Reborn's tail: what follows the deconvolution that makes z -------------------------------------------------
 
 // What every operator of the tail asks of x and z.
-void check_branches(const char* op, const Tensor& x, const Tensor& z, bool channels_last) {
+void check_branches(const char* op, const Tensor& x, const Tensor& z, bool channels_last, const char* name = "z") {
   check_activation(op, x, "x", channels_last);
-  check_activation(op, z, "z", channels_last);
-  STD_TORCH_CHECK(z.scalar_type() == x.scalar_type() && same_shape(z, x), op, ": z must have x's dtype and shape");
+  check_activation(op, z, name, channels_last);
+  STD_TORCH_CHECK(z.scalar_type() == x.scalar_type() && same_shape(z, x), op, ": ", name,
+                  " must have x's dtype and shape");
 }
 
 Tensor empty_parameter(const Tensor& x, std::initializer_list<int64_t> sizes) {
@@ -281,7 +282,7 @@ Tensor reborn_negative_gradient(const Tensor& grad, const Tensor& z, const Tenso
 Tensor reborn_input_gradient(const Tensor& grad, const Tensor& x, const Tensor& negative, const Tensor& weight,
                              bool channels_last) {
   constexpr const char* op = "reborn_input_gradient_cpp";
-  check_branches(op, x, negative, channels_last);
+  check_branches(op, x, negative, channels_last, "negative");
   check_gradient(op, grad, x);
   check_weight(op, weight, x);
   Tensor dx = empty_as(x, channels_last);
@@ -324,7 +325,7 @@ std::tuple<Tensor, Tensor> reborn_deconv_gradient(const Tensor& grad, const Tens
                                                   bool needs_deconv, bool channels_last) {
   constexpr const char* op = "reborn_deconv_gradient_cpp";
   check_deconvolution(op, x, deconv_weight, channels_last);
-  check_branches(op, x, grad_z, channels_last);
+  check_branches(op, x, grad_z, channels_last, "grad_z");
   check_gradient(op, grad, x);
   check_weight(op, weight, x);
   Tensor dx = needs_input ? empty_as(x, channels_last) : torch::stable::new_empty(x, {0});

@@ -94,8 +94,8 @@ struct DeconvGradientProblem {
   void* ddeconv_weight;
 };
 
-// The kernels of one instruction set, for kernel sizes 3, 5 and 7. All but input_gradient take a size of 0 as well:
-// Reborn, whose deconvolution is not theirs.
+// The kernels of one instruction set. The first four are for kernel sizes 3, 5 and 7, and all of these but
+// input_gradient for 0 as well: Reborn, whose deconvolution is not theirs. The last three are Reborn's alone.
 struct Kernels {
   void (*folded)(const FoldedProblem& problem, const Host& host);
   void (*statistics)(const StatisticsProblem& problem, const Host& host);

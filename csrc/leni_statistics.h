@@ -18,11 +18,11 @@ struct Moments {
   }
 };
 
-// Adds a tile's sums of one feature, of ``count`` distances from ``minus_shift``'s negative and of their squares, to
-// its moments if they are to be kept, and makes the tile's mean the next tile's shift: what that is off by is part of
-// the variance itself.
+// Adds a part of the batch, a tile or several, to the moments of one feature, if it is to be kept: its sums of
+// ``count`` distances from ``minus_shift``'s negative and of their squares. Its mean becomes the shift for the next
+// part: what that is off by there is part of the variance itself.
 template <class Scale>
-inline void merge_tile(double count, double distances, double squares, bool kept, Scale& minus_shift,
+inline void merge_part(double count, double distances, double squares, bool kept, Scale& minus_shift,
                        Moments& moments) {
   const double mean = distances / count;
   if (kept) moments.merge(count, mean - minus_shift, std::max(squares - mean * distances, 0.0));
@@ -149,7 +149,7 @@ struct StatisticsJob {
         take(tile, minus_shift, distances, squares);
         for (int64_t f = 0; f < features; ++f) {
           const int64_t at = f < problem.x.channels ? f : f - problem.x.channels + padded;
-          merge_tile(count, distances[at], squares[at], pass == 1, minus_shift[at], moments[chunk * features + f]);
+          merge_part(count, distances[at], squares[at], pass == 1, minus_shift[at], moments[chunk * features + f]);
         }
       }
     }

@@ -6,7 +6,10 @@
 // its tiles are transformed back, and D's gradient shares the transformed gradient of z. Overlaps of tiles come from
 // cache, where the transformed tiles stay. Saves nothing.
 //
-// Included once per ISA object, after winograd.h and leni_statistics.h. In float.
+// D's gradient is that of a convolution with x and z's gradient in each other's places: the tiles of z's gradient are
+// transformed as an input's, those of min(x, 0) as a gradient's.
+//
+// Included once per ISA object, after winograd.h, leni_statistics.h and leni_input_gradient.h. In float.
 
 // What both passes do with a block of tiles, from ``begin`` to ``end``.
 struct WinogradPass {
@@ -34,11 +37,10 @@ struct WinogradPass {
     zeros = packed + kPoints * weight_size;
   }
 
-  // Room for a block's tiles and one point more, and for one vector of channels of a segment, where transposing reaches
-  // a vector further.
+  // Room for a block's tiles and one point more, which forward needs, and for one vector of channels of a segment,
+  // where transposing reaches a vector further.
   float* tiles(int slot) const {
-    const int64_t values = (kPoints + 1) * tiling.point_size + tiling.padded;
-    return static_cast<float*>(host.scratch(slot, values * sizeof(float)));
+    return static_cast<float*>(host.scratch(slot, (kPoints + 1) * tiling.point_size * sizeof(float)));
   }
   float* patch(int slot) const {
     const int64_t columns = std::min(tiling.across, tiling.block) * kSide + 2 + width;
@@ -99,12 +101,14 @@ struct DeconvolutionJob {
       pass.transform<true>(problem.x, first, last, at.patch, at.inputs);
       pass.multiply(last - first, at.inputs, at.products);
       // The first block's distances are from its own mean, the others' from the mean of the block before.
-      if (first == begin) write(first, last, at, false, chunk);
-      write(first, last, at, true, chunk);
+      if (first == begin) finish<false>(first, last, at, chunk);
+      finish<true>(first, last, at, chunk);
     });
   }
 
-  void write(int64_t begin, int64_t end, const Buffers& at, bool kept, int64_t chunk) const {
+  // Writes a block and adds it to the moments, or only takes its mean for the next shift.
+  template <bool kKept>
+  void finish(int64_t begin, int64_t end, const Buffers& at, int64_t chunk) const {
     const WinogradTiling& tiling = pass.tiling;
     int64_t count = 0;
     std::fill(at.distances, at.distances + 2 * tiling.padded, 0.0f);
@@ -115,11 +119,11 @@ struct DeconvolutionJob {
         transform_back(at.products + segment.first * tiling.padded + c, segment, tiling.point_size, tiling.padded,
                        at.patch);
         add(pixels, c, at);
-        if (kept) write_patch(at.patch, problem.x, segment, c, static_cast<float*>(problem.z));
+        if (kKept) write_patch(at.patch, problem.x, segment, c, static_cast<float*>(problem.z));
       }
     });
     for (int64_t c = 0; c < pass.channels; ++c) {
-      merge_tile(static_cast<double>(count), at.distances[c], at.squares[c], kept, at.minus_shift[c],
+      merge_part(static_cast<double>(count), at.distances[c], at.squares[c], kKept, at.minus_shift[c],
                  moments[chunk * pass.channels + c]);
     }
   }
@@ -157,10 +161,10 @@ struct DeconvGradientJob {
   const float* weight;  // of the positive branch, packed for the product from dy
   float* partial;       // [chunk][36][C][C padded]: D's gradient, transformed, or null
 
-  // A chunk's buffers: tiles of z's gradient, tiles of products and then of x, one vector of a segment's channels of
-  // either gradient of x and of x, and all of a segment's channels of dy and of the positive branch's gradient.
+  // A chunk's buffers: tiles of z's gradient; tiles of products, in whose places x's come; one vector of a segment's
+  // channels of a gradient and of x; all of a segment's channels of dy and of the positive branch's gradient.
   struct Buffers {
-    float *inputs, *others, *patch, *x, *grad, *positive;
+    float *grad_z_tiles, *tiles, *patch, *x, *grad, *positive;
   };
 
   void run(int64_t chunk, int64_t begin, int64_t end) const {
@@ -172,8 +176,8 @@ struct DeconvGradientJob {
     float* sums = partial == nullptr ? nullptr : partial + chunk * kPoints * pass.weight_size;
     if (sums != nullptr) std::fill(sums, sums + kPoints * pass.weight_size, 0.0f);
     pass.for_blocks(begin, end, [&](int64_t first, int64_t last) {
-      pass.transform<false>(problem.grad_z, first, last, at.patch, at.inputs);
-      if (problem.dx != nullptr) pass.multiply(last - first, at.inputs, at.others);
+      pass.transform<false>(problem.grad_z, first, last, at.patch, at.grad_z_tiles);
+      if (problem.dx != nullptr) pass.multiply(last - first, at.grad_z_tiles, at.tiles);
       for_segments(tiling, first, last, [&](const Segment& segment) { take(segment, at); });
       if (sums != nullptr) add_gradient(last - first, at, sums);
     });
@@ -184,7 +188,7 @@ struct DeconvGradientJob {
     const int64_t padded = pass.tiling.padded, point_size = pass.tiling.point_size;
     if (problem.dx != nullptr) multiply_positive(segment, at);
     for (int64_t c = 0; c < pass.channels; c += width) {
-      float* tiles = at.others + segment.first * padded + c;
+      float* tiles = at.tiles + segment.first * padded + c;
       read_patch(problem.x, segment, 0, c, at.x);
       if (problem.dx != nullptr) {
         transform_back(tiles, segment, point_size, padded, at.patch);
@@ -222,9 +226,11 @@ struct DeconvGradientJob {
   void add_gradient(int64_t tiles, const Buffers& at, float* sums) const {
     const int64_t padded = pass.tiling.padded;
     for (int point = 0; point < kPoints; ++point) {
-      const float *x = at.others + point * pass.tiling.point_size, *grad = at.inputs + point * pass.tiling.point_size;
+      const int64_t first = point * pass.tiling.point_size;
       multiply_all<Product, Channels::kSummed, float, float>(
-          {tiles, x, 1, grad, padded, nullptr, sums + point * pass.weight_size, padded, padded, padded}, pass.channels);
+          {tiles, at.tiles + first, 1, at.grad_z_tiles + first, padded, nullptr, sums + point * pass.weight_size,
+           padded, padded, padded},
+          pass.channels);
     }
   }
 };

@@ -13,7 +13,7 @@
 // convolution.
 
 constexpr int kPoints = 36, kSide = 4, kReach = 6;  // products a tile, its side, and its side with the taps' reach
-constexpr int64_t kBlockBytes = 1024 * 1024;        // of a block's tiles, transformed, in and out
+constexpr int64_t kBlockBytes = 1024 * 1024;        // of a block's tiles, transformed, twice
 constexpr int64_t kBlockTiles = 48;                 // at least, or the weights and their gradient are read too often
 constexpr float kA = 0.70710678118654752f, kB = 1.4142135623730950f;
 

@@ -116,8 +116,9 @@ class Reborn2d(_Block):
     """Reborn (Cai, Huang, Peng 2021, eq. 2): ``compress([max(x,0); bn_negative(deconv(min(x,0)))])``.
 
     Takes and returns ``[N, C, H, W]``, in any floating dtype and memory format; without compression it returns
-    ``[N, 2C, H, W]``. In training and in eval mode all but the deconvolution is fused; on a CPU a dense 3×3 one trains
-    in float32 by a kernel of its own, any other is the library's. x and the deconvolved map are kept for backward.
+    ``[N, 2C, H, W]``. In training and in eval mode what follows the deconvolution is fused; on a CPU a dense 3×3 one of
+    up to 256 channels trains in float32 by kernels of its own, any other is the library's. x and the deconvolved map
+    are kept for backward.
     Where no kernel serves (a compression that is not 1×1, or none, is such a case), or if a child has a hook or was
     replaced by another kind of layer, its layers run one by one; :func:`leni_kernels.explain` tells.
 

@@ -38,8 +38,8 @@ from .reference import Layer, Norm
 
 # ---- the operators -----------------------------------------------------------------------------------------
 # The deconvolution makes z; the tail behind it, [max(x, 0); z] and the folded 1×1 convolution, is one operator, and
-# each pass of its backward another. On the CPU a dense 3×3 deconvolution in float32 has kernels of its own; any other
-# is the library's.
+# each pass of its backward another. On the CPU a dense 3×3 deconvolution of few enough channels, in float32 and with
+# the batch's statistics, has kernels of its own; any other is the library's.
 
 
 class RebornKernels(NamedTuple):

@@ -29,6 +29,8 @@ def parity_errors() -> None:
                     _check_case(dtype, shape, kernel_size, channels_last)
             for channels_last in (False, True):
                 _check_training(dtype, shape, 3 + 2 * (index % 3), channels_last)
+                if dtype == torch.float32:
+                    _check_deconvolution(shape, channels_last)
 
 
 def _check_case(dtype, shape, kernel_size, channels_last):
@@ -47,6 +49,24 @@ def _check_case(dtype, shape, kernel_size, channels_last):
     else:
         limit = 1e-12 if dtype == torch.float64 else 1e-5
     assert error <= limit, f"{dtype} {shape} k={kernel_size} channels_last={channels_last}: {error:.1e} > {limit:.1e}"
+
+
+def _check_deconvolution(shape, channels_last):
+    """Reborn's dense deconvolution and the last pass of its backward against autograd in float64."""
+    channels = shape[1]
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x, grad, grad_z = (torch.randn(shape).contiguous(memory_format=memory_format) for _ in range(3))
+    deconv, weight = torch.randn(channels, channels, 3, 3), torch.randn(channels, 2 * channels)
+    leaves = x.double().requires_grad_(), deconv.double().requires_grad_()
+    z = torch.nn.functional.conv_transpose2d(leaves[0].clamp(max=0), leaves[1], padding=1)
+    positive = torch.nn.functional.conv2d(leaves[0].clamp(min=0), weight[:, :channels, None, None].double())
+    exact = torch.autograd.grad((positive, z), leaves, (grad.double(), grad_z.double()))
+    ops = torch.ops.leni_kernels
+    got = (ops.reborn_deconvolve_cpp(x, deconv, channels_last)[0],
+           *ops.reborn_deconv_gradient_cpp(grad, grad_z, x, deconv, weight, True, True, channels_last))
+    for result, true in zip(got, (z, *exact), strict=True):
+        error = (result.double() - true).abs().max() / true.abs().max()
+        assert error <= 1e-5, f"deconvolution {shape} channels_last={channels_last}: {error:.1e}"
 
 
 def _check_training(dtype, shape, kernel_size, channels_last):
