@@ -168,7 +168,7 @@ def _define_training(backend: str, kernels: Kernels) -> Any:
 
     def run_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 12
+            return (None,) * len(ctx.needs_input_grad)
         needs_input = any(ctx.needs_input_grad[:2])
         grad_x, grad_taps, grad_gamma, *others = backward_operator(grad, *ctx.saved_tensors, *ctx.options, needs_input)
         inputs = (grad_x, grad_taps) if needs_input else (None, None)

@@ -207,7 +207,7 @@ def _define_reborn_training(backend: str, kernels: RebornKernels) -> Any:
 
     def run_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 12
+            return (None,) * len(ctx.needs_input_grad)
         needs_x, needs_deconv, *needs_parameters = ctx.needs_input_grad[:6]
         needs = [needs_x, needs_deconv, any(needs_parameters)]
         gradients = backward_operator(grad, *ctx.saved_tensors, *ctx.options, needs)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 from torch.autograd.graph import saved_tensors_hooks
-from training_steps import GRADIENTS, SLICES, assert_right, errors, laid_out, layouts, normal, step, truth
+from training_steps import GRADIENTS, SLICES, assert_right, dense_truth, errors, laid_out, layouts, normal, step, truth
 
 import leni_kernels as lk
 from leni_kernels import extension, functional
@@ -95,7 +95,7 @@ def test_slices_of_a_larger_tensor(train, layout, take, dtype, tolerance):
     copied(take(leaf)).backward(grad)
     assert_right(step(None, block, x, grad), exact, tolerance)
     wanted, = torch.autograd.grad(take(leaf), leaf, exact["x"].to(dtype))
-    assert (leaf.grad - wanted).abs().max() <= tolerance * wanted.abs().max()
+    assert (leaf.grad - wanted).abs().max() <= tolerance
 
 
 @precisions
@@ -113,7 +113,7 @@ def test_gradients_of_any_layout(kernel_backend, train, layout, make_grad, dtype
 @layouts
 @pytest.mark.parametrize("channels", [1, 5, 16, 33])
 def test_dense_deconvolution_in_float32(kernel_backend, channels, layout):
-    """Planes of every remainder of a tile, and rows and batches of more tiles than a block has."""
+    """Planes of every remainder of a tile, and, on a thread or two, rows and batches of more tiles than a block has."""
     channels_last = layout == torch.channels_last
     operators = torch.ops.leni_kernels
     for batch, height, width in ((1, 1, 1), (2, 4, 8), (3, 5, 6), (2, 7, 9), (1, 3, 900), (40, 9, 10)):
@@ -121,15 +121,12 @@ def test_dense_deconvolution_in_float32(kernel_backend, channels, layout):
         x, grad_z, grad = (laid_out(layout, batch, channels, height, width)[..., :max(width - 1, 1)] for _ in range(3))
         grad = grad.transpose(2, 3).contiguous().transpose(2, 3) if height > 1 else grad
         deconv, weight = torch.randn(channels, channels, 3, 3), torch.randn(channels, 2 * channels)
-        leaves = x.double().requires_grad_(), deconv.double().requires_grad_()
-        z = torch.nn.functional.conv_transpose2d(leaves[0].clamp(max=0), leaves[1], padding=1)
+        z, exact_x, exact_deconv = dense_truth(grad, grad_z, x, deconv, weight)
         got = operators.reborn_deconvolve_cpp(x, deconv, channels_last)
         assert got[0].is_contiguous(memory_format=layout)
         variance, mean = torch.var_mean(z, (0, 2, 3), correction=0)
         for each, exact in zip(got, (z, mean, variance), strict=True):
             assert (each - exact).abs().max() <= 5e-6 * exact.abs().max()
-        positive = torch.einsum("of,nfhw->nohw", weight[:, :channels].double(), leaves[0].clamp(min=0))
-        exact_x, exact_deconv = torch.autograd.grad((positive, z), leaves, (grad.double(), grad_z.double()))
         for needs_input, needs_deconv in ((True, True), (True, False), (False, True)):
             dx, ddeconv = operators.reborn_deconv_gradient_cpp(grad, grad_z, x, deconv, weight, needs_input,
                                                                needs_deconv, channels_last)

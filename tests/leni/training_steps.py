@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import leni_kernels as lk
+from leni_kernels.leni import reference
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -28,6 +30,14 @@ def step(backend, block, x, grad, autocast=False):
 
 def truth(block, x, grad):
     return step("reference", copy.deepcopy(block).double(), x.double(), grad.double())
+
+
+def dense_truth(grad, grad_z, x, deconv_weight, weight):
+    """z and the gradients of x and D in float64: what Reborn's own deconvolution and its last pass are to give."""
+    leaves = x.double().requires_grad_(), deconv_weight.double().requires_grad_()
+    z = reference.reborn_deconvolve(*leaves, 1)
+    positive = F.conv2d(leaves[0].clamp(min=0), weight[:, :x.shape[1], None, None].double())
+    return z.detach(), *torch.autograd.grad((positive, z), leaves, (grad.double(), grad_z.double()))
 
 
 def errors(got, exact):
