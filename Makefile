@@ -53,8 +53,10 @@ $(PARTS)/prepared: $(VENV)/prepared
 	$(BIN)/$(PIP_INSTALL) --no-deps --target $(PARTS)/python $(OLDEST_TRITON) $(OLDEST_NUMPY)
 	touch $@
 
-# A process for each core, of one thread each; the tests of several threads ask for theirs.
+# A process for each core, of one thread each. The tests of several threads ask for theirs, and those that wait sleep:
+# if they spun, they would keep the cores from those that work.
 test test-oldest: export OMP_NUM_THREADS := 1
+test test-oldest: export OMP_WAIT_POLICY := passive
 
 test: install $(PARTS)/prepared
 	$(BIN)/ruff check .
