@@ -189,15 +189,15 @@ def test_it_asks_for_nothing_that_the_oldest_pytorch_lacks():
     assert not [name for name in symbols if re.match("_ZN?K?(2at|3c10|5torch)", name)]
 
 
-OTHERS = [python for folder in (".venv", ".venv-oldest") for python in [ROOT / folder / "bin" / "python"]
-          if python.is_file() and python.parent.parent.resolve() != Path(sys.prefix).resolve()]
+OTHERS = [folder for folder in (ROOT / ".venv", ROOT / ".venv-oldest")
+          if (folder / "prepared").is_file() and folder.resolve() != Path(sys.prefix).resolve()]
 
 
 @pytest.mark.skipif(not OTHERS, reason="there is no environment with another PyTorch: make test-oldest makes one")
 @pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
-@pytest.mark.parametrize("python", OTHERS, ids=lambda python: python.parent.parent.name)
-def test_it_runs_on_another_pytorch_than_it_was_built_with(python):
-    command = [python, "tests/every_operator.py", sys.modules["leni_kernels._C"].__file__]
+@pytest.mark.parametrize("folder", OTHERS, ids=lambda folder: folder.name)
+def test_it_runs_on_another_pytorch_than_it_was_built_with(folder):
+    command = [folder / "bin" / "python", "tests/every_operator.py", sys.modules["leni_kernels._C"].__file__]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout + process.stderr
