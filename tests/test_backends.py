@@ -256,3 +256,14 @@ def test_it_works_without_triton_and_without_the_extension():
     assert "leni: runs on 'reference'" in result.stdout
     assert "not 'triton': Triton is not installed" in result.stdout
     assert "not 'cpp': the C++ extension is not available in this installation" in result.stdout
+
+
+@pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_the_kernels_run_on_the_threads_that_pytorch_is_told_to_use():
+    """Whatever OMP_NUM_THREADS says: the tests of several threads stand on that."""
+    code = ("import os, torch, leni_kernels as lk; torch.set_num_threads(3); x = torch.randn(8, 16, 32, 32); "
+            "before = len(os.listdir('/proc/self/task')); lk.AdaReLU(16)(x); "
+            "print(len(os.listdir('/proc/self/task')) - before)")
+    result = python(code, OMP_NUM_THREADS="1", LENI_KERNELS_BACKEND="cpp")
+    assert result.stdout == "2\n", result.stderr
