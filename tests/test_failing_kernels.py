@@ -136,7 +136,7 @@ def test_explain_tells_what_failed(name, fail):
     module, x = make(), inputs(2, 3, 4, 5)
     assert lk.explain(module, x)[0].backend == "triton"
     fail(kernel, does_not_compile())
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match=kernel.__name__):
         module(x)
     decision, = lk.explain(module, x)
     assert decision.backend == "reference"
@@ -152,7 +152,7 @@ def test_a_forward_asked_for_by_name_raises(name, fail):
     module, x = make(), inputs(2, 3, 4, 5)
     error = out_of_shared_memory()
     tried = fail(kernel, error)
-    refusal = pytest.raises(BackendUnavailableError, match=rf"backend 'triton' cannot run .*: its kernel {kernel.__name__}")
+    refusal = pytest.raises(BackendUnavailableError, match=f"'triton' cannot run .*: its kernel {kernel.__name__}")
     with lk.use_backend("triton"):
         with refusal as caught:
             module(x)
@@ -168,7 +168,7 @@ def test_a_forward_asked_for_by_name_raises(name, fail):
 def test_other_kinds_of_calls_are_tried(fail):
     fail(pointwise._forward_kernel)
     slim, wide = lk.AdaReLU(3, device=DEVICE), lk.AdaReLU(5, device=DEVICE)
-    with pytest.warns(UserWarning) as caught:
+    with warned_once("ada_relu", "_forward_kernel") as caught:
         slim(inputs(2, 3, 4))
     assert lk.explain(slim, inputs(7, 3, 2))[0].backend == "reference"
     assert lk.explain(wide, inputs(2, 5, 4))[0].backend == "triton"
@@ -256,11 +256,12 @@ def test_a_backward_warns_once_for_each_pass(name, fail):
     _, kernel, _ = PASSES[name]
     module, x = module_and_input(name)
     fail(kernel)
-    with pytest.warns(UserWarning) as caught:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         step(module, x)
         step(module, x)
     texts = [str(warning.message) for warning in caught]
-    assert len(texts) == len(set(texts)) <= 2
+    assert 1 <= len(texts) == len(set(texts)) <= 2
 
 
 @runs_kernels
