@@ -42,7 +42,7 @@ from leni_kernels.triton_support import CompileCase
 ROOMS = (leni, leni_training, reborn, conv_relu, pointwise)
 """The modules whose ``compile_cases(architecture)`` are compiled; a new mechanism adds its own here."""
 
-ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx1100")
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx1100")
 """What is compiled unless ``--arch`` says otherwise; Triton may know more."""
 
 SAMPLE = r"^(leni|reborn) .*C=(64|256)( k=3)?$|(64→64|256→256) k=3×3|^(ada|fully|crelu)| wide$"
@@ -220,9 +220,10 @@ def _amd_field(assembly: str, name: str) -> int:
 
 
 def _amd_bits(opcode: str) -> int:
-    dwords = re.search(r"_dword(?:x(\d))?", opcode)
-    if dwords:
-        return 32 * int(dwords[1] or 1)
+    # CDNA: dword, dwordx4, ubyte, ushort; RDNA: b32, b128, u8, d16_b16.
+    dwords, bits = re.search(r"_dword(?:x(\d))?$", opcode), re.search(r"_[bui](\d+)$", opcode)
+    if dwords or bits:
+        return 32 * int(dwords[1] or 1) if dwords else int(bits[1])
     return 8 if "byte" in opcode else 16
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..architectures import is_amd, warps_of
+from ..architectures import is_amd, is_rdna, warps_of
 from ..triton_support import itemsize, power_of_two
 
 
@@ -44,14 +44,18 @@ def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: 
     stages = 1 if amd else 3
     # The depth of a product. In NCHW a thread keeps a pointer to each element that it loads.
     depth = (64 if channels_last else 32) // (1 if half else 2)
+    rdna = is_rdna(architecture)
     if kernel == "forward":
+        if rdna and operand != "fp32":
+            return Config(64, 16, min(outputs, 64), warps)
         if channels > depth or outputs > 64 or (architecture.startswith("sm_10") and not channels_last):
             depth = max(16, depth // 2)
         sites = 64 if operand == "fp32" and not channels_last else 128
         return Config(sites, min(channels, depth), min(outputs, 128 if channels_last else 64), warps)
     if kernel == "input":
         narrow = not channels_last or (operand == "tf32" and not architecture.startswith(("sm_9", "sm_10")))
-        return Config(128, min(channels, 32 if narrow else 64), min(outputs, depth), warps, stages)
+        sites = 64 if rdna else 128
+        return Config(sites, min(channels, 32 if narrow else 64), min(outputs, depth), warps, stages)
     return Config(depth, min(channels, 64), min(outputs, 64), warps if operand == "fp32" else warps // 2, stages)
 
 
