@@ -61,9 +61,8 @@ class Unsupported(NamedTuple):
     reason: str
 
 
-UNSUPPORTED = (
-    Unsupported(("sm_3", "sm_5", "sm_6", "sm_70", "sm_72"), None, "the kernels need an NVIDIA GPU of sm_75 or newer"),
-    Unsupported(("sm_75",), (torch.bfloat16,), "bfloat16 needs an NVIDIA GPU of sm_80 or newer"),
+UNSUPPORTED: tuple[Unsupported, ...] = (
+    Unsupported(("sm_3", "sm_5", "sm_6"), None, "PyTorch uses Triton on NVIDIA GPUs from sm_70 on"),
 )
 
 
@@ -186,7 +185,9 @@ def _reason(error: Exception) -> str:
     folder, named = knobs.cache.dir, str(getattr(error, "filename", None) or "")
     if isinstance(error, OSError) and named and (named.startswith(folder) or folder.startswith(named)):
         return f"Triton cannot write its cache folder {folder}; TRITON_CACHE_DIR names another ({error.strerror})"
-    text = getattr(error, "error_message", None) or str(error.__cause__ or error)
+    while getattr(error, "error_message", "") is None and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # of a compiler's nested errors the innermost speaks
+    text = getattr(error, "error_message", None) or str(error)
     return f"{type(error).__name__}: {text.strip().partition(chr(10))[0]}"
 
 
