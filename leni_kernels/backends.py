@@ -223,8 +223,9 @@ def use_backend(name: str | None) -> Iterator[None]:
     """Run every operation inside the ``with`` block on the backend ``name``, in all threads of the process.
 
     ``name`` is "cpp", "triton", "cuda" or "reference"; None chooses automatically again. An operation that
-    the backend cannot serve raises :class:`BackendUnavailableError`; nothing falls back. The environment
-    variable ``LENI_KERNELS_BACKEND`` does the same for a whole process.
+    the backend cannot serve raises :class:`BackendUnavailableError`; nothing falls back. A backward runs on the
+    backend of its forward; where one of its kernels does not compile, it raises inside the block and falls back
+    outside. The environment variable ``LENI_KERNELS_BACKEND`` does the same for a whole process.
 
     Raises:
         ValueError: for an unknown name.
