@@ -52,12 +52,12 @@ interpreting = os.environ.get("TRITON_INTERPRET") == "1"
 # ---- where the kernels run ----------------------------------------------------------------------------------
 
 
-def why_not_here(x: Tensor, dtype: torch.dtype) -> str | None:
-    """The reason no Triton kernel can run on x in ``dtype``, or None."""
+def why_not_here(x: Tensor) -> str | None:
+    """The reason no Triton kernel can run on x, or None."""
     if why_missing is not None:
         return why_missing
     if x.device.type == "cuda":
-        return _why_not_on_gpu(x.device, dtype)
+        return _why_not_on_gpu(x.device)
     if interpreting and x.device.type == "cpu":
         return None
     return (f"x is on {x.device.type}; Triton kernels run on CUDA and ROCm devices "
@@ -65,7 +65,7 @@ def why_not_here(x: Tensor, dtype: torch.dtype) -> str | None:
 
 
 @constant_to_the_compiler
-def _why_not_on_gpu(device: torch.device, dtype: torch.dtype) -> str | None:
+def _why_not_on_gpu(device: torch.device) -> str | None:
     define_operators()
     return why_unsupported(_architecture_of(device))
 
@@ -163,7 +163,9 @@ def _reason(error: Exception) -> str:
     folder, named = knobs.cache.dir, str(getattr(error, "filename", None) or "")
     if isinstance(error, OSError) and named and (named.startswith(folder) or folder.startswith(named)):
         return f"Triton cannot write its cache folder {folder}; TRITON_CACHE_DIR names another ({error.strerror})"
-    text = getattr(error, "error_message", None) or str(error.__cause__ or error)
+    while getattr(error, "error_message", "") is None and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # of a compiler's nested errors the innermost speaks
+    text = getattr(error, "error_message", None) or str(error)
     return f"{type(error).__name__}: {text.strip().partition(chr(10))[0]}"
 
 
