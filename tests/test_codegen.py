@@ -16,6 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import oldest
 import pytest
 
 from leni_kernels import triton_support
@@ -137,16 +138,12 @@ def test_every_kernel_has_a_case_with_64_bit_offsets():
 
 # ---- the oldest Triton -------------------------------------------------------------------------------------
 
-OLDEST = ROOT / ".oldest" / "python"
-"""Where ``make test`` puts the oldest Triton that the package supports, and a NumPy that goes with it."""
-
-
 @pytest.mark.skipif(triton.__version__.startswith("3.6."), reason="this is the oldest Triton")
-@pytest.mark.skipif(not OLDEST.exists(), reason="make test installs the oldest Triton")
+@oldest.needs_triton
 @pytest.mark.parametrize("which", ["front_end", "limits and sm_90", "limits and not sm_90"])
 def test_on_the_oldest_triton(which):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", which, __file__]
-    finished = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{OLDEST}"},
+    finished = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, oldest.PYTHON)))},
                               capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert " passed" in finished.stdout
