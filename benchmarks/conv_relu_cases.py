@@ -69,7 +69,7 @@ class Case(NamedTuple):
 
     def in_layout(self, tensor: Tensor) -> Tensor:
         """The activation or weight, laid out as the case says; in one dimension channels-last is a view."""
-        return tensor.movedim(1, -1).contiguous().movedim(-1, 1) if self.layout == "channels_last" else tensor
+        return sides.in_layout(tensor, self.layout)
 
     def inputs(self, device: torch.device) -> list[Tensor]:
         """Random activations."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +40,8 @@ def why_not_here(x: Tensor) -> str | None:
     """The reason no Triton kernel can run on x, or None."""
     if why_missing is not None:
         return why_missing
+    if _noting is not None:
+        return why_no_operators
     if x.device.type == "cuda" or (interpreting and x.device.type == "cpu"):
         return why_no_operators
     return (f"x is on {x.device.type}; Triton kernels run on CUDA and ROCm devices "
@@ -57,6 +60,8 @@ def define_operator(name: str, launch: Callable[..., Any]) -> None:
 
 def launchable(kernel: Any) -> Any:
     """``kernel`` as something to launch inside an operator made by :func:`define_operator`."""
+    if _noting is not None:
+        return _NotedKernel(kernel, _noting.note)
     return kernel if interpreting else torch.library.wrap_triton(kernel)
 
 
@@ -75,6 +80,8 @@ def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
 
 def architecture(x: Tensor) -> str:
     """x's GPU as compilers call it ("sm_90", "gfx942"), or "" off the GPU."""
+    if _noting is not None:
+        return _noting.architecture
     if not _on_gpu(x):
         return ""
     if torch.version.hip is not None:
@@ -90,6 +97,42 @@ def float32_operand(architecture: str) -> str:
 
 
 # ---- compilation ahead of time -----------------------------------------------------------------------------
+
+Note = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
+"""What is told of a launch: the kernel, its arguments, and its options by name."""
+
+
+class _Noting(NamedTuple):
+    architecture: str
+    note: Note
+
+
+_noting: _Noting | None = None
+
+
+@contextmanager
+def launches_noted(architecture: str, note: Note) -> Iterator[None]:
+    """Inside, kernels take x wherever it is, and ``note`` is told of every launch, which does not happen.
+
+    Tilings are those for a GPU of this ``architecture`` ("sm_90"), which need not be there.
+    """
+    global _noting
+    before, _noting = _noting, _Noting(architecture, note)
+    try:
+        yield
+    finally:
+        _noting = before
+
+
+@dataclass(frozen=True)
+class _NotedKernel:
+    """Stands where a kernel would be launched."""
+
+    kernel: Any
+    note: Note
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return lambda *arguments, **options: self.note(self.kernel, arguments, options)
 
 
 class CompileCase(NamedTuple):

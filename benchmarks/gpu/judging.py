@@ -1,0 +1,104 @@
+"""How far a result may be from the definition in float64: by ``‖result − truth‖ / ‖truth‖``, dtype by dtype."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from harness import sides
+from torch import Tensor, nn
+
+import leni_kernels as lk
+from leni_kernels.leni import reference
+
+BOUNDS = {"float64": 1e-11, "float32": 2e-5, "tf32": 2e-3}
+"""Those of the tests: ``tests/leni/test_triton_training.py`` for a step, ``test_triton.py`` for TF32. Half precision
+may be off by twice what the layers of PyTorch are off by in it, as there."""
+
+Tensors = Mapping[str, Tensor]
+
+
+@contextmanager
+def precision(dtype: str) -> Iterator[None]:
+    """Inside, products of float32 are TF32 if ``dtype`` says so."""
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@contextmanager
+def uninitialised_is_nan() -> Iterator[None]:
+    """Inside, ``torch.empty`` is filled with NaN: an element that no kernel wrote shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def error(result: Tensor, truth: Tensor, scale: float = 0.0) -> float:
+    """``‖result − truth‖ / max(‖truth‖, scale)``; infinite for a wrong shape or a NaN."""
+    if result.shape != truth.shape:
+        return math.inf
+    distance = (result.to(truth.dtype) - truth).norm().item()
+    size = max(truth.norm().item(), scale)
+    return math.inf if math.isnan(distance) else distance / size if size else distance
+
+
+def errors(results: Tensors, truth: Tensors) -> dict[str, float]:
+    """The error of each tensor."""
+    # BN2 undoes BN1's shift and all but its scale: their true gradients are 0, or nearly.
+    scales = {f"bn_negative.{name}": truth[f"bn_fusion.{name}"].norm().item() for name in ("weight", "bias")
+              if f"bn_fusion.{name}" in truth}
+    return {name: error(results[name], truth[name], scales.get(name, 0.0)) for name in truth}
+
+
+def failures(dtype: str, found: Mapping[str, float], composed: Mapping[str, float] | None) -> list[str]:
+    """The tensors that are too far off, worst first, in words; ``composed`` has the errors of PyTorch's layers."""
+    allowed = {name: BOUNDS[dtype] if composed is None else 2 * composed[name] + 1e-6 for name in found}
+    wrong = sorted((name for name in found if not found[name] <= allowed[name]),
+                   key=lambda name: -found[name] / allowed[name])
+    return [f"{name}: error {found[name]:.2g}, allowed {allowed[name]:.2g}" for name in wrong]
+
+
+# ---- the definition, where PyTorch runs it fast ------------------------------------------------------------
+
+
+def forward_of(block: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The definition of a block with its transposed convolution as the equal convolution with flipped taps.
+
+    PyTorch has fast kernels for that one in every dtype. Anything but a LENI or Reborn block is itself.
+    """
+    if not isinstance(block, (lk.LENI2d, lk.Reborn2d)):
+        return sides.composed(block)
+    weight, groups = reference.flipped(block.deconv.weight, block.deconv.groups), block.deconv.groups
+    deconv = partial(F.conv2d, weight=weight, padding=block.deconv.padding, groups=groups)
+    if isinstance(block, lk.LENI2d):
+        return lambda x: reference.leni(x, deconv, block.bn_negative, block.bn_fusion, block.compress)
+    return lambda x: reference.reborn(x, deconv, block.bn_negative, block.compress)
+
+
+def truth_of_step(block: nn.Module, pair: sides.Pair) -> dict[str, Tensor]:
+    """y and all gradients of a training step, in float64."""
+    double = copy.deepcopy(block).double()
+    x, grad = pair
+    return step_of_definition(double)((x.detach().double().requires_grad_(), grad.double()))
+
+
+def step_of_definition(block: nn.Module) -> sides.Step:
+    """The training step of :func:`forward_of`: the strongest form of the composed block."""
+    # The flipped weight is made anew in each step, for its gradient.
+    return sides.composed(sides.step(block, lambda x: forward_of(block)(x)))
+
+
+def as_plain(errors: Mapping[str, float]) -> dict[str, Any]:
+    """Errors as JSON has them."""
+    return {name: value if math.isfinite(value) else str(value) for name, value in errors.items()}

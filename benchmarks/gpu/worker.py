@@ -1,0 +1,66 @@
+"""The process of one step: ``python -m gpu.worker STEP --output DIR --until TIME [--rehearse] [--short]``.
+
+Runs the cases that its file of results does not have yet. Ends with 0, or with :data:`DEAD` if an error has made
+CUDA unusable in this process: the next one goes on with the next case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from . import device, plan, records
+
+DEAD = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a step, or what is left of it; returns the exit status."""
+    parser = argparse.ArgumentParser(description="The process of one step of gpu_check.py.")
+    parser.add_argument("step", choices=[step.name for step in plan.STEPS])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--until", type=float, required=True, help="when no further case is begun, as time.time()")
+    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--short", action="store_true")
+    options = parser.parse_args(arguments)
+    path = options.output / f"{options.step}.jsonl"
+    if options.step == "ahead" and options.rehearse:
+        # The package registers its GPU operators where PyTorch sees a GPU.
+        torch.cuda.device_count = lambda: 1
+    step = importlib.import_module(f"gpu.{options.step}")
+    here = device.here(options.rehearse)
+    if options.step == "ahead":
+        step.run_all(path, here, options.short, options.until)
+        return 0
+    _prepare()
+    done = records.read(path)
+    left_out = []
+    for case in step.cases(here, options.short):
+        if str(case) in done:
+            continue
+        if time.time() > options.until:
+            left_out.append(str(case))
+            continue
+        torch.manual_seed(0)
+        record = records.run(path, str(case), lambda case=case: step.run(case, here))
+        if record["status"] == records.FAILED and not here.alive():
+            return DEAD
+    for case in left_out:
+        records.append(path, {"case": case, "status": records.LEFT_OUT})
+    return 0
+
+
+def _prepare() -> None:
+    # Full float32 for the library's convolutions and products: what is compared is exact, or says that it is not.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+
+
+if __name__ == "__main__":
+    sys.exit(main())
