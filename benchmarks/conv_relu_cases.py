@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import leni_kernels as lk
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = ("channels_first", "channels_last")
 BUFFERS = 3
 """Inputs that take turns, so that no side finds its x where it left it."""

@@ -13,12 +13,12 @@ import importlib
 import os
 import resource
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, TimeoutError, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,9 +34,6 @@ from leni_kernels import triton_support, use_backend
 from . import records
 from .device import Gpu
 from .records import Record
-
-STEPS = ("smoke", "speed", "whole", "behaviour")
-"""Whose launches are compiled, in this order."""
 
 REHEARSED_ON = "sm_90"
 CORES = 16
@@ -184,6 +181,7 @@ _DRIVER_FUNCTIONS = ("cuCtxGetCurrent", "cuCtxSetCurrent", "cuDeviceGet", "cuDev
 def _stand_in_driver(folder: str) -> None:
     """Give those modules a library to link with where CUDA's driver is not installed; nothing in it is called."""
     library = Path(folder) / "libcuda.so.1"
+    library.parent.mkdir(parents=True, exist_ok=True)
     source = "".join(f"void {name}(void) {{}}\n" for name in _DRIVER_FUNCTIONS)
     command = [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-x", "c", "-"]
     subprocess.run([*command, "-o", str(library)], input=source, text=True, check=True)
@@ -211,14 +209,13 @@ def _cases_of(step: str, here: Gpu, short: bool) -> list[Any]:
 
 def _noted(architecture: str, step: str, short: bool, numbers: Iterable[int]) -> list[tuple[str, list[Launch], str]]:
     """The launches of some cases of a step, and what hinders the noting of a case's."""
-    module, here = importlib.import_module(f"gpu.{step}"), Planner()
-    cases, found = _cases_of(step, here, short), []
-    for number in numbers:
-        torch.manual_seed(0)
+    here, found = Planner(), []
+    launch, cases = importlib.import_module(f"gpu.{step}").launch, _cases_of(step, here, short)
+    for case in (cases[number] for number in numbers):
         try:
-            found.append((str(cases[number]), launches(architecture, lambda: module.launch(cases[number], here)), ""))
+            found.append((str(case), launches(architecture, partial(launch, case, here)), ""))
         except Exception as error:
-            found.append((str(cases[number]), [], records.in_one_line(error)))
+            found.append((str(case), [], records.in_one_line(error)))
     return found
 
 
@@ -240,23 +237,26 @@ def _ask_architecture() -> str:
     return triton_support.architecture(torch.empty(1, device="cuda"))
 
 
-def run_all(path: Path, here: Gpu, short: bool, until: float) -> None:
-    """Note the launches of every case and compile each kernel once, while there is time; one record a kernel."""
+def run_all(path: Path, here: Gpu, steps: Iterable[str], short: bool, until: float) -> None:
+    """Note the launches of every case of the steps and compile each kernel once, while there is time.
+
+    In their order, each recorded as a case; in short a few of them.
+    """
     began, workers = time.perf_counter(), machine.cores()
     architecture = _architecture(here.rehearses)
     # From here on every process is the same with a GPU and without.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if ctypes.util.find_library("cuda") is None:
-        _stand_in_driver(tempfile.mkdtemp(dir=path.parent))
+        _stand_in_driver(os.environ["TRITON_CACHE_DIR"])
     pool = ProcessPoolExecutor(workers, get_context("fork"), drive, (architecture,))
     wanted: dict[Launch, str] = {}
-    for case, found, hindrance in _note_all(pool, architecture, short, workers):
+    for case, found, hindrance in _note_all(pool, architecture, steps, short, workers):
         for launch in found:
             wanted.setdefault(launch, case)
         if hindrance:
             records.append(path, {"case": f"launches of {case}", "status": records.FAILED, "failures": [hindrance]})
     noted = time.perf_counter() - began
-    kernels = {pool.submit(_timed, launch): launch for launch in wanted}
+    kernels = {pool.submit(_timed, launch): launch for launch in list(wanted)[::16 if short else 1]}
     spent, failed, left = 0.0, 0, set(kernels)
     try:
         for future in as_completed(kernels, max(0.0, until - time.time())):
@@ -276,10 +276,10 @@ def run_all(path: Path, here: Gpu, short: bool, until: float) -> None:
         f"seconds_on_{CORES}_cores": round((spent + noted * workers) / CORES, 1)})
 
 
-def _note_all(pool: ProcessPoolExecutor, architecture: str, short: bool,
+def _note_all(pool: ProcessPoolExecutor, architecture: str, steps: Iterable[str], short: bool,
               workers: int) -> Iterator[tuple[str, list[Launch], str]]:
     parts: list[Future[Any]] = []
-    for step in STEPS:
+    for step in (step for step in steps if step != "ahead"):
         count = len(_cases_of(step, Planner(), short))
         parts += [pool.submit(_noted, architecture, step, short, range(first, count, workers))
                   for first in range(min(workers, count))]

@@ -35,6 +35,10 @@ class Gpu:
         except RuntimeError:
             return False
 
+    def synchronize(self) -> None:
+        """Wait for all that was launched."""
+        torch.cuda.synchronize()
+
     def timer(self) -> Callable[[timing.Side], float]:
         """What times one call."""
         return timing.timer(self.device)
@@ -109,6 +113,9 @@ class StandIn(Gpu):
 
     def alive(self) -> bool:
         return True
+
+    def synchronize(self) -> None:
+        pass
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(function, fullgraph=True, dynamic=False, backend="aot_eager")

@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 import leni_kernels as lk
 from leni_kernels.leni import reference
 
+HALVES = ("bfloat16", "float16")
 BOUNDS = {"float64": 1e-11, "float32": 2e-5, "tf32": 2e-3}
 """Those of the tests: ``tests/leni/test_triton_training.py`` for a step, ``test_triton.py`` for TF32. Half precision
-may be off by twice what the layers of PyTorch are off by in it, as there."""
+may be off by twice what the layers of PyTorch are off by in it, as there; so may sums over millions of pixels."""
 
 Tensors = Mapping[str, Tensor]
 
@@ -61,9 +61,12 @@ def errors(results: Tensors, truth: Tensors) -> dict[str, float]:
     return {name: error(results[name], truth[name], scales.get(name, 0.0)) for name in truth}
 
 
-def failures(dtype: str, found: Mapping[str, float], composed: Mapping[str, float] | None) -> list[str]:
-    """The tensors that are too far off, worst first, in words; ``composed`` has the errors of PyTorch's layers."""
-    allowed = {name: BOUNDS[dtype] if composed is None else 2 * composed[name] + 1e-6 for name in found}
+def failures(dtype: str, found: Mapping[str, float], composed: Mapping[str, float] | None = None) -> list[str]:
+    """The tensors that are too far off, worst first, in words.
+
+    Each may be off by the dtype's bound, and by twice what it is in ``composed``, the errors of PyTorch's layers.
+    """
+    allowed = {name: max(BOUNDS.get(dtype, 0.0), 2 * composed[name] + 1e-6 if composed else 0.0) for name in found}
     wrong = sorted((name for name in found if not found[name] <= allowed[name]),
                    key=lambda name: -found[name] / allowed[name])
     return [f"{name}: error {found[name]:.2g}, allowed {allowed[name]:.2g}" for name in wrong]
@@ -72,31 +75,33 @@ def failures(dtype: str, found: Mapping[str, float], composed: Mapping[str, floa
 # ---- the definition, where PyTorch runs it fast ------------------------------------------------------------
 
 
-def forward_of(block: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The definition of a block with its transposed convolution as the equal convolution with flipped taps.
+def definition_of(block: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A block composed of PyTorch's layers, its transposed convolution as the equal one with flipped taps.
 
-    PyTorch has fast kernels for that one in every dtype. Anything but a LENI or Reborn block is itself.
+    For that one PyTorch has fast kernels in every dtype. Anything but a LENI or Reborn block runs on the reference.
     """
     if not isinstance(block, (lk.LENI2d, lk.Reborn2d)):
         return sides.composed(block)
-    weight, groups = reference.flipped(block.deconv.weight, block.deconv.groups), block.deconv.groups
-    deconv = partial(F.conv2d, weight=weight, padding=block.deconv.padding, groups=groups)
+
+    def deconv(x: Tensor) -> Tensor:
+        weight = reference.flipped(block.deconv.weight, block.deconv.groups)
+        return F.conv2d(x, weight, padding=block.deconv.padding, groups=block.deconv.groups)
+
     if isinstance(block, lk.LENI2d):
         return lambda x: reference.leni(x, deconv, block.bn_negative, block.bn_fusion, block.compress)
     return lambda x: reference.reborn(x, deconv, block.bn_negative, block.compress)
 
 
+def step_of_definition(block: nn.Module) -> sides.Step:
+    """The training step of :func:`definition_of`."""
+    return sides.composed(sides.step(block, definition_of(block)))
+
+
 def truth_of_step(block: nn.Module, pair: sides.Pair) -> dict[str, Tensor]:
     """y and all gradients of a training step, in float64."""
-    double = copy.deepcopy(block).double()
     x, grad = pair
-    return step_of_definition(double)((x.detach().double().requires_grad_(), grad.double()))
-
-
-def step_of_definition(block: nn.Module) -> sides.Step:
-    """The training step of :func:`forward_of`: the strongest form of the composed block."""
-    # The flipped weight is made anew in each step, for its gradient.
-    return sides.composed(sides.step(block, lambda x: forward_of(block)(x)))
+    double = step_of_definition(copy.deepcopy(block).double())
+    return double((x.detach().double().requires_grad_(), grad.double()))
 
 
 def as_plain(errors: Mapping[str, float]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -71,7 +71,6 @@ VARIANTS = {
 """Judged in both layouts, in float32 and bfloat16, at the typical shape."""
 
 LAYOUTS = ("channels_last", "channels_first")
-HALVES = ("bfloat16", "float16")
 SHAPES = {
     "typical": {1: (4, 64, 200), 2: (4, 64, 28, 28), 3: (2, 32, 4, 14, 14)},
     "tails": {1: (3, 19, 37), 2: (3, 19, 9, 13), 3: (2, 5, 3, 5, 7)},
@@ -123,7 +122,7 @@ def run(case: Case, here: Gpu) -> Record:
         else:
             truth = _of_definition(copy.deepcopy(block).double(), x.double(), grad.double())
     found, composed = judging.errors(results, truth), None
-    if case.dtype in HALVES:
+    if case.dtype in judging.HALVES:
         layers = {"y": block(x)} if grad is None else _of_definition(block, x, grad)
         composed = judging.errors(layers, truth)
     wrong = judging.failures(case.dtype, found, composed)
@@ -177,7 +176,7 @@ def _of_definition(block: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tenso
     """What :func:`_outcome` returns first, from the definition."""
     x = x.detach().requires_grad_()
     with lk.use_backend("reference"):
-        return _with_gradients(block, x, dict(block.named_parameters()), judging.forward_of(block)(x), grad)
+        return _with_gradients(block, x, dict(block.named_parameters()), judging.definition_of(block)(x), grad)
 
 
 def _with_gradients(block: nn.Module, x: Tensor, parameters: dict[str, Tensor], y: Tensor,

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--until", type=float, required=True, help="when no further case is begun, as time.time()")
     parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--short", action="store_true")
+    parser.add_argument("--of", nargs="+", default=[], metavar="STEP", help="whose kernels ahead compiles")
     options = parser.parse_args(arguments)
     path = options.output / f"{options.step}.jsonl"
     if options.step == "ahead" and options.rehearse:
@@ -36,27 +38,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     step = importlib.import_module(f"gpu.{options.step}")
     here = device.here(options.rehearse)
     if options.step == "ahead":
-        step.run_all(path, here, options.short, options.until)
+        step.run_all(path, here, options.of, options.short, options.until)
         return 0
     _prepare()
-    done = records.read(path)
-    left_out = []
-    for case in step.cases(here, options.short):
-        if str(case) in done:
-            continue
-        if time.time() > options.until:
-            left_out.append(str(case))
+    cases, found = step.cases(here, options.short), records.read(path)
+    for case in cases:
+        if str(case) not in found:
+            records.append(path, {"case": str(case), "status": records.LEFT_OUT})  # until it is begun
+    found = records.read(path)
+    for case in cases:
+        if found[str(case)]["status"] != records.LEFT_OUT or time.time() > options.until:
             continue
         torch.manual_seed(0)
-        record = records.run(path, str(case), lambda case=case: step.run(case, here))
+        record = records.run(path, str(case), lambda case=case: {**case._asdict(), **step.run(case, here)})
         if record["status"] == records.FAILED and not here.alive():
             return DEAD
-    for case in left_out:
-        records.append(path, {"case": case, "status": records.LEFT_OUT})
     return 0
 
 
 def _prepare() -> None:
+    warnings.filterwarnings("ignore", message=".*deterministic")
     # Full float32 for the library's convolutions and products: what is compared is exact, or says that it is not.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
