@@ -120,10 +120,7 @@ def _run(step: Step, options: argparse.Namespace, cache: str) -> None:
 
 def _process(step: Step, options: argparse.Namespace, path: Path, until: float, cache: str) -> str:
     """Run a process of a step, and stop it if a case takes too long; returns how it ended."""
-    command = [sys.executable, "-m", "gpu.worker", step.name, "--output", str(options.output),
-               "--until", str(until - _last_case(step) * _stretch(options)),
-               *(["--rehearse"] if options.rehearse else []), *(["--short"] if options.short else []),
-               "--of", *(options.only if set(options.only) != {"ahead"} else NAMES)]
+    command = _command(step, options, until - _last_case(step) * _stretch(options))
     with (options.output / "log.txt").open("a") as log:
         log.write(f"== {step.name}\n")
         log.flush()
@@ -133,6 +130,13 @@ def _process(step: Step, options: argparse.Namespace, path: Path, until: float, 
             return _watch(process, path, until, step.case_seconds * _stretch(options))
         finally:
             _stop(process)
+
+
+def _command(step: Step, options: argparse.Namespace, until: float) -> list[str]:
+    flags = [f"--{name}" for name in ("rehearse", "short") if getattr(options, name)]
+    of = NAMES if set(options.only) == {"ahead"} else options.only
+    return [sys.executable, "-m", "gpu.worker", step.name, "--output", str(options.output), "--until", str(until),
+            *flags, "--of", *of]
 
 
 def _last_case(step: Step) -> float:

@@ -26,12 +26,17 @@ Tensors = Mapping[str, Tensor]
 
 @contextmanager
 def precision(dtype: str) -> Iterator[None]:
-    """Inside, products of float32 are TF32 if ``dtype`` says so."""
-    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    """Inside, products and convolutions of float32 are TF32 if ``dtype`` says so."""
+    _allow_tf32(dtype == "tf32")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision("highest")
+        _allow_tf32(False)
+
+
+def _allow_tf32(allowed: bool) -> None:
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 @contextmanager
@@ -102,6 +107,17 @@ def truth_of_step(block: nn.Module, pair: sides.Pair) -> dict[str, Tensor]:
     x, grad = pair
     double = step_of_definition(copy.deepcopy(block).double())
     return double((x.detach().double().requires_grad_(), grad.double()))
+
+
+@contextmanager
+def untuned() -> Iterator[None]:
+    """Inside, the library takes its first choice for a convolution: what is run once is not worth trials."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def as_plain(errors: Mapping[str, float]) -> dict[str, Any]:

@@ -53,7 +53,8 @@ def run(case: Case, here: Gpu) -> Record:
     functions = {name: _work(case, network, x, labels) for name, network in (("stock", _on(here, stock)),
                                                                            ("swapped", swapped))}
     composed = sides.composed(functions.pop("swapped"))
-    wrong = _judge(case, swapped.get_submodule(place.path), composed)
+    with judging.untuned():
+        wrong = _judge(case, swapped.get_submodule(place.path), composed)
     timed = {"stock": functions["stock"], "composed": composed}
     if not wrong:
         ours = swapped if case.work == "training step" else sides.folded(swapped)

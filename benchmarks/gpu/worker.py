@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.step == "ahead":
         step.run_all(path, here, options.of, options.short, options.until)
         return 0
-    _prepare()
+    _prepare(timed=options.step in ("speed", "whole"))
     cases, found = step.cases(here, options.short), records.read(path)
     for case in cases:
         if str(case) not in found:
@@ -56,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _prepare() -> None:
+def _prepare(timed: bool) -> None:
     warnings.filterwarnings("ignore", message=".*deterministic")
     # Full float32 for the library's convolutions and products: what is compared is exact, or says that it is not.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = timed
 
 
 if __name__ == "__main__":
