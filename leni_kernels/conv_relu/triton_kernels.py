@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..architectures import operand_types, warp_size
 from ..triton_support import (
     CompileCase,
     architecture,
@@ -126,6 +127,15 @@ def _steps(step_d, step_h, step_w, VECTOR: tl.constexpr, index_type: tl.constexp
 
 
 @jit
+def _tap_offset(tap: tl.constexpr, TAPS: tl.constexpr):
+    """The offset of a listed tap, each number a constant: before Triton 3.8 a tuple in a tuple is no argument."""
+    d: tl.constexpr = TAPS[tap][0]
+    h: tl.constexpr = TAPS[tap][1]
+    w: tl.constexpr = TAPS[tap][2]
+    return d, h, w
+
+
+@jit
 def _grid_offset(tap, GRID: tl.constexpr):
     """The offset of a tap of GRID = (first, step, count)."""
     first: tl.constexpr = GRID[0]
@@ -192,7 +202,7 @@ def _forward_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, i
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
     accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     # Depthwise, a block of outputs runs through all groups, each output with its own channel.
-    blocks: tl.constexpr = tl.cdiv(GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS, BLOCK_OUTPUTS)
+    blocks: tl.constexpr = ceil_div(GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS, BLOCK_OUTPUTS)
     groups: tl.constexpr = 1 if CHANNELS == 1 else GROUPS
     output = tl.program_id(0) % blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     has_output = output < (GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS)
@@ -218,12 +228,13 @@ def _forward_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, i
         if GRID is None:
             # The next tap's operands are on their way while this tap's are multiplied.
             following = _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel, has_output,
-                                       0, TAPS[0], CHANNELS, OUTPUTS, GROUPS, CHANNELS_LAST)
+                                       0, _tap_offset(0, TAPS), CHANNELS, OUTPUTS, GROUPS, CHANNELS_LAST)
             for t in tl.static_range(len(TAPS)):
                 operands = following
                 if t + 1 < len(TAPS):
                     following = _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel,
-                                               has_output, t + 1, TAPS[t + 1], CHANNELS, OUTPUTS, GROUPS, CHANNELS_LAST)
+                                               has_output, t + 1, _tap_offset(t + 1, TAPS), CHANNELS, OUTPUTS, GROUPS,
+                                               CHANNELS_LAST)
                 sums = _add_product(sums, operands, TAPS[t][3], CHANNELS, PRECISION)
         else:
             for t in range(GRID[2][0] * GRID[2][1] * GRID[2][2]):
@@ -295,7 +306,7 @@ def _input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
     accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     every: tl.constexpr = GROUPS if CHANNELS == 1 else CHANNELS
-    blocks: tl.constexpr = tl.cdiv(every, BLOCK_CHANNELS)
+    blocks: tl.constexpr = ceil_div(every, BLOCK_CHANNELS)
     groups: tl.constexpr = 1 if CHANNELS == 1 else GROUPS
     channel = tl.program_id(0) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     has_channel = channel < every
@@ -361,8 +372,8 @@ def _correlation_kernel(x, threshold, grad, partial, sites, tiles, out_d, out_h,
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
     accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     every: tl.constexpr = GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS
-    output_blocks: tl.constexpr = tl.cdiv(every, BLOCK_OUTPUTS)
-    channel_blocks: tl.constexpr = tl.cdiv(CHANNELS, BLOCK_CHANNELS)
+    output_blocks: tl.constexpr = ceil_div(every, BLOCK_OUTPUTS)
+    channel_blocks: tl.constexpr = ceil_div(CHANNELS, BLOCK_CHANNELS)
     groups: tl.constexpr = 1 if CHANNELS == 1 else GROUPS
     taps: tl.constexpr = GRID[2][0] * GRID[2][1] * GRID[2][2]
     output = tl.program_id(0) % output_blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
@@ -646,14 +657,16 @@ def _steps_of(x: Tensor, vector: int) -> tuple[int, ...]:
 
 
 def compile_cases(architecture: str) -> Iterator[CompileCase]:
-    """The kernels on a choice of layers, in the configurations that ``architecture`` gets; bfloat16 on all layers."""
-    operands = ("fp16", "fp32", "fp64") if architecture.startswith("gfx") else ("fp16", "tf32", "fp32", "fp64")
-    layers = [("bf16", layer) for layer in (*_TYPICAL_LAYERS, *_OTHER_LAYERS)]
-    layers += [(operand, layer) for operand in operands for layer in _TYPICAL_LAYERS]
+    """The kernels on a choice of layers, in the configurations that ``architecture`` gets; one half type on all."""
+    found = operand_types(architecture)
+    most = "bf16" if "bf16" in found else "fp16"
+    layers = [(most, layer) for layer in (*_TYPICAL_LAYERS, *_OTHER_LAYERS)]
+    layers += [(operand, layer) for operand in found if operand != most for layer in _TYPICAL_LAYERS]
     for kernel in ("forward", "input", "weight", "threshold"):
         for channels_last in (True, False):
             for operand, layer in layers:
                 yield _compile_case(kernel, layer, operand, architecture, channels_last)
+            yield _compile_case(kernel, _TYPICAL_LAYERS[0], "fp16", architecture, channels_last).with_wide_offsets()
 
 
 class _Layer(NamedTuple):
@@ -718,7 +731,7 @@ def _loads(kernel: str, problem: _Problem, config: Config, vector: int, operand:
            architecture: str) -> tuple[int, int]:
     """The bits of a load of an activation, and how many of them a thread should make in the hot loop."""
     channels = config.outputs if kernel == "input" else config.channels
-    per_thread = max(1, config.sites * channels // (config.warps * (64 if architecture.startswith("gfx") else 32)))
+    per_thread = max(1, config.sites * channels // (config.warps * warp_size(architecture)))
     vector = min(vector, per_thread)
     taps = len(problem.taps) if kernel == "forward" and len(problem.taps) <= _MOST_UNROLLED else 1
     return vector * itemsize(operand) * 8, taps * per_thread // vector

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..architectures import operand_types
 from ..triton_support import (
     CompileCase,
     architecture,
@@ -56,7 +57,7 @@ def _channels_last_kernel(x, taps, weight, bias, y, height, width, positions,
     stride_n = tl.cast(stride_n, index_type) * VECTOR
     stride_h = tl.cast(stride_h, index_type) * VECTOR
     stride_w = tl.cast(stride_w, index_type) * VECTOR
-    output_blocks: tl.constexpr = tl.cdiv(C, BLOCK_OUTPUTS)
+    output_blocks: tl.constexpr = ceil_div(C, BLOCK_OUTPUTS)
     output = tl.program_id(0) % output_blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     channel = tl.arange(0, BLOCK_CHANNELS)
     if BLOCK_CHANNELS >= C:
@@ -103,7 +104,7 @@ def _contiguous_kernel(x, taps, weight, bias, y, height, width, positions,
     stride_h = tl.cast(stride_h, index_type) * VECTOR
     stride_c = tl.cast(stride_c, index_type) * VECTOR
     plane = tl.cast(height, index_type) * width * VECTOR
-    output_blocks: tl.constexpr = tl.cdiv(C, BLOCK_OUTPUTS)
+    output_blocks: tl.constexpr = ceil_div(C, BLOCK_OUTPUTS)
     output = tl.program_id(0) % output_blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     channel = tl.arange(0, BLOCK_CHANNELS)
     if BLOCK_CHANNELS >= C:
@@ -194,11 +195,10 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
     sizes = [(channels, 3) for channels in (3, 16, 32, 64, 128, 256, 512)]
     sizes += [(64, 5), (256, 5), (16, 7), (64, 7), (128, 7), (256, 7)]
     for channels_last in (True, False):
-        for operand in ("fp16", "bf16", "tf32", "fp32", "fp64"):
-            if operand == "tf32" and architecture.startswith("gfx"):
-                continue
+        for operand in operand_types(architecture):
             for channels, kernel_size in sizes:
                 yield _compile_case(channels, kernel_size, operand, architecture, channels_last)
+        yield _compile_case(64, 3, "fp16", architecture, channels_last).with_wide_offsets()
 
 
 def _compile_case(channels: int, kernel_size: int, operand: str, architecture: str,

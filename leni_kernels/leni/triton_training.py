@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..architectures import operand_types
 from ..triton_support import (
     CompileCase,
     architecture,
@@ -79,7 +80,7 @@ def _statistics_kernel(x, taps, counts, means, squares, height, width, positions
     stride_n = index(stride_n, WIDE) * VECTOR
     stride_h = index(stride_h, WIDE) * VECTOR
     stride_o = index(stride_o, WIDE) * VECTOR
-    blocks: tl.constexpr = tl.cdiv(C, BLOCK_CHANNELS)
+    blocks: tl.constexpr = ceil_div(C, BLOCK_CHANNELS)
     part = tl.program_id(0) // blocks
     channel = tl.program_id(0) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     count = tl.expand_dims(tl.zeros((lanes,), tl.int32), 1 - axis)
@@ -133,8 +134,8 @@ def _weight_gradient_kernel(grad, x, taps, mean, weight_parts, bias_parts, heigh
     grad_stride_h = index(grad_stride_h, WIDE) * GRAD_VECTOR
     grad_stride_o = index(grad_stride_o, WIDE) * GRAD_VECTOR
     grad_stride_i = index(grad_stride_i, WIDE)
-    channel_blocks: tl.constexpr = tl.cdiv(C, BLOCK_CHANNELS)
-    output_blocks: tl.constexpr = tl.cdiv(C, BLOCK_OUTPUTS)
+    channel_blocks: tl.constexpr = ceil_div(C, BLOCK_CHANNELS)
+    output_blocks: tl.constexpr = ceil_div(C, BLOCK_OUTPUTS)
     channel_block = tl.program_id(0) % channel_blocks
     part = tl.program_id(0) // (channel_blocks * output_blocks)
     channel = channel_block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
@@ -243,7 +244,7 @@ def _input_gradient_kernel(grad, x, taps, weight, constant, slope, ring, dx, tap
     grad_stride_o = index(grad_stride_o, WIDE) * GRAD_VECTOR
     grad_stride_i = index(grad_stride_i, WIDE)
     columns = width * span
-    blocks: tl.constexpr = tl.cdiv(C, BLOCK_CHANNELS)
+    blocks: tl.constexpr = ceil_div(C, BLOCK_CHANNELS)
     part = tl.program_id(0) // blocks
     lane = tl.arange(0, BLOCK_CHANNELS)
     channel = tl.program_id(0) % blocks * BLOCK_CHANNELS + lane
@@ -435,12 +436,11 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
     """Every pass in the configurations that ``architecture`` gets, with the widest vectors C allows."""
     sizes = [(channels, 3) for channels in (3, 16, 64, 128, 256)] + [(64, 5), (64, 7)]
     for channels_last in (True, False):
-        for operand in ("fp16", "bf16", "tf32", "fp32", "fp64"):
-            if operand == "tf32" and architecture.startswith("gfx"):
-                continue
+        for operand in operand_types(architecture):
             for channels, kernel_size in sizes:
-                case = _CaseOf(channels, kernel_size, operand, architecture, channels_last)
-                yield from (case.statistics(), case.weight_gradient(), case.input_gradient())
+                yield from _CaseOf(channels, kernel_size, operand, architecture, channels_last).passes()
+        for case in _CaseOf(64, 3, "fp16", architecture, channels_last).passes():
+            yield case.with_wide_offsets()
 
 
 class _CaseOf(NamedTuple):
@@ -458,6 +458,9 @@ class _CaseOf(NamedTuple):
         while self.channels_last and self.channels % vector:
             vector //= 2
         return vector
+
+    def passes(self) -> tuple[CompileCase, ...]:
+        return self.statistics(), self.weight_gradient(), self.input_gradient()
 
     def statistics(self) -> CompileCase:
         config = triton_configs.statistics(*self)
