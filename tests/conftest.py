@@ -10,6 +10,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # what several folders of tests share
 
+# On a GPU, too, float32 is compared with float32: by default PyTorch's convolutions are in TF32 there, and so are ours.
+torch.backends.cudnn.allow_tf32 = False
+
 
 @pytest.fixture(autouse=True)
 def _seeded():
