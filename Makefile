@@ -1,7 +1,8 @@
 # Everything starts here, on a machine with Python >= 3.10 and a C++ compiler:
 #   make test         the tests
 #   make throughput   the main benchmark, its picture and the README's numbers
-#   make gpu-check    on a machine with a GPU and no network: the GPU tests and the benchmark, into $OUT
+#   make gpu-check    on a machine with a GPU: proves the kernels within 7 minutes, without a network, into $OUT
+#   make gpu-rehearse the same without a GPU, so that nothing of it is run there for the first time
 
 PYTHON ?= python3
 OUT ?= gpu-check
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
 
-.PHONY: install test throughput readme gpu-check clean
+.PHONY: install test throughput readme gpu-check gpu-rehearse clean
 
 install: $(VENV)/installed
 
@@ -36,8 +37,12 @@ throughput: install
 readme: install
 	$(BIN)/python benchmarks/readme.py
 
+# With the machine's own Python and packages; nothing is installed, and the extension is not needed.
 gpu-check:
-	OUT="$(OUT)" PYTHON="$(PYTHON)" bash benchmarks/gpu_check.sh
+	$(PYTHON) benchmarks/gpu_check.py --output "$(OUT)"
+
+gpu-rehearse: $(OLDEST)/prepared
+	$(OLDEST)/bin/python benchmarks/gpu_check.py --rehearse --output "$(OUT)"
 
 clean:
 	rm -rf $(VENV) build *.egg-info leni_kernels/*.so
