@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from textwrap import shorten
 from typing import Any
 
 import bars
@@ -28,8 +27,9 @@ def lines(results: dict[str, Any]) -> list[str]:
               for step, cases in found.items() for record in cases.values() if record["status"] == records.FAILED]
     room = min(MOST_FAILURES, LINES - len(head) - len(numbers) - 2)
     told = failed[:room] + ([f"… and {len(failed) - room} more, in the JSON file"] if len(failed) > room else [])
-    heading = [f"FAILED: {len(failed)}" if failed else "Nothing failed."]
-    return [shorten(line, WIDTH, placeholder=" …") for line in (*heading, *told, *head, *numbers)][:LINES]
+    heading = f"FAILED: {len(failed)}" if failed else "Nothing failed."
+    heading += "" if results["complete"] else " Interrupted: not everything was run."
+    return [line if len(line) <= WIDTH else f"{line[:WIDTH - 1]}…" for line in (heading, *told, *head, *numbers)][:LINES]
 
 
 def _title(results: dict[str, Any]) -> str:
@@ -103,7 +103,7 @@ def _bars(found: Found) -> Iterator[str]:
         reached = "not measured" if value is None else (
             "moonshot" if bar.moonshot and bar.reached(value, bar.moonshot) else
             "reached" if bar.reached(value, bar.first) else "not reached")
-        yield f"  {bar.what}, {bar.dtype}: {number(value)} ({sign} {bar.first}{moonshot}) {reached}"
+        yield f"  {number(value)} ({sign} {bar.first}{moonshot}) {reached}: {bar.what}, {bar.dtype}"
 
 
 def _ceilings(found: Found) -> Iterator[str]:
