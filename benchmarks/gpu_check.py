@@ -44,16 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if facts is None:
             report.say("PyTorch sees no GPU here; --rehearse does what can be done without one.")
             return 2
-        results = {**facts, "rehearsal": options.rehearse, "complete": False, "step_seconds": {}, "steps": {}}
+        results = {**facts, "rehearsal": options.rehearse, "complete": False, "step_seconds": {}, "step_kernels": {},
+                   "steps": {}}
         try:
             for step in (step for step in plan.STEPS if step.name in {"ahead", *options.only}):
                 report.say(f"== {step.name}, up to {step.seconds * _stretch(options)} s")
-                results["steps"][step.name], start = {}, time.time()
+                start, before = time.time(), _kernels(cache)
                 try:
                     _run(step, options, cache)
                 finally:
                     results["steps"][step.name] = records.read(_path(step.name, options))
                     results["step_seconds"][step.name] = round(time.time() - start, 1)
+                    results["step_kernels"][step.name] = _kernels(cache) - before
             results["complete"] = True
         except KeyboardInterrupt:
             report.say("Interrupted; what follows is what was found so far.")
@@ -84,6 +86,11 @@ def _cache(options: argparse.Namespace) -> AbstractContextManager[str]:
     folder = Path(tempfile.gettempdir()) / f"gpu-check-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     return nullcontext(str(folder))
+
+
+def _kernels(cache: str) -> int:
+    """How many compiled kernels Triton's cache holds."""
+    return sum(1 for _ in Path(cache, "triton").glob("*/*.cubin"))
 
 
 def _stretch(options: argparse.Namespace) -> int:

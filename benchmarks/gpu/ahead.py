@@ -24,6 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import codegen
 import torch
 from harness import machine
 from torch import nn
@@ -145,13 +146,9 @@ def launches(architecture: str, work: Callable[[], Any]) -> list[Launch]:
 
 def drive(architecture: str) -> None:
     """Make Triton compile for this architecture in this process, whatever GPU is here; it can launch no more."""
-    from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    if architecture.startswith("gfx"):
-        target = GPUTarget("hip", architecture, 32 if architecture.startswith("gfx1") else 64)
-    else:
-        target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
+    target = codegen.target(architecture)
     driver.set_active(SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: 0,
                                       get_current_target=lambda: target))
 
@@ -189,10 +186,17 @@ def _stand_in_driver(folder: str) -> None:
     os.environ["TRITON_LIBCUDA_PATH"] = folder
 
 
-def _timed(launch: Launch) -> tuple[str, float]:
-    """The key, and the seconds of a core that it took, in this process and the compilers it called."""
+def _compiled(launch: Launch) -> Record:
+    """The record of a launch: its key, and the seconds of a core it took, in this process and the compilers it called.
+
+    An error is told in words: many compilers' errors do not survive the way from one process to another.
+    """
     before = _cpu_seconds()
-    return compile_launch(launch), _cpu_seconds() - before
+    try:
+        key = compile_launch(launch)
+    except Exception as error:
+        return {"status": records.FAILED, "failures": [records.in_one_line(error)]}
+    return {"status": records.PASSED, "key": key, "cpu_seconds": round(_cpu_seconds() - before, 2)}
 
 
 def _cpu_seconds() -> float:
@@ -256,7 +260,7 @@ def run_all(path: Path, here: Gpu, steps: Iterable[str], short: bool, until: flo
         if hindrance:
             records.append(path, {"case": f"launches of {case}", "status": records.FAILED, "failures": [hindrance]})
     noted = time.perf_counter() - began
-    kernels = {pool.submit(_timed, launch): launch for launch in list(wanted)[::16 if short else 1]}
+    kernels = {pool.submit(_compiled, launch): launch for launch in list(wanted)[::16 if short else 1]}
     spent, failed, left = 0.0, 0, set(kernels)
     try:
         for future in as_completed(kernels, max(0.0, until - time.time())):
@@ -288,9 +292,8 @@ def _note_all(pool: ProcessPoolExecutor, architecture: str, steps: Iterable[str]
 
 
 def _record(future: Future[Any], launch: Launch, case: str) -> Record:
-    common = {"case": str(launch), "for": case}
     try:
-        key, seconds = future.result()
-    except Exception as error:
-        return {**common, "status": records.FAILED, "failures": [records.in_one_line(error)]}
-    return {**common, "status": records.PASSED, "key": key, "cpu_seconds": round(seconds, 2)}
+        found = future.result()
+    except Exception as error:  # the compiler has taken its process with it, and so the pool
+        found = {"status": records.FAILED, "failures": [records.in_one_line(error)]}
+    return {"case": str(launch), "for": case, **found}

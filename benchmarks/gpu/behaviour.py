@@ -96,7 +96,6 @@ def _graph(name: str, here: Gpu) -> Record:
 def _compiled(name: str, here: Gpu) -> Record:
     subject = _subject(name, here, "float32")
     wanted = subject.run()
-    torch.compiler.reset()
     compiled = _running(subject.module, subject.x, subject.grad, here.compile(subject.module))
     return {"failures": judging.failures("float32", judging.errors(compiled.run(), wanted))}
 

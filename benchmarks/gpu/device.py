@@ -45,6 +45,7 @@ class Gpu:
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function`` under ``torch.compile``."""
+        torch.compiler.reset()  # after eight shapes it silently runs eagerly
         return torch.compile(function, fullgraph=True, dynamic=False)
 
     def graph(self, run: Run) -> tuple[Run, Any]:

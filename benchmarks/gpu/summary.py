@@ -29,7 +29,8 @@ def lines(results: dict[str, Any]) -> list[str]:
     told = failed[:room] + ([f"… and {len(failed) - room} more, in the JSON file"] if len(failed) > room else [])
     heading = f"FAILED: {len(failed)}" if failed else "Nothing failed."
     heading += "" if results["complete"] else " Interrupted: not everything was run."
-    return [line if len(line) <= WIDTH else f"{line[:WIDTH - 1]}…" for line in (heading, *told, *head, *numbers)][:LINES]
+    text = (heading, *told, *head, *numbers)
+    return [line if len(line) <= WIDTH else f"{line[:WIDTH - 1]}…" for line in text][:LINES]
 
 
 def _title(results: dict[str, Any]) -> str:
@@ -50,8 +51,9 @@ def _steps(results: dict[str, Any]) -> Iterator[str]:
                   for status in (records.PASSED, records.FAILED, records.LEFT_OUT)}
         text = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         seconds = results["step_seconds"][step.name]
-        yield f"{step.name}: {text or 'no case was run'}; {seconds:.0f} of {step.seconds} s" + (
-            _of_compiling(cases) if step.name == "ahead" else "")
+        compiled = _of_compiling(cases) if step.name == "ahead" else (
+            f"; {results['step_kernels'][step.name]} kernels compiled in it")
+        yield f"{step.name}: {text or 'no case was run'}; {seconds:.0f} of {step.seconds} s{compiled}"
 
 
 def _of_compiling(cases: dict[str, Record]) -> str:

@@ -34,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = options.output / f"{options.step}.jsonl"
     step = importlib.import_module(f"gpu.{options.step}")
     here = device.here(options.rehearse)
+    _prepare(timed=options.step in ("speed", "whole"))
     if options.step == "ahead":
         step.run_all(path, here, options.of, options.short, options.until)
         return 0
-    _prepare(timed=options.step in ("speed", "whole"))
     cases, found = step.cases(here, options.short), records.read(path)
     for case in cases:
         if str(case) not in found:

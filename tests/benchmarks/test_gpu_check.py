@@ -1,4 +1,4 @@
-"""The check of the GPU kernels, without a GPU: its rehearsal, what it compiles ahead, and what it does when a case dies."""
+"""The check of the GPU kernels, without a GPU: its rehearsal, what it compiles ahead, and what a dying case costs."""
 
 import json
 import os
@@ -29,7 +29,8 @@ def test_the_budget_is_seven_minutes():
     assert plan.TOTAL <= plan.MOST == 420
     limits = {"smoke": 90, "speed": 150, "whole": 60, "behaviour": 60, "sanitize": 60}
     assert all(step.seconds <= limits.get(step.name, plan.MOST) for step in plan.STEPS)
-    assert sanitize.SECONDS < next(step.seconds for step in plan.STEPS if step.name == "sanitize")
+    seconds = {step.name: step.seconds for step in plan.STEPS}
+    assert seconds["sanitize"] > sanitize.SECONDS
 
 
 # ---- the rehearsal -----------------------------------------------------------------------------------------
@@ -178,7 +179,7 @@ def test_a_line_that_a_kill_cut_off_is_dropped(tmp_path):
 def results(**steps):
     return {"machine": {"gpu": {"name": "A card"}}, "versions": {"torch": "2.11.0", "triton": "3.6.0"}, "commit": None,
             "date": "2026-01-01T00:00:00", "seconds": 400.0, "complete": True, "rehearsal": False,
-            "step_seconds": dict.fromkeys(steps, 1.0), "steps": steps}
+            "step_seconds": dict.fromkeys(steps, 1.0), "step_kernels": dict.fromkeys(steps, 0), "steps": steps}
 
 
 def row(work, medians, **others):
