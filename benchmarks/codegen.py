@@ -124,14 +124,14 @@ def parse_case(architecture: str, case: CompileCase) -> None:
     from triton._C.libtriton import ir
     from triton.compiler import make_backend
 
-    target = target(architecture)
-    backend = make_backend(target)
+    gpu = target(architecture)
+    backend = make_backend(gpu)
     options = backend.parse_options({"num_warps": case.warps, "num_stages": case.stages})
     context = ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)
     functions = backend.get_codegen_implementation(options)
-    _source(case).make_ir(target, options, functions, backend.get_module_map(), context)
+    _source(case).make_ir(gpu, options, functions, backend.get_module_map(), context)
 
 
 def _source(case: CompileCase) -> Any:
