@@ -72,7 +72,8 @@ class Launch(NamedTuple):
         dtypes = " ".join(str(value.dtype).removeprefix("torch.") for value in self.arguments
                           if isinstance(value, Pointer))
         numbers = " ".join(str(value) for value in self.arguments if not isinstance(value, Pointer))
-        return f"{self.module.removeprefix('leni_kernels.')}.{self.kernel} {dtypes} {numbers} {sizes}"
+        apart = "" if all(value.aligned for value in self.arguments if isinstance(value, Pointer)) else " not aligned"
+        return f"{self.module.removeprefix('leni_kernels.')}.{self.kernel} {dtypes}{apart} {numbers} {sizes}"
 
 
 def launch_of(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Launch:
@@ -259,25 +260,20 @@ def run_all(path: Path, here: Gpu, steps: Iterable[str], short: bool, until: flo
             wanted.setdefault(launch, case)
         if hindrance:
             records.append(path, {"case": f"launches of {case}", "status": records.FAILED, "failures": [hindrance]})
-    noted = time.perf_counter() - began
-    kernels = {pool.submit(_compiled, launch): launch for launch in list(wanted)[::16 if short else 1]}
-    spent, failed, left = 0.0, 0, set(kernels)
-    try:
-        for future in as_completed(kernels, max(0.0, until - time.time())):
-            left.discard(future)
-            record = _record(future, kernels[future], wanted[kernels[future]])
-            spent, failed = spent + record.get("cpu_seconds", 0), failed + (record["status"] == records.FAILED)
-            records.append(path, record)
-    except TimeoutError:
-        for future in left:
-            records.append(path, {"case": str(kernels[future]), "status": records.LEFT_OUT})
+    noting = time.perf_counter() - began
+    chosen = list(wanted.items())[::16 if short else 1]
+    compiled = []
+    for record in _compile_all(pool, chosen, until):
+        records.append(path, record)
+        compiled.append(record)
     pool.shutdown(wait=False, cancel_futures=True)
+    spent = sum(record.get("cpu_seconds", 0.0) for record in compiled)
     records.append(path, {
-        "case": "in all", "status": records.PASSED, "architecture": architecture, "kernels": len(kernels),
-        "not_compiled": failed, "left_out": len(left), "cores": workers, "noting_seconds": round(noted, 1),
-        "seconds": round(time.perf_counter() - began, 1), "cpu_seconds": round(spent, 1),
+        "case": "in all", "status": records.PASSED, "architecture": architecture, "kernels": len(compiled),
+        "cores": workers, "noting_seconds": round(noting, 1), "seconds": round(time.perf_counter() - began, 1),
+        "cpu_seconds": round(spent, 1),
         # Noting is shared among the cores as compiling is.
-        f"seconds_on_{CORES}_cores": round((spent + noted * workers) / CORES, 1)})
+        f"seconds_on_{CORES}_cores": round((spent + noting * workers) / CORES, 1)})
 
 
 def _note_all(pool: ProcessPoolExecutor, architecture: str, steps: Iterable[str], short: bool,
@@ -291,9 +287,19 @@ def _note_all(pool: ProcessPoolExecutor, architecture: str, steps: Iterable[str]
         yield from part.result()
 
 
-def _record(future: Future[Any], launch: Launch, case: str) -> Record:
+def _compile_all(pool: ProcessPoolExecutor, chosen: list[tuple[Launch, str]], until: float) -> Iterator[Record]:
+    """The records of launches, as they are compiled; those that time was left for, and the others."""
+    futures = {pool.submit(_compiled, launch): {"case": str(launch), "for": case} for launch, case in chosen}
     try:
-        found = future.result()
+        for future in as_completed(list(futures), max(0.0, until - time.time())):
+            yield {**futures.pop(future), **_result(future)}
+    except TimeoutError:
+        for common in futures.values():
+            yield {**common, "status": records.LEFT_OUT}
+
+
+def _result(future: Future[Record]) -> Record:
+    try:
+        return future.result()
     except Exception as error:  # the compiler has taken its process with it, and so the pool
-        found = {"status": records.FAILED, "failures": [records.in_one_line(error)]}
-    return {"case": str(launch), "for": case, **found}
+        return {"status": records.FAILED, "failures": [records.in_one_line(error)]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ BEGUN, PASSED, FAILED, LEFT_OUT = "begun", "passed", "failed", "left out"
 def append(path: Path, record: Record) -> None:
     """Add a line, and see to it that it is on the disk."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read(path: Path) -> dict[str, Record]:
@@ -40,8 +41,6 @@ def in_one_line(error: BaseException) -> str:
 
 def run(path: Path, case: str, work: Callable[[], Record]) -> Record:
     """Do the ``work`` of a case and record it; what it returns has "failures" if the case did not pass."""
-    import traceback
-
     append(path, {"case": case, "status": BEGUN})
     began = time.perf_counter()
     try:

@@ -81,7 +81,7 @@ SHAPES = {
 REHEARSED_SHAPES = {
     "typical": {1: (1, 4, 8), 2: (1, 4, 4, 4), 3: (1, 4, 1, 2, 2)},
     "tails": {1: (1, 3, 5), 2: (1, 3, 3, 3), 3: (1, 3, 2, 1, 3)},
-    "deep": {1: (2, 4, 2), 2: (2, 6, 1, 2), 3: (1, 4, 1, 1, 2)},
+    "deep": {1: (2, 4, 2), 2: (2, 6, 2, 3), 3: (1, 4, 1, 1, 2)},
 }
 
 
@@ -123,7 +123,7 @@ def run(case: Case, here: Gpu) -> Record:
             truth = _of_definition(copy.deepcopy(block).double(), x.double(), grad.double())
     found, composed = judging.errors(results, truth), None
     if case.dtype in judging.HALVES:
-        layers = {"y": block(x)} if grad is None else _of_definition(block, x, grad)
+        layers = {"y": sides.composed(block)(x)} if grad is None else _of_definition(block, x, grad)
         composed = judging.errors(layers, truth)
     wrong = judging.failures(case.dtype, found, composed)
     worst = max(found, key=found.get)

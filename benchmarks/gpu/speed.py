@@ -207,7 +207,7 @@ def _activations(case: Case, here: Gpu, channels: int, size: int, dimensions: in
     """Random inputs of so many channels and such a size; as many images as make the case's own activation large."""
     dtype = here.dtype(case.dtype)
     images = (SMALL_BYTES if case.kind == "small" else BYTES) // (case.channels * case.size**2 * dtype.itemsize)
-    shape = here.size((max(1, images), channels, *[size] * dimensions), (JUDGED, channels, *(1, 2)[-dimensions:]))
+    shape = here.size((max(1, images), channels, *[size] * dimensions), (JUDGED, channels, *(3, 4)[-dimensions:]))
     return [sides.in_layout(torch.randn(shape, device=here.device, dtype=dtype), case.layout)
             for _ in range(here.size(INPUTS, 1))]
 
