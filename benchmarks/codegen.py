@@ -110,7 +110,7 @@ def compile_case(architecture: str, case: CompileCase) -> Report:
     with contextlib.redirect_stdout(log), knobs.nvidia.scope(), knobs.compilation.scope():
         knobs.nvidia.dump_ptxas_log = True
         knobs.compilation.always_compile = True
-        compiled = triton.compile(source, target=_target(architecture), options=options)
+        compiled = triton.compile(source, target=target(architecture), options=options)
     common = {"architecture": architecture, "name": case.name, "operand": case.operand,
               "tile_rows": case.tile_rows, "vector_bits": case.vector_bits, "vector_loads": case.vector_loads,
               "shared": compiled.metadata.shared}
@@ -124,14 +124,14 @@ def parse_case(architecture: str, case: CompileCase) -> None:
     from triton._C.libtriton import ir
     from triton.compiler import make_backend
 
-    target = _target(architecture)
-    backend = make_backend(target)
+    gpu = target(architecture)
+    backend = make_backend(gpu)
     options = backend.parse_options({"num_warps": case.warps, "num_stages": case.stages})
     context = ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)
     functions = backend.get_codegen_implementation(options)
-    _source(case).make_ir(target, options, functions, backend.get_module_map(), context)
+    _source(case).make_ir(gpu, options, functions, backend.get_module_map(), context)
 
 
 def _source(case: CompileCase) -> Any:
@@ -143,7 +143,8 @@ def _source(case: CompileCase) -> Any:
     return ASTSource(case.kernel, types, case.constants, aligned)
 
 
-def _target(architecture: str) -> Any:
+def target(architecture: str) -> Any:
+    """The architecture as Triton's compiler takes it."""
     from triton.backends.compiler import GPUTarget
 
     if is_amd(architecture):
