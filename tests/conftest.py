@@ -10,6 +10,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # what several folders of tests share
 
+# Tilings that whoever runs the tests has measured stay out of them, also of the processes that they start.
+os.environ["LENI_KERNELS_CACHE"] = str(Path(__file__).parent / "no-cache")
+
 
 @pytest.fixture(autouse=True)
 def _seeded():
