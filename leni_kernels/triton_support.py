@@ -15,7 +15,7 @@ why_missing: str | None = None
 
 try:
     import triton.language as tl
-    from triton import jit
+    from triton import constexpr_function, jit
 except ImportError as error:
     why_missing = f"Triton is not installed ({error})"
     tl: Any = None
@@ -23,6 +23,8 @@ except ImportError as error:
     def jit(function: Any) -> Any:
         """Leave a kernel as it is: where there is no Triton, its file can still be imported."""
         return function
+
+    constexpr_function: Any = jit
 
 interpreting = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton runs kernels in its CPU interpreter; it reads the variable when a kernel is defined."""
@@ -118,8 +120,9 @@ def power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
+@constexpr_function
 def ceil_div(size: int, block: int) -> int:
-    """How many blocks cover ``size``."""
+    """How many blocks cover ``size``; of constants in a kernel too, where tl.cdiv gives no constant before Triton 3.8."""
     return -(-size // block)
 
 

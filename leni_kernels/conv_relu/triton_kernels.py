@@ -126,6 +126,15 @@ def _steps(step_d, step_h, step_w, VECTOR: tl.constexpr, index_type: tl.constexp
 
 
 @jit
+def _tap_offset(tap: tl.constexpr, TAPS: tl.constexpr):
+    """The offset of a listed tap, each number a constant: before Triton 3.8 a tuple in a tuple is no argument."""
+    d: tl.constexpr = TAPS[tap][0]
+    h: tl.constexpr = TAPS[tap][1]
+    w: tl.constexpr = TAPS[tap][2]
+    return d, h, w
+
+
+@jit
 def _grid_offset(tap, GRID: tl.constexpr):
     """The offset of a tap of GRID = (first, step, count)."""
     first: tl.constexpr = GRID[0]
@@ -192,7 +201,7 @@ def _forward_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, i
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
     accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     # Depthwise, a block of outputs runs through all groups, each output with its own channel.
-    blocks: tl.constexpr = tl.cdiv(GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS, BLOCK_OUTPUTS)
+    blocks: tl.constexpr = ceil_div(GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS, BLOCK_OUTPUTS)
     groups: tl.constexpr = 1 if CHANNELS == 1 else GROUPS
     output = tl.program_id(0) % blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     has_output = output < (GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS)
@@ -218,12 +227,13 @@ def _forward_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, i
         if GRID is None:
             # The next tap's operands are on their way while this tap's are multiplied.
             following = _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel, has_output,
-                                       0, TAPS[0], CHANNELS, OUTPUTS, GROUPS, CHANNELS_LAST)
+                                       0, _tap_offset(0, TAPS), CHANNELS, OUTPUTS, GROUPS, CHANNELS_LAST)
             for t in tl.static_range(len(TAPS)):
                 operands = following
                 if t + 1 < len(TAPS):
                     following = _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel,
-                                               has_output, t + 1, TAPS[t + 1], CHANNELS, OUTPUTS, GROUPS, CHANNELS_LAST)
+                                               has_output, t + 1, _tap_offset(t + 1, TAPS), CHANNELS, OUTPUTS, GROUPS,
+                                               CHANNELS_LAST)
                 sums = _add_product(sums, operands, TAPS[t][3], CHANNELS, PRECISION)
         else:
             for t in range(GRID[2][0] * GRID[2][1] * GRID[2][2]):
@@ -295,7 +305,7 @@ def _input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
     accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     every: tl.constexpr = GROUPS if CHANNELS == 1 else CHANNELS
-    blocks: tl.constexpr = tl.cdiv(every, BLOCK_CHANNELS)
+    blocks: tl.constexpr = ceil_div(every, BLOCK_CHANNELS)
     groups: tl.constexpr = 1 if CHANNELS == 1 else GROUPS
     channel = tl.program_id(0) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     has_channel = channel < every
@@ -361,8 +371,8 @@ def _correlation_kernel(x, threshold, grad, partial, sites, tiles, out_d, out_h,
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
     accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     every: tl.constexpr = GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS
-    output_blocks: tl.constexpr = tl.cdiv(every, BLOCK_OUTPUTS)
-    channel_blocks: tl.constexpr = tl.cdiv(CHANNELS, BLOCK_CHANNELS)
+    output_blocks: tl.constexpr = ceil_div(every, BLOCK_OUTPUTS)
+    channel_blocks: tl.constexpr = ceil_div(CHANNELS, BLOCK_CHANNELS)
     groups: tl.constexpr = 1 if CHANNELS == 1 else GROUPS
     taps: tl.constexpr = GRID[2][0] * GRID[2][1] * GRID[2][2]
     output = tl.program_id(0) % output_blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)

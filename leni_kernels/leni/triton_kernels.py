@@ -56,7 +56,7 @@ def _channels_last_kernel(x, taps, weight, bias, y, height, width, positions,
     stride_n = tl.cast(stride_n, index_type) * VECTOR
     stride_h = tl.cast(stride_h, index_type) * VECTOR
     stride_w = tl.cast(stride_w, index_type) * VECTOR
-    output_blocks: tl.constexpr = tl.cdiv(C, BLOCK_OUTPUTS)
+    output_blocks: tl.constexpr = ceil_div(C, BLOCK_OUTPUTS)
     output = tl.program_id(0) % output_blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     channel = tl.arange(0, BLOCK_CHANNELS)
     if BLOCK_CHANNELS >= C:
@@ -103,7 +103,7 @@ def _contiguous_kernel(x, taps, weight, bias, y, height, width, positions,
     stride_h = tl.cast(stride_h, index_type) * VECTOR
     stride_c = tl.cast(stride_c, index_type) * VECTOR
     plane = tl.cast(height, index_type) * width * VECTOR
-    output_blocks: tl.constexpr = tl.cdiv(C, BLOCK_OUTPUTS)
+    output_blocks: tl.constexpr = ceil_div(C, BLOCK_OUTPUTS)
     output = tl.program_id(0) % output_blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     channel = tl.arange(0, BLOCK_CHANNELS)
     if BLOCK_CHANNELS >= C:

@@ -83,7 +83,7 @@ def _statistics_kernel(z, counts, means, squares, height, width, positions, all_
     span: tl.constexpr = 1 if CHANNELS_LAST else VECTOR
     accumulator_type: tl.constexpr = means.dtype.element_ty
     block: tl.constexpr = BLOCK_PIXELS // span
-    blocks: tl.constexpr = tl.cdiv(C, BLOCK_CHANNELS)
+    blocks: tl.constexpr = ceil_div(C, BLOCK_CHANNELS)
     part = tl.program_id(0) // blocks
     channel = tl.program_id(0) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     height = index(height, WIDE)
@@ -125,7 +125,7 @@ def _tail_kernel(x, z, weight, bias, y, height, width, positions, stride_n, stri
     stride_o = index(stride_o, WIDE) * VECTOR
     height = index(height, WIDE)
     columns = width * span
-    blocks: tl.constexpr = tl.cdiv(C, BLOCK_OUTPUTS)
+    blocks: tl.constexpr = ceil_div(C, BLOCK_OUTPUTS)
     output = tl.program_id(0) % blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     lane = tl.arange(0, BLOCK_CHANNELS)
     if BLOCK_CHANNELS >= C:
@@ -172,8 +172,8 @@ def _weight_gradient_kernel(grad, x, z, mean, weight_parts, bias_parts, height, 
     grad_stride_o = index(grad_stride_o, WIDE) * GRAD_VECTOR
     grad_stride_i = index(grad_stride_i, WIDE)
     height = index(height, WIDE)
-    channel_blocks: tl.constexpr = tl.cdiv(C, BLOCK_CHANNELS)
-    output_blocks: tl.constexpr = tl.cdiv(C, BLOCK_OUTPUTS)
+    channel_blocks: tl.constexpr = ceil_div(C, BLOCK_CHANNELS)
+    output_blocks: tl.constexpr = ceil_div(C, BLOCK_OUTPUTS)
     channel_block = tl.program_id(0) % channel_blocks
     part = tl.program_id(0) // (channel_blocks * output_blocks)
     channel = channel_block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
@@ -229,7 +229,7 @@ def _branch_gradient_kernel(grad, x, negative, matrix, constant, slope, out, hei
     grad_stride_i = index(grad_stride_i, WIDE)
     height = index(height, WIDE)
     columns = width * span
-    blocks: tl.constexpr = tl.cdiv(C, BLOCK_CHANNELS)
+    blocks: tl.constexpr = ceil_div(C, BLOCK_CHANNELS)
     channel = tl.program_id(0) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     has_channel = channel < C
     origin = index(tl.program_id(0) // blocks, WIDE) * (BLOCK_PIXELS // span)

@@ -79,7 +79,7 @@ def _statistics_kernel(x, taps, counts, means, squares, height, width, positions
     stride_n = index(stride_n, WIDE) * VECTOR
     stride_h = index(stride_h, WIDE) * VECTOR
     stride_o = index(stride_o, WIDE) * VECTOR
-    blocks: tl.constexpr = tl.cdiv(C, BLOCK_CHANNELS)
+    blocks: tl.constexpr = ceil_div(C, BLOCK_CHANNELS)
     part = tl.program_id(0) // blocks
     channel = tl.program_id(0) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     count = tl.expand_dims(tl.zeros((lanes,), tl.int32), 1 - axis)
@@ -133,8 +133,8 @@ def _weight_gradient_kernel(grad, x, taps, mean, weight_parts, bias_parts, heigh
     grad_stride_h = index(grad_stride_h, WIDE) * GRAD_VECTOR
     grad_stride_o = index(grad_stride_o, WIDE) * GRAD_VECTOR
     grad_stride_i = index(grad_stride_i, WIDE)
-    channel_blocks: tl.constexpr = tl.cdiv(C, BLOCK_CHANNELS)
-    output_blocks: tl.constexpr = tl.cdiv(C, BLOCK_OUTPUTS)
+    channel_blocks: tl.constexpr = ceil_div(C, BLOCK_CHANNELS)
+    output_blocks: tl.constexpr = ceil_div(C, BLOCK_OUTPUTS)
     channel_block = tl.program_id(0) % channel_blocks
     part = tl.program_id(0) // (channel_blocks * output_blocks)
     channel = channel_block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
@@ -243,7 +243,7 @@ def _input_gradient_kernel(grad, x, taps, weight, constant, slope, ring, dx, tap
     grad_stride_o = index(grad_stride_o, WIDE) * GRAD_VECTOR
     grad_stride_i = index(grad_stride_i, WIDE)
     columns = width * span
-    blocks: tl.constexpr = tl.cdiv(C, BLOCK_CHANNELS)
+    blocks: tl.constexpr = ceil_div(C, BLOCK_CHANNELS)
     part = tl.program_id(0) // blocks
     lane = tl.arange(0, BLOCK_CHANNELS)
     channel = tl.program_id(0) % blocks * BLOCK_CHANNELS + lane
