@@ -47,13 +47,14 @@ class Key(NamedTuple):
 Table = Mapping[Key, Mapping[str, int]]
 Tiling = TypeVar("Tiling")
 
-_LIMITS = {
+LIMITS = {
     "rows": (1, 8), "positions": (1, 1024), "pixels": (16, 1024), "step": (1, 1024), "sites": (16, 1024),
     "channels": (16, 256), "outputs": (16, 256), "warps": (1, 16), "stages": (1, 8),
 }
 """Of each field of a tiling: products want 16 of whatever they multiply, and an SM has so many threads."""
 
 _overrides: dict[Key, Any] = {}
+_with_users = True
 
 
 def rounded(channels: int) -> int:
@@ -71,7 +72,7 @@ def find(tiling: type[Tiling], wanted: Key) -> Tiling | None:
     """The ``tiling``, a named tuple, that a table has for the key, or None."""
     if wanted in _overrides:
         return _overrides[wanted]
-    for table in (_users(), packaged()):
+    for table in (_users(), packaged()) if _with_users else (packaged(),):
         fields = table.get(wanted)
         if fields is not None:
             try:
@@ -91,6 +92,17 @@ def override(wanted: Key, tiling: Any | None) -> Iterator[None]:
     finally:
         _overrides.clear()
         _overrides.update(before)
+
+
+@contextmanager
+def without_users() -> Iterator[None]:
+    """Leave the user's table out of what :func:`find` looks in, in this process."""
+    global _with_users
+    before, _with_users = _with_users, False
+    try:
+        yield
+    finally:
+        _with_users = before
 
 
 # ---- the files ---------------------------------------------------------------------------------------------
@@ -160,7 +172,8 @@ def read(path: Path, version: str | None = None) -> Table:
 
 def write(path: Path, table: Table, **facts: Any) -> None:
     """Write a table, an entry a line, with ``facts`` about its making that nobody reads back."""
-    head = json.dumps({"format": FORMAT, "version": _version(), **facts}, indent=1, ensure_ascii=False)
+    head = json.dumps({"format": FORMAT, "version": _version(), **facts}, indent=1, ensure_ascii=False,
+                      allow_nan=False)
     entries = (json.dumps({**wanted._asdict(), "tiling": dict(fields)}) for wanted, fields in table.items())
     text = head.removesuffix("\n}") + ',\n "tilings": [\n  ' + ",\n  ".join(entries) + "\n ]\n}\n"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,14 +201,14 @@ def _entry(content: Any) -> tuple[Key, dict[str, int]]:
     if not counts or any(type(size) is not int or size != rounded(size) for size in (found.channels, found.outputs)):
         raise ValueError(f"channels and outputs are powers of two from 16 to 256, and taps 1 or more: {content}")
     if not isinstance(tiling, dict) or not all(_possible(*field) for field in tiling.items()):
-        raise ValueError(f"a tiling has powers of two, each in its limits {_LIMITS}: {content}")
+        raise ValueError(f"a tiling has powers of two, each in its limits {LIMITS}: {content}")
     if tiling.get("step", 1) > tiling.get("pixels", 1024):
         raise ValueError(f"a step has more pixels than its tile: {content}")
     return found, tiling
 
 
 def _possible(name: str, value: Any) -> bool:
-    least, most = _LIMITS.get(name, (1, 0))
+    least, most = LIMITS.get(name, (1, 0))
     return type(value) is int and least <= value <= most and (name == "stages" or value == power_of_two(value))
 
 
