@@ -135,8 +135,9 @@ def _save(table: tilings.Table) -> None:
 def _note(rows: list[race.Row]) -> None:
     for row in rows:
         best = " ".join(f"{name}={size}" for name, size in row.best.items())
-        found = row.refused or f"{row.microseconds:.1f} µs, {row.ratio:.3f} times as fast as the rule's, of {row.timed}: {best}"
-        report.say(f"{row.subject:<52} {found}" + f"; left out {row.left_out}" * bool(row.left_out))
+        times = "" if row.refused else f"{row.microseconds:.1f} µs, {row.ratio:.3f} times as fast as the rule's"
+        left_out = f"; left out: {row.left_out}" if row.left_out else ""
+        report.say(f"{row.subject:<52} {row.refused or times}, of {row.timed}: {best}{left_out}")
 
 
 if __name__ == "__main__":

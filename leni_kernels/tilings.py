@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from .triton_support import power_of_two
+from .triton_support import full_vector, power_of_two
 
 FORMAT = 1
 """Of the files: the meaning of their keys."""
@@ -204,6 +204,10 @@ def _entry(content: Any) -> tuple[Key, dict[str, int]]:
         raise ValueError(f"a tiling has powers of two, each in its limits {LIMITS}: {content}")
     if tiling.get("step", 1) > tiling.get("pixels", 1024):
         raise ValueError(f"a step has more pixels than its tile: {content}")
+    # In NCHW such a position is a vector.
+    span = 1 if found.layout == "channels-last" else full_vector(found.operand)
+    if {"rows", "positions", "outputs"} <= set(tiling) and tiling["rows"] * tiling["positions"] * span < 16:
+        raise ValueError(f"a product has fewer than 16 pixels: {content}")
     return found, tiling
 
 
