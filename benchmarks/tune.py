@@ -112,14 +112,15 @@ def _tune(options: argparse.Namespace) -> int:
     rows: list[race.Row] = []
     table: dict[tilings.Key, dict[str, int]] = {}
     facts = {**machine.facts(device), "budget": options.budget, "match": options.match}
-    with Workers(options.workers) as workers:
+    with Workers(race.at_once(device, options.workers)) as workers:
         for row, won in race.run(plan, architecture, options.match, options.budget, workers):
             rows += row
             table |= won
             _note(row)
             tilings.write(path, table, **facts, rows=[row._asdict() for row in rows])
     every = len(subjects.subjects(architecture, plan.operand, options.match, plan.sizes))
-    report.say(f"{len(rows)} of {every} subjects were timed, and {len(table)} tilings replace the rule's: {path}")
+    timed = sum(row.timed > 0 for row in rows)
+    report.say(f"{timed} of {every} subjects were timed, and {len(table)} tilings replace the rule's: {path}")
     if options.save:
         _save(table)
     return 1 if any(row.refused for row in rows) else 0
@@ -135,9 +136,11 @@ def _save(table: tilings.Table) -> None:
 def _note(rows: list[race.Row]) -> None:
     for row in rows:
         best = " ".join(f"{name}={size}" for name, size in row.best.items())
-        times = "" if row.refused else f"{row.microseconds:.1f} µs, {row.ratio:.3f} times as fast as the rule's"
+        found = row.refused or "not taken over"
+        if row.microseconds is not None:
+            found = f"{row.microseconds:.1f} µs, {row.ratio:.3f} times as fast as the rule's, of {row.timed}"
         left_out = f"; left out: {row.left_out}" if row.left_out else ""
-        report.say(f"{row.subject:<52} {row.refused or times}, of {row.timed}: {best}{left_out}")
+        report.say(f"{row.subject:<52} {found}: {best}{left_out}")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ LEAST_GAIN = 0.02
 BUFFERS = 2
 """Sets of inputs that take turns."""
 
-_ALLOWED = {"fp16": 5e-3, "bf16": 3e-2, "fp32": 1e-4}
-"""What the rule's tiling may be off by, of the largest value; others may be off by twice as much as it is."""
+_RULES_ALLOWED = {"fp16": 5e-3, "bf16": 3e-2, "fp32": 1e-4}
+"""What the rule's tiling may be off by, of the largest value; others may be off by twice as much as it is, and by what
+float32 may be off."""
 
 
 class Plan(NamedTuple):
@@ -81,7 +82,10 @@ class Row(NamedTuple):
 
 def run(plan: Plan, architecture: str, match: str, budget: float,
         workers: Workers) -> Iterator[tuple[list[Row], dict[tilings.Key, dict[str, int]]]]:
-    """Time the subjects until ``budget`` seconds have passed; yields their rows and the tilings that won."""
+    """Time the subjects until ``budget`` seconds have passed; yields their rows and the tilings that won.
+
+    Last come the winners in the other half precision; those that are not right there have a row without a time.
+    """
     end = time.monotonic() + budget
     enough = end - RESERVE * budget
     listed = candidates.read(architecture)
@@ -103,8 +107,17 @@ def run(plan: Plan, architecture: str, match: str, budget: float,
             if winner is not None:
                 winners.append((plan, subject._replace(operand=plan.twin), winner))
             yield [row], {} if winner is None else {subject.key: winner._asdict()}
-    checked = zip(winners, workers.map(right, winners, end), strict=True)
-    yield [], {subject.key: tiling._asdict() for (_, subject, tiling), found in checked if found is True}
+    for (_, subject, tiling), found in zip(winners, workers.map(right, winners, end), strict=True):
+        reason = found.reason if isinstance(found, Failure) else "" if found else "its outputs are wrong"
+        rows = [Row(str(subject), tiling._asdict(), None, None, 0, {reason: 1}, "", [])] if reason else []
+        yield rows, {} if reason else {subject.key: tiling._asdict()}
+
+
+def at_once(device: torch.device, wanted: int) -> int:
+    """How many processes may use the GPU: each wants about 2 GiB of its memory."""
+    if device.type == "cpu":
+        return wanted
+    return max(1, min(wanted, torch.cuda.get_device_properties(device).total_memory // 2**31))
 
 
 def launch(plan: Plan, subject: Subject, tiling: Any) -> None:
@@ -117,10 +130,10 @@ def right(plan: Plan, subject: Subject, tiling: Any) -> bool:
     """Whether a tiling's outputs are as near the truth as those of the rule's, on smaller inputs."""
     inputs = subject.inputs(plan.shape(subject, 16), plan.device)
     truth = subject.truth(inputs)
-    allowed = [2 * error + 1e-6 for error in _errors(subject, subject.incumbent(), inputs, truth)]
+    allowed = _allowed(_errors(subject, subject.incumbent(), inputs, truth))
     found = _errors(subject, tiling, inputs, truth)
     _finish(plan.device)
-    return _within(found, allowed) and max(found) <= _ALLOWED[subject.operand]
+    return _within(found, allowed) and max(found) <= _RULES_ALLOWED[subject.operand]
 
 
 def measure(plan: Plan, subject: Subject, tried: Mapping[Any, Any], time_call: Any,
@@ -141,9 +154,9 @@ def measure(plan: Plan, subject: Subject, tried: Mapping[Any, Any], time_call: A
     sets = [subject.inputs(plan.shape(subject), plan.device) for _ in range(BUFFERS)]
     truth = subject.truth(sets[0])
     errors = _errors(subject, rule, sets[0], truth)
-    if not max(errors) <= _ALLOWED[subject.operand]:
+    if not max(errors) <= _RULES_ALLOWED[subject.operand]:
         return refused(f"the rule's tiling is off by {max(errors):.1e}")
-    allowed = [2 * error + 1e-6 for error in errors]
+    allowed = _allowed(errors)
     passed = [rule, *(tiling for tiling in alive if tiling != rule
                       and _within(_errors(subject, tiling, sets[0], truth), allowed))]
     left_out["wrong"] += len(alive) - len(passed)
@@ -164,6 +177,10 @@ def measure(plan: Plan, subject: Subject, tried: Mapping[Any, Any], time_call: A
 def _errors(subject: Subject, tiling: Any, inputs: Inputs, truth: Outputs) -> list[float]:
     outputs = subject.run(tiling, inputs)
     return [parity.error(output, wanted) for output, wanted in zip(outputs, truth, strict=True)]
+
+
+def _allowed(rules: list[float]) -> list[float]:
+    return [2 * error + 1e-5 for error in rules]
 
 
 def _within(errors: list[float], allowed: list[float]) -> bool:

@@ -124,6 +124,8 @@ def _conv_relu_gradients(i: Inputs, *wanted: str) -> Outputs:
 
 # ---- the kernels -------------------------------------------------------------------------------------------
 
+_launch = torch.ops.leni_kernels
+
 
 def _of_leni(name: str, room: ModuleType, case: str, choose: Callable[..., Any], run: Callable[[Inputs, bool], Outputs],
              truth: Callable[[Inputs], Outputs]) -> Kernel:
@@ -148,43 +150,44 @@ def _of_conv_relu(name: str, cases: tuple[str, ...], run: Callable[[Inputs, bool
 
 KERNELS = (
     _of_leni("folded", leni, "", triton_configs.choose,
-             lambda i, last: (leni.leni_folded(i.x, i.taps, i.weight, i.bias, last),),
+             lambda i, last: (_launch.leni_folded_triton(i.x, i.taps, i.weight, i.bias, last),),
              lambda i: (reference.leni_folded(i.x, i.taps, i.weight, i.bias),)),
     _of_conv_relu("forward", ("forward",),
-                  lambda i, last: (conv_relu.conv_relu(i.x, i.filters, i.threshold, i.bias, *_OPTIONS, last),),
+                  lambda i, last: (_launch.conv_relu_triton(i.x, i.filters, i.threshold, i.bias, *_OPTIONS, last),),
                   lambda i: (_conv_relu(i.x, i.filters, i.threshold, i.bias),)),
     _of_leni("input gradient", training, "input gradient ", triton_configs.input_gradient,
-             lambda i, last: training.leni_input_gradient(i.grad, i.x, i.taps, i.weight, i.constant, i.slope, last),
+             lambda i, last: _launch.leni_input_gradient_triton(
+                 i.grad, i.x, i.taps, i.weight, i.constant, i.slope, last),
              _leni_input_gradient),
     _of_leni("weight gradient", training, "weight gradient ", triton_configs.weight_gradient,
-             lambda i, last: training.leni_weight_gradient(i.grad, i.x, i.taps, last, i.mean),
+             lambda i, last: _launch.leni_weight_gradient_triton(i.grad, i.x, i.taps, last, i.mean),
              _leni_weight_gradient),
     _of_leni("statistics", training, "statistics ", triton_configs.statistics,
-             lambda i, last: training.leni_statistics(i.x, i.taps, last),
+             lambda i, last: _launch.leni_statistics_triton(i.x, i.taps, last),
              lambda i: reference.leni_statistics(i.x, i.taps)),
     _of_conv_relu("input", ("input",),
-                  lambda i, last: conv_relu.conv_relu_input_gradient(
+                  lambda i, last: _launch.conv_relu_input_gradient_triton(
                       i.grad, i.x, i.filters, i.threshold, *_OPTIONS, last, True, False)[:1],
                   lambda i: _conv_relu_gradients(i, "x")),
     _of_conv_relu("weight", ("weight", "threshold"),
                   lambda i, last: (
-                      conv_relu.conv_relu_weight_gradient(
+                      _launch.conv_relu_weight_gradient_triton(
                           i.grad, i.x, i.filters, i.threshold, *_OPTIONS, last, True, False)[0],
-                      conv_relu.conv_relu_input_gradient(
+                      _launch.conv_relu_input_gradient_triton(
                           i.grad, i.x, i.filters, i.threshold, *_OPTIONS, last, False, True)[1]),
                   lambda i: _conv_relu_gradients(i, "filters", "threshold")),
     _of_reborn("tail", ("tail",), triton_configs.tail,
-               lambda i, last: (reborn.reborn_tail(i.x, i.z, i.weight, i.bias, last),),
+               lambda i, last: (_launch.reborn_tail_triton(i.x, i.z, i.weight, i.bias, last),),
                lambda i: (F.conv2d(_features(i), i.weight[:, :, None, None], i.bias),)),
     _of_reborn("gradient", ("negative gradient", "input gradient"), triton_configs.tail_gradient,
-               lambda i, last: (reborn.reborn_negative_gradient(i.grad, i.z, i.weight, *_of_z(i), last),
-                                reborn.reborn_input_gradient(i.grad, i.x, i.negative, i.weight, last)),
+               lambda i, last: (_launch.reborn_negative_gradient_triton(i.grad, i.z, i.weight, *_of_z(i), last),
+                                _launch.reborn_input_gradient_triton(i.grad, i.x, i.negative, i.weight, last)),
                _reborn_gradient),
     _of_reborn("weight gradient", ("weight gradient",), triton_configs.tail_weight_gradient,
-               lambda i, last: reborn.reborn_weight_gradient(i.grad, i.x, i.z, i.mean, last),
+               lambda i, last: _launch.reborn_weight_gradient_triton(i.grad, i.x, i.z, i.mean, last),
                _reborn_weight_gradient),
     _of_reborn("statistics", ("statistics",), triton_configs.tail_statistics,
-               lambda i, last: reborn.reborn_statistics(i.z, last), _reborn_statistics),
+               lambda i, last: _launch.reborn_statistics_triton(i.z, last), _reborn_statistics),
 )
 """Every kernel that has tilings, the more important first."""
 

@@ -46,7 +46,7 @@ class Workers:
             return Failure("no time was left")
         process = self._idle.get()
         try:
-            return process.submit(function, *job).result(None if remaining == float("inf") else remaining)
+            return process.submit(_attempt, function, job).result(None if remaining == float("inf") else remaining)
         except NotInTime:
             process.shutdown(wait=False, cancel_futures=True)
             process = _new_process()
@@ -54,10 +54,16 @@ class Workers:
         except BrokenProcessPool:
             process = _new_process()
             return Failure("its process died")
-        except Exception as error:
-            return Failure(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
         finally:
             self._idle.put(process)
+
+
+def _attempt(function: Callable[..., Any], job: tuple) -> Any:
+    # Many compilers' errors do not survive the way from one process to another.
+    try:
+        return function(*job)
+    except Exception as error:
+        return Failure(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
 
 
 def _new_process() -> ProcessPoolExecutor:
