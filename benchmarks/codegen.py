@@ -1,10 +1,12 @@
 """Compile every Triton kernel for GPUs that need not be there, and show what the compilers made of it.
 
-    python benchmarks/codegen.py [--arch sm_90] [--match TEXT] [--json PATH]
+    python benchmarks/codegen.py [--arch sm_90] [--match TEXT] [--sample] [--json PATH] [--counts PATH] [--workers N]
 
 For each kernel, configuration, dtype and layout: registers, stack, spills (STL and LDL in the SASS), shared
 memory, matrix instructions, and the widths of the global loads in the hot loop. The kernels come from each
 Triton room's ``compile_cases``; compiled files go to a temporary folder unless TRITON_CACHE_DIR names one.
+``--counts`` keeps how many compiled, and which did not or spill, in a file by Triton's version and architecture:
+``results/codegen.json`` is what ``make codegen`` found. Exits with 1 if a case did not compile.
 """
 
 from __future__ import annotations
@@ -22,10 +24,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
+
+from harness import machine
 
 from leni_kernels import triton_support
+from leni_kernels.architectures import is_amd, operand_types, shared_memory, warp_size
 from leni_kernels.conv_relu import triton_kernels as conv_relu
 from leni_kernels.leni import triton_kernels as leni
 from leni_kernels.leni import triton_tail as reborn
@@ -36,7 +42,11 @@ from leni_kernels.triton_support import CompileCase
 ROOMS = (leni, leni_training, reborn, conv_relu, pointwise)
 """The modules whose ``compile_cases(architecture)`` are compiled; a new mechanism adds its own here."""
 
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx1100")
+"""What is compiled unless ``--arch`` says otherwise; Triton may know more."""
+
+SAMPLE = r"^(leni|reborn) .*C=(64|256)( k=3)?$|(64→64|256→256) k=3×3|^(ada|fully|crelu)| wide$"
+"""What a sample has of each kernel: a width whose weights fit on the chip, and one whose do not; 64-bit offsets."""
 
 
 @dataclass
@@ -61,22 +71,40 @@ class Report:
     """ptxas' warning C7515: the warpgroup's matrix products wait for one another."""
 
 
-def cases(architecture: str, match: str = "") -> list[CompileCase]:
+@dataclass
+class Failure:
+    """Why one compilation gave nothing."""
+
+    architecture: str
+    name: str
+    operand: str
+    error: str
+
+
+@cache
+def cases(architecture: str, match: str = "", sample: bool = False) -> list[CompileCase]:
     """The compile cases of every room whose name, with its operand type, contains ``match``."""
-    found = [case for room in ROOMS for case in room.compile_cases(architecture)]
-    return [case for case in found if match in f"{case.name} {case.operand}"]
+    found = [case for room in ROOMS for case in room.compile_cases(architecture) if match in full_name(case)]
+    return [case for case in found if in_sample(case, architecture)] if sample else found
+
+
+def in_sample(case: CompileCase, architecture: str) -> bool:
+    """Whether a case stands for its kernel where there is no time for all."""
+    half = next(operand for operand in ("bf16", "fp16") if operand in operand_types(architecture))
+    return case.operand == (half if not case.name.endswith("wide") else "fp16") and bool(re.search(SAMPLE, case.name))
+
+
+def full_name(case: CompileCase | Report | Failure) -> str:
+    """The name that no other case of its architecture has."""
+    return f"{case.name} {case.operand}"
 
 
 def compile_case(architecture: str, case: CompileCase) -> Report:
     """Compile one case ahead of time and read the machine code."""
     import triton
     from triton import knobs
-    from triton.compiler import ASTSource
 
-    names = case.kernel.arg_names
-    types = {name: case.signature.get(name, "constexpr") for name in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if types[name].startswith("*")}
-    source = ASTSource(case.kernel, types, case.constants, aligned)
+    source = _source(case)
     options = {"num_warps": case.warps, "num_stages": case.stages}
     log = io.StringIO()
     with contextlib.redirect_stdout(log), knobs.nvidia.scope(), knobs.compilation.scope():
@@ -86,16 +114,40 @@ def compile_case(architecture: str, case: CompileCase) -> Report:
     common = {"architecture": architecture, "name": case.name, "operand": case.operand,
               "tile_rows": case.tile_rows, "vector_bits": case.vector_bits, "vector_loads": case.vector_loads,
               "shared": compiled.metadata.shared}
-    if architecture.startswith("gfx"):
+    if is_amd(architecture):
         return Report(**common, serialised=False, **_read_amdgcn(compiled.asm["amdgcn"]))
     return Report(**common, serialised="C7515" in log.getvalue(), **_read_cubin(compiled.asm["cubin"]))
 
 
-def _target(architecture: str) -> object:
+def parse_case(architecture: str, case: CompileCase) -> None:
+    """Run the front end alone, which finds most of what a version of Triton does not take."""
+    from triton._C.libtriton import ir
+    from triton.compiler import make_backend
+
+    target = _target(architecture)
+    backend = make_backend(target)
+    options = backend.parse_options({"num_warps": case.warps, "num_stages": case.stages})
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    functions = backend.get_codegen_implementation(options)
+    _source(case).make_ir(target, options, functions, backend.get_module_map(), context)
+
+
+def _source(case: CompileCase) -> Any:
+    from triton.compiler import ASTSource
+
+    names = case.kernel.arg_names
+    types = {name: case.signature.get(name, "constexpr") for name in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if types[name].startswith("*")}
+    return ASTSource(case.kernel, types, case.constants, aligned)
+
+
+def _target(architecture: str) -> Any:
     from triton.backends.compiler import GPUTarget
 
-    if architecture.startswith("gfx"):
-        return GPUTarget("hip", architecture, 64)
+    if is_amd(architecture):
+        return GPUTarget("hip", architecture, warp_size(architecture))
     return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
 
 
@@ -157,7 +209,7 @@ def _read_amdgcn(assembly: str) -> dict[str, object]:
         "stack": _amd_field(assembly, "private_segment_fixed_size"),
         # Scalar registers spill to vector registers, which costs little and touches no memory.
         "spills": _amd_field(assembly, "vgpr_spill_count"),
-        "matrix": _families(instructions, r"v_mfma"),
+        "matrix": _families(instructions, r"v_mfma|v_wmma"),
         "loads": _widths(instructions, r"(global|buffer|flat)_load_", _amd_bits),
         "instructions": sum(instructions.values()),
     }
@@ -199,16 +251,48 @@ def _widths(counts: Counter[str], pattern: str, bits: Callable[[str], int]) -> d
     return dict(sorted(widths.items()))
 
 
-def compile_all(architecture: str, match: str, workers: int) -> list[Report]:
-    """Compile the selected cases in several processes."""
-    numbers = range(len(cases(architecture, match)))
+def compile_all(architecture: str, match: str, sample: bool, workers: int) -> Iterator[Report | Failure]:
+    """Compile the selected cases in several processes; in their order, each as soon as it is there."""
+    numbers = range(len(cases(architecture, match, sample)))
     with ProcessPoolExecutor(workers) as pool:
-        return list(pool.map(partial(_compile_numbered, architecture, match), numbers))
+        yield from pool.map(partial(_compile_numbered, architecture, match, sample), numbers)
 
 
-def _compile_numbered(architecture: str, match: str, number: int) -> Report:
+def _compile_numbered(architecture: str, match: str, sample: bool, number: int) -> Report | Failure:
     # Kernels cannot be sent between processes; their place in the list can.
-    return compile_case(architecture, cases(architecture, match)[number])
+    case = cases(architecture, match, sample)[number]
+    try:
+        return compile_case(architecture, case)
+    except Exception as error:
+        first_line = str(error.__cause__ or error).strip().partition("\n")[0]
+        return Failure(architecture, case.name, case.operand, f"{type(error).__name__}: {first_line}")
+
+
+# ---- counts ------------------------------------------------------------------------------------------------
+
+
+def counts(architecture: str, found: list[Report | Failure], sample: bool) -> dict[str, Any]:
+    """How many cases compiled, and what is to be said against which."""
+    reports = [report for report in found if isinstance(report, Report)]
+    limit = shared_memory(architecture)
+    return {
+        "cases": len(found), "compiled": len(reports), "of_all": len(cases(architecture)), "sample": sample,
+        "failed": {full_name(failure): failure.error for failure in found if isinstance(failure, Failure)},
+        "spilling": {full_name(report): report.stack for report in reports if report.stack or report.spills},
+        "serialised": [full_name(report) for report in reports if report.serialised],
+        "too_much_shared_memory": {full_name(report): report.shared for report in reports if report.shared > limit},
+    }
+
+
+def keep_counts(path: Path, architecture: str, found: list[Report | Failure], sample: bool) -> None:
+    """Put the counts of one architecture into the file, and leave what it has of others."""
+    import triton
+
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    of_version = kept.setdefault(triton.__version__, {})
+    of_version[architecture] = {"commit": machine.commit(), **counts(architecture, found, sample)}
+    ordered = {version: {name: kept[version][name] for name in sorted(kept[version])} for version in sorted(kept)}
+    path.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
 
 
 # ---- the command -------------------------------------------------------------------------------------------
@@ -232,24 +316,33 @@ def _print_table(rows: list[tuple[str, ...]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", choices=ARCHITECTURES, action="append", help="repeatable; default: all")
+    parser.add_argument("--arch", action="append", metavar="NAME",
+                        help=f"repeatable; default: {' '.join(ARCHITECTURES)}")
     parser.add_argument("--match", default="", help="only kernels with this in their name and type")
+    parser.add_argument("--sample", action="store_true", help="each kernel at two widths in half precision")
     parser.add_argument("--json", type=Path, help="write the reports to this file")
+    parser.add_argument("--counts", type=Path, help="write how many compiled, and which did not or spill, to this file")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: per core")
     arguments = parser.parse_args()
     if triton_support.why_missing is not None:
         sys.exit(triton_support.why_missing)
-    reports = []
+    everything = []
     with temporary_cache():
         for architecture in arguments.arch or ARCHITECTURES:
-            found = compile_all(architecture, arguments.match, arguments.workers)
+            found = list(compile_all(architecture, arguments.match, arguments.sample, arguments.workers))
             print(f"\n{architecture}")
-            _print_table([_HEADINGS, *map(_row, found)])
-            reports += found
+            _print_table([_HEADINGS, *(_row(report) for report in found if isinstance(report, Report))])
+            for failure in found:
+                if isinstance(failure, Failure):
+                    print(f"FAILED {full_name(failure)}: {failure.error}")
+            if arguments.counts:
+                keep_counts(arguments.counts, architecture, found, arguments.sample)
+            everything += found
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(report) for report in reports], indent=1) + "\n")
+        arguments.json.write_text(json.dumps([asdict(result) for result in everything], indent=1) + "\n")
+    return int(any(isinstance(result, Failure) for result in everything))
 
 
 @contextlib.contextmanager
@@ -267,4 +360,4 @@ def temporary_cache() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -75,7 +75,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def _prepare(options: argparse.Namespace) -> int:
     entries = candidates.read(options.arch)
-    found = subjects.subjects(options.arch, "bf16", options.match)
+    found = subjects.subjects(options.arch, subjects.half_precisions(options.arch)[0], options.match)
     missing = [subject for subject in found if not candidates.up_to_date(subject, entries)]
     report.say(f"{len(found) - len(missing)} of {len(found)} subjects are up to date")
     with codegen.temporary_cache(), Workers(options.workers) as workers, report.progress(len(missing)) as step:
@@ -107,7 +107,7 @@ def _tune(options: argparse.Namespace) -> int:
         return 1
     device = torch.device("cpu" if options.rehearse else "cuda")
     architecture = triton_support.architecture(torch.empty(0, device=device))
-    plan = race.REHEARSAL if options.rehearse else race.plan(device)
+    plan = race.REHEARSAL if options.rehearse else race.plan(device, architecture)
     path = options.output / f"tune-{architecture or 'rehearsal'}.json"
     rows: list[race.Row] = []
     table: dict[tilings.Key, dict[str, int]] = {}
@@ -118,7 +118,7 @@ def _tune(options: argparse.Namespace) -> int:
             table |= won
             _note(row)
             tilings.write(path, table, **facts, rows=[row._asdict() for row in rows])
-    every = len(subjects.subjects(architecture, plan.operand, options.match, plan.sizes))
+    every = len(subjects.subjects(architecture, plan.operands[0], options.match, plan.sizes))
     timed = sum(row.timed > 0 for row in rows)
     report.say(f"{timed} of {every} subjects were timed, and {len(table)} tilings replace the rule's: {path}")
     if options.save:

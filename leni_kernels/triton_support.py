@@ -114,6 +114,10 @@ class CompileCase(NamedTuple):
     stages: int = 1
     """How many iterations of a loop overlap."""
 
+    def with_wide_offsets(self) -> CompileCase:
+        """The case as tensors of more than 2³¹ elements have it."""
+        return self._replace(name=f"{self.name} wide", constants=self.constants | {"WIDE": True})
+
 
 def power_of_two(size: int) -> int:
     """The smallest power of two that is not less than ``size``."""
@@ -122,7 +126,7 @@ def power_of_two(size: int) -> int:
 
 @constexpr_function
 def ceil_div(size: int, block: int) -> int:
-    """How many blocks cover ``size``; of constants in a kernel too, where tl.cdiv gives no constant before Triton 3.8."""
+    """How many blocks cover ``size``; of constants in a kernel too, where tl.cdiv gives none before Triton 3.8."""
     return -(-size // block)
 
 

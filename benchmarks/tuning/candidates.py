@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import codegen
 
 from leni_kernels import tilings
+from leni_kernels.architectures import shared_memory, warp_size
 
 from .subjects import KERNELS, Subject
 from .workers import Failure, Workers
@@ -91,12 +92,11 @@ class Compiled(NamedTuple):
 def compiled(subject: Subject, tiling: Any) -> Compiled:
     """Compile a tiling for an architecture that need not be there."""
     kernel = KERNELS[subject.kernel]
-    names = [f"{case.format(layout=subject.layout, channels=subject.channels)} {subject.operand}"
-             for case in kernel.cases]
+    names = [case.format(layout=subject.layout, channels=subject.channels) for case in kernel.cases]
     reports = []
     with tilings.override(subject.key, tiling):
         cases = [case for case in kernel.room.compile_cases(subject.architecture)
-                 if f"{case.name} {case.operand}" in names]
+                 if case.name in names and case.operand == subject.operand]
     for case in cases:
         report = codegen.compile_case(subject.architecture, case)
         reports.append(report)
@@ -112,18 +112,12 @@ def _faults(report: codegen.Report) -> str:
     return ", ".join(name for name, found in faults.items() if found)
 
 
-def shared_memory(architecture: str) -> int:
-    """The bytes of shared memory that a program may have."""
-    large = {"sm_80": 163, "sm_90": 227, "sm_100": 227}
-    return large.get(architecture, 64 if architecture.startswith("gfx") else 99) * 1024
-
-
 def score(tiling: Any, found: Compiled, architecture: str) -> float:
     """The less the better: instructions of the hot loop that the warps issue for each product of an element.
 
     Where registers and shared memory leave room for fewer than 16 warps, in that proportion more.
     """
-    blocks = min(65536 // (max(found.registers, 1) * 32 * tiling.warps),
+    blocks = min(65536 // (max(found.registers, 1) * warp_size(architecture) * tiling.warps),
                  shared_memory(architecture) // (found.shared + 1024))
     waiting = max(1.0, _WARPS / max(1, blocks * tiling.warps))
     return found.instructions * tiling.warps / math.prod(volume(tiling)) * waiting

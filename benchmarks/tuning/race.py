@@ -14,8 +14,8 @@ from harness import parity, timing
 from leni_kernels import tilings
 
 from . import candidates
-from .subjects import SIZES, Inputs, Outputs, Subject, subjects
-from .workers import Failure, Workers
+from .subjects import SIZES, Inputs, Outputs, Subject, half_precisions, subjects
+from .workers import Failure, Workers, failure_of
 
 CHUNK = 8
 """Subjects whose tilings are compiled at a time, before any of them is timed."""
@@ -36,9 +36,8 @@ class Plan(NamedTuple):
     """How much is done; it is sent to other processes."""
 
     device: torch.device
-    operand: str
-    twin: str
-    """The operand that gets the same tilings, once they are checked."""
+    operands: list[str]
+    """The one that is timed, then those that get the same tilings, once they are checked."""
     sizes: Mapping[int, int]
     elements: int
     """Of an activation."""
@@ -54,14 +53,15 @@ class Plan(NamedTuple):
         return max(1, self.elements // part // (subject.channels * size**2)), size
 
 
-def plan(device: torch.device) -> Plan:
+def plan(device: torch.device, architecture: str) -> Plan:
     """For a GPU: activations of 128 MiB, several times any L2 cache, or of 1/512 of a small GPU's memory."""
     memory = torch.cuda.get_device_properties(device).total_memory
-    return Plan(device, "bf16", "fp16", SIZES, min(2**26, memory // 2**10), candidates.KEPT, 0.5, (5, 60))
+    elements = min(2**26, memory // 2**10)
+    return Plan(device, half_precisions(architecture), SIZES, elements, candidates.KEPT, 0.5, (5, 60))
 
 
 # The interpreter is wrong for bfloat16.
-REHEARSAL = Plan(torch.device("cpu"), "fp16", "fp32", {16: 4}, 1, 2, 0, (1, 1))
+REHEARSAL = Plan(torch.device("cpu"), ["fp16", "fp32"], {16: 4}, 1, 2, 0, (1, 1))
 
 
 class Row(NamedTuple):
@@ -76,7 +76,7 @@ class Row(NamedTuple):
     timed: int
     left_out: dict[str, int]
     refused: str
-    """Why nothing was timed: the rule's own tiling failed."""
+    """Why nothing was timed."""
     times: list[dict[str, Any]]
 
 
@@ -89,7 +89,8 @@ def run(plan: Plan, architecture: str, match: str, budget: float,
     end = time.monotonic() + budget
     enough = end - RESERVE * budget
     listed = candidates.read(architecture)
-    waiting = subjects(architecture, plan.operand, match, plan.sizes)
+    timed, *others = plan.operands
+    waiting = subjects(architecture, timed, match, plan.sizes)
     time_call = timing.timer(plan.device)
     winners = []
     while waiting and time.monotonic() < enough:
@@ -103,9 +104,12 @@ def run(plan: Plan, architecture: str, match: str, budget: float,
             if left < 0:
                 break
             seconds = min(plan.seconds, left / 2 / (len(chunk) - index + len(waiting)))
-            row, winner = measure(plan, subject, tried, time_call, seconds)
+            try:
+                row, winner = measure(plan, subject, tried, time_call, seconds)
+            except Exception as error:  # too little memory, say: the others go on
+                row, winner = refused(subject, failure_of(error).reason), None
             if winner is not None:
-                winners.append((plan, subject._replace(operand=plan.twin), winner))
+                winners += [(plan, subject._replace(operand=operand), winner) for operand in others]
             yield [row], {} if winner is None else {subject.key: winner._asdict()}
     for (_, subject, tiling), found in zip(winners, workers.map(right, winners, end), strict=True):
         reason = found.reason if isinstance(found, Failure) else "" if found else "its outputs are wrong"
@@ -145,17 +149,13 @@ def measure(plan: Plan, subject: Subject, tried: Mapping[Any, Any], time_call: A
     rule = next(iter(tried))
     left_out: Counter[str] = Counter(result.reason for result in tried.values() if isinstance(result, Failure))
     alive = [tiling for tiling, result in tried.items() if not isinstance(result, Failure)]
-
-    def refused(reason: str) -> tuple[Row, None]:
-        return Row(str(subject), rule._asdict(), None, None, 0, dict(left_out), reason, []), None
-
     if rule not in alive:
-        return refused(f"the rule's tiling: {tried[rule].reason}")
+        return refused(subject, f"the rule's tiling: {tried[rule].reason}"), None
     sets = [subject.inputs(plan.shape(subject), plan.device) for _ in range(BUFFERS)]
     truth = subject.truth(sets[0])
     errors = _errors(subject, rule, sets[0], truth)
     if not max(errors) <= _RULES_ALLOWED[subject.operand]:
-        return refused(f"the rule's tiling is off by {max(errors):.1e}")
+        return refused(subject, f"the rule's tiling is off by {max(errors):.1e}"), None
     allowed = _allowed(errors)
     passed = [rule, *(tiling for tiling in alive if tiling != rule
                       and _within(_errors(subject, tiling, sets[0], truth), allowed))]
@@ -172,6 +172,11 @@ def measure(plan: Plan, subject: Subject, tried: Mapping[Any, Any], time_call: A
     row = Row(str(subject), best._asdict(), times[best]["median"] * 1e6, gain, len(passed), dict(+left_out), "", listed)
     _finish(plan.device)
     return row, None if best == rule else best
+
+
+def refused(subject: Subject, reason: str) -> Row:
+    """The row of a subject of which nothing was timed."""
+    return Row(str(subject), {}, None, None, 0, {}, reason, [])
 
 
 def _errors(subject: Subject, tiling: Any, inputs: Inputs, truth: Outputs) -> list[float]:

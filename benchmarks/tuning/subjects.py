@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leni_kernels import tilings
+from leni_kernels.architectures import operand_types
 from leni_kernels.conv_relu import reference as conv_relu_reference
 from leni_kernels.conv_relu import triton_configs as conv_relu_configs
 from leni_kernels.conv_relu import triton_kernels as conv_relu
@@ -247,6 +248,11 @@ class Subject(NamedTuple):
     def truth(self, inputs: Inputs) -> Outputs:
         """The same by the definition in float64."""
         return KERNELS[self.kernel].truth(Inputs(*(tensor.double() for tensor in inputs)))
+
+
+def half_precisions(architecture: str) -> list[str]:
+    """The operands of half precision that it multiplies; the first is timed."""
+    return [operand for operand in ("bf16", "fp16") if operand in operand_types(architecture)]
 
 
 def subjects(architecture: str, operand: str, match: str = "", channels: Iterable[int] = SIZES) -> list[Subject]:

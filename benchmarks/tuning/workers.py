@@ -63,7 +63,12 @@ def _attempt(function: Callable[..., Any], job: tuple) -> Any:
     try:
         return function(*job)
     except Exception as error:
-        return Failure(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+        return failure_of(error)
+
+
+def failure_of(error: Exception) -> Failure:
+    """The error in a line."""
+    return Failure(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
 
 
 def _new_process() -> ProcessPoolExecutor:

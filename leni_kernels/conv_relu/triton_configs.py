@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .. import tilings
+from ..architectures import is_amd, warps_of
 from ..triton_support import itemsize
 
 
@@ -36,16 +37,17 @@ def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: 
     """The default, by what compiles without spilling: 32 or 64 sums a thread, and loads of 128 bits."""
     if operand == "fp64":
         return Config(64, 16, 16, 4)
-    amd = architecture.startswith("gfx")
+    amd = is_amd(architecture)
     half = itemsize(operand) == 2
-    warps = 4 if amd else 8
+    warps = warps_of(256, architecture)
     stages = 1 if amd else 3
     # The depth of a product. In NCHW a thread keeps a pointer to each element that it loads.
     depth = (64 if channels_last else 32) // (1 if half else 2)
     if kernel == "forward":
         if channels > depth or outputs > 64 or (architecture.startswith("sm_10") and not channels_last):
-            depth //= 2
-        return Config(128, min(channels, depth), min(outputs, 128 if channels_last else 64), warps)
+            depth = max(16, depth // 2)
+        sites = 64 if operand == "fp32" and not channels_last else 128
+        return Config(sites, min(channels, depth), min(outputs, 128 if channels_last else 64), warps)
     if kernel == "input":
         return Config(128, min(channels, 64 if channels_last else 32), min(outputs, depth), warps, stages)
     return Config(depth, min(channels, 64), min(outputs, 64), warps if operand == "fp32" else warps // 2, stages)

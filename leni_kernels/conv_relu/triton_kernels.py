@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..architectures import operand_types, warp_size
 from ..triton_support import (
     CompileCase,
     architecture,
@@ -656,14 +657,16 @@ def _steps_of(x: Tensor, vector: int) -> tuple[int, ...]:
 
 
 def compile_cases(architecture: str) -> Iterator[CompileCase]:
-    """The kernels on a choice of layers, in the configurations that ``architecture`` gets; bfloat16 on all layers."""
-    operands = ("fp16", "fp32", "fp64") if architecture.startswith("gfx") else ("fp16", "tf32", "fp32", "fp64")
-    layers = [("bf16", layer) for layer in (*_TYPICAL_LAYERS, *_OTHER_LAYERS)]
-    layers += [(operand, layer) for operand in operands for layer in _TYPICAL_LAYERS]
+    """The kernels on a choice of layers, in the configurations that ``architecture`` gets; one half type on all."""
+    found = operand_types(architecture)
+    most = "bf16" if "bf16" in found else "fp16"
+    layers = [(most, layer) for layer in (*_TYPICAL_LAYERS, *_OTHER_LAYERS)]
+    layers += [(operand, layer) for operand in found if operand != most for layer in _TYPICAL_LAYERS]
     for kernel in ("forward", "input", "weight", "threshold"):
         for channels_last in (True, False):
             for operand, layer in layers:
                 yield _compile_case(kernel, layer, operand, architecture, channels_last)
+            yield _compile_case(kernel, _TYPICAL_LAYERS[0], "fp16", architecture, channels_last).with_wide_offsets()
 
 
 class _Layer(NamedTuple):
@@ -728,7 +731,7 @@ def _loads(kernel: str, problem: _Problem, config: Config, vector: int, operand:
            architecture: str) -> tuple[int, int]:
     """The bits of a load of an activation, and how many of them a thread should make in the hot loop."""
     channels = config.outputs if kernel == "input" else config.channels
-    per_thread = max(1, config.sites * channels // (config.warps * (64 if architecture.startswith("gfx") else 32)))
+    per_thread = max(1, config.sites * channels // (config.warps * warp_size(architecture)))
     vector = min(vector, per_thread)
     taps = len(problem.taps) if kernel == "forward" and len(problem.taps) <= _MOST_UNROLLED else 1
     return vector * itemsize(operand) * 8, taps * per_thread // vector

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, TypeVar
 
 from .. import tilings
+from ..architectures import is_amd, warps_of
 from ..triton_support import full_vector, itemsize, power_of_two
 
 Tiling = TypeVar("Tiling")
@@ -41,9 +42,9 @@ def _from_shared(architecture: str) -> bool:
 
 def _rule(channels: int, kernel_size: int, operand: str, architecture: str, channels_last: bool) -> Config:
     """The default, by what compiles without spilling: a vector or two of x a thread, 2 or 4 rows of sums."""
-    amd = architecture.startswith("gfx")
+    amd = is_amd(architecture)
     if operand == "fp64":
-        return Config(4, 4, 16, 16, 2 if amd else 4)
+        return Config(4, 4, 16, 16, warps_of(128, architecture))
     half = itemsize(operand) == 2
     large = kernel_size == 7
     if operand == "fp32" or (channels_last and not _from_shared(architecture) and not amd):
@@ -62,7 +63,7 @@ def _rule(channels: int, kernel_size: int, operand: str, architecture: str, chan
         threads = 128 if block < 64 and outputs <= 64 else 256
         positions = max(4, threads // block)
         rows = 4 if channels <= 64 and kernel_size == 3 else 2
-    return Config(rows, positions, block, outputs, threads // (64 if amd else 32))
+    return Config(rows, positions, block, outputs, warps_of(threads, architecture))
 
 
 # ---- training ----------------------------------------------------------------------------------------------
@@ -90,10 +91,6 @@ class InputGradientConfig(NamedTuple):
     warps: int
 
 
-def _warps(threads: int, architecture: str) -> int:
-    return threads // (64 if architecture.startswith("gfx") else 32)
-
-
 def _positions(pixels: int, operand: str, channels_last: bool) -> int:
     return max(1, pixels if channels_last else pixels // full_vector(operand))
 
@@ -113,7 +110,7 @@ def _statistics_rule(channels: int, kernel_size: int, operand: str, architecture
     rows = 2 if kernel_size > 3 or operand == "fp64" else 4
     threads, elements = 128, max(1, full_vector(operand) // {3: 1, 5: 2, 7: 4}[kernel_size])
     positions = _positions(threads * elements // block, operand, channels_last)
-    return StatisticsConfig(rows, positions, block, _warps(threads, architecture))
+    return StatisticsConfig(rows, positions, block, warps_of(threads, architecture))
 
 
 def weight_gradient(channels: int, kernel_size: int, operand: str, architecture: str, channels_last: bool) -> Config:
@@ -135,7 +132,7 @@ def _weight_gradient_rule(channels: int, kernel_size: int, operand: str, archite
     threads = 256 if outputs == 128 or (channels_last and (block == 64 or (large and block == 32))) else 128
     elements = max(1, full_vector(operand) // (4 if large and narrow else 1))
     positions = _positions(max(8, threads * elements // block), operand, channels_last)
-    return Config(2 if large or channels_last else 4, positions, block, outputs, _warps(threads, architecture))
+    return Config(2 if large or channels_last else 4, positions, block, outputs, warps_of(threads, architecture))
 
 
 def input_gradient(channels: int, kernel_size: int, operand: str, architecture: str,
@@ -163,7 +160,7 @@ def _input_gradient_rule(channels: int, kernel_size: int, operand: str, architec
         threads = 128
     block = min(padded, block)
     step = max(threads * elements // block, full_vector(operand))
-    return InputGradientConfig(pixels, step, block, min(padded, outputs), _warps(threads, architecture))
+    return InputGradientConfig(pixels, step, block, min(padded, outputs), warps_of(threads, architecture))
 
 
 # ---- Reborn's tail -----------------------------------------------------------------------------------------
@@ -210,11 +207,11 @@ def _tail_rule(which: str, channels: int, operand: str, architecture: str, chann
     """The default, by what compiles without spilling: two programs fit on a Hopper, and one on a GPU with 99 KiB."""
     if operand == "fp64":
         return TailConfig(32, 16, 16, 4)
-    half, amd = itemsize(operand) == 2, architecture.startswith("gfx")
+    half, amd = itemsize(operand) == 2, is_amd(architecture)
     # What overlaps is copied to shared memory as it lies, and TF32 products want the summed dimension side by side
     # there: where memory has the other, such copies are of single elements.
     across = operand == "tf32" and channels_last == (which == "weight gradient")
-    warps, stages = 4 if amd else 8, 1 if amd or across else 3 if half and _from_shared(architecture) else 2
+    warps, stages = warps_of(256, architecture), 1 if amd or across else 3 if half and _from_shared(architecture) else 2
     if which == "tail":
         depth = 64 if channels <= 64 and operand != "fp32" else 32
         pixels = 128 if half and (channels <= 128 or amd or _from_shared(architecture)) else 64

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..architectures import warp_size
 from ..triton_support import ceil_div, float32_operand, full_vector, itemsize, jit, tl, vector_length
 from .batch_norms import Statistics, merged
 
@@ -345,7 +346,7 @@ def block_positions(positions: int, vector: int, operand: str, channels_last: bo
 def loads_of_rows(kernel_size: int, operand: str, config: Any, vector: int, channels_last: bool,
                   architecture: str) -> tuple[int, int]:
     """The bits of a load of x, and how many such loads a thread should make for one block of channels."""
-    threads = config.warps * (64 if architecture.startswith("gfx") else 32)
+    threads = config.warps * warp_size(architecture)
     elements = config.positions * config.channels * (1 if channels_last else full_vector(operand))
     vector = min(vector, max(1, elements // threads))
     shifts = kernel_size if channels_last else 1

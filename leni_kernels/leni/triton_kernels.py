@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..architectures import operand_types
 from ..triton_support import (
     CompileCase,
     architecture,
@@ -194,11 +195,10 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
     sizes = [(channels, 3) for channels in (3, 16, 32, 64, 128, 256, 512)]
     sizes += [(64, 5), (256, 5), (16, 7), (64, 7), (128, 7), (256, 7)]
     for channels_last in (True, False):
-        for operand in ("fp16", "bf16", "tf32", "fp32", "fp64"):
-            if operand == "tf32" and architecture.startswith("gfx"):
-                continue
+        for operand in operand_types(architecture):
             for channels, kernel_size in sizes:
                 yield _compile_case(channels, kernel_size, operand, architecture, channels_last)
+        yield _compile_case(64, 3, "fp16", architecture, channels_last).with_wide_offsets()
 
 
 def _compile_case(channels: int, kernel_size: int, operand: str, architecture: str,

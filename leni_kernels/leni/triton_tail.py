@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..architectures import operand_types, warp_size
 from ..triton_support import (
     CompileCase,
     architecture,
@@ -412,13 +413,11 @@ def _statistics_constants(channels: int, vector: int, operand: str, config: Stat
 def compile_cases(architecture: str) -> Iterator[CompileCase]:
     """Every pass in the configurations that ``architecture`` gets, with the widest vectors C allows."""
     for channels_last in (True, False):
-        for operand in ("fp16", "bf16", "tf32", "fp32", "fp64"):
-            if operand == "tf32" and architecture.startswith("gfx"):
-                continue
+        for operand in operand_types(architecture):
             for channels in (3, 16, 32, 64, 128, 256, 512):
-                case = _CaseOf(channels, operand, architecture, channels_last)
-                yield from (case.statistics(), case.tail(), case.weight_gradient(), case.negative_gradient(),
-                            case.input_gradient())
+                yield from _CaseOf(channels, operand, architecture, channels_last).passes()
+        for case in _CaseOf(64, "fp16", architecture, channels_last).passes():
+            yield case.with_wide_offsets()
 
 
 class _CaseOf(NamedTuple):
@@ -435,6 +434,10 @@ class _CaseOf(NamedTuple):
         while self.channels_last and self.channels % vector:
             vector //= 2
         return vector
+
+    def passes(self) -> tuple[CompileCase, ...]:
+        return (self.statistics(), self.tail(), self.weight_gradient(), self.negative_gradient(),
+                self.input_gradient())
 
     def statistics(self) -> CompileCase:
         config = triton_configs.tail_statistics(*self)
@@ -467,7 +470,7 @@ class _CaseOf(NamedTuple):
                     constants: dict[str, Any], tiles: int) -> CompileCase:
         """A kernel that in its hot loop reads ``tiles`` tiles of pixels by ``depth`` channels or more."""
         constants |= _constants(self.channels, self.vector, self.operand, config, self.channels_last)
-        elements = config.pixels * depth // (config.warps * (64 if self.architecture.startswith("gfx") else 32))
+        elements = config.pixels * depth // (config.warps * warp_size(self.architecture))
         vector = min(self.vector, max(1, elements))
         loads = vector * itemsize(self.operand) * 8, tiles * max(1, elements // vector)
         return self._case(name, kernel, constants, config.warps, config.stages, tile_rows, loads)

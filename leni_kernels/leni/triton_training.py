@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..architectures import operand_types
 from ..triton_support import (
     CompileCase,
     architecture,
@@ -435,12 +436,11 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
     """Every pass in the configurations that ``architecture`` gets, with the widest vectors C allows."""
     sizes = [(channels, 3) for channels in (3, 16, 32, 64, 128, 256)] + [(64, 5), (64, 7)]
     for channels_last in (True, False):
-        for operand in ("fp16", "bf16", "tf32", "fp32", "fp64"):
-            if operand == "tf32" and architecture.startswith("gfx"):
-                continue
+        for operand in operand_types(architecture):
             for channels, kernel_size in sizes:
-                case = _CaseOf(channels, kernel_size, operand, architecture, channels_last)
-                yield from (case.statistics(), case.weight_gradient(), case.input_gradient())
+                yield from _CaseOf(channels, kernel_size, operand, architecture, channels_last).passes()
+        for case in _CaseOf(64, 3, "fp16", architecture, channels_last).passes():
+            yield case.with_wide_offsets()
 
 
 class _CaseOf(NamedTuple):
@@ -458,6 +458,9 @@ class _CaseOf(NamedTuple):
         while self.channels_last and self.channels % vector:
             vector //= 2
         return vector
+
+    def passes(self) -> tuple[CompileCase, ...]:
+        return self.statistics(), self.weight_gradient(), self.input_gradient()
 
     def statistics(self) -> CompileCase:
         config = triton_configs.statistics(*self)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..architectures import operand_types, warp_size
 from ..triton_support import (
     CompileCase,
     ceil_div,
@@ -411,25 +412,31 @@ LAUNCHES = (ada_relu, ada_relu_backward, fully_parametric_relu, fully_parametric
 
 def compile_cases(architecture: str) -> Iterator[CompileCase]:
     """Every kernel for dense tensors of a 64-channel network in both layouts, and one that is read by strides."""
-    threads = _WARPS * (64 if architecture.startswith("gfx") else 32)
+    for operand in operand_types(architecture):
+        if operand != "tf32":
+            yield from _cases_of(operand, warp_size(architecture) * _WARPS)
+    for case in _cases_of("fp16", warp_size(architecture) * _WARPS):
+        yield case.with_wide_offsets()
+
+
+def _cases_of(operand: str, threads: int) -> Iterator[CompileCase]:
     pixels, channels = 4096, 64
     by_rows = _View(pixels, pixels, channels, True, [])
     by_columns = _View(pixels * pixels, channels, channels, False, [])
-    for operand in ("fp16", "bf16", "fp32", "fp64"):
-        for layout, view in (("NCHW", by_rows), ("channels-last", by_columns)):
-            for slopes, name in ((False, "ada_relu"), (True, "fully_parametric_relu")):
-                common = {"SLOPES": slopes, "BY_ROWS": view.by_rows}
-                backward = {"TILES": _tiles(view, _blocks(view)), "NEEDS_INPUT": True, "NEEDS_PARAMETERS": True}
-                yield _compile_case(f"{name} {layout}", _forward_kernel, view, operand, threads, 1, common)
-                yield _compile_case(f"{name} backward {layout}", _backward_kernel, view, operand, threads, 2,
-                                    {**common, **backward, "GRAD_DENSE": True})
-            halves = view._replace(by_rows=True)
-            yield _compile_case(f"crelu {layout}", _crelu_kernel, halves, operand, threads, 1, {})
-            yield _compile_case(f"crelu backward {layout}", _crelu_backward_kernel, halves, operand, threads, 3,
-                                {"GRAD_DENSE": True})
-        yield _compile_case("ada_relu backward of strided", _backward_kernel, by_rows, operand, threads, 0,
-                            {"SLOPES": False, "BY_ROWS": True, "TILES": 1, "NEEDS_INPUT": True,
-                             "NEEDS_PARAMETERS": True, "DENSE": False, "GRAD_DENSE": False})
+    for layout, view in (("NCHW", by_rows), ("channels-last", by_columns)):
+        for slopes, name in ((False, "ada_relu"), (True, "fully_parametric_relu")):
+            common = {"SLOPES": slopes, "BY_ROWS": view.by_rows}
+            backward = {"TILES": _tiles(view, _blocks(view)), "NEEDS_INPUT": True, "NEEDS_PARAMETERS": True}
+            yield _compile_case(f"{name} {layout}", _forward_kernel, view, operand, threads, 1, common)
+            yield _compile_case(f"{name} backward {layout}", _backward_kernel, view, operand, threads, 2,
+                                {**common, **backward, "GRAD_DENSE": True})
+        halves = view._replace(by_rows=True)
+        yield _compile_case(f"crelu {layout}", _crelu_kernel, halves, operand, threads, 1, {})
+        yield _compile_case(f"crelu backward {layout}", _crelu_backward_kernel, halves, operand, threads, 3,
+                            {"GRAD_DENSE": True})
+    yield _compile_case("ada_relu backward of strided", _backward_kernel, by_rows, operand, threads, 0,
+                        {"SLOPES": False, "BY_ROWS": True, "TILES": 1, "NEEDS_INPUT": True,
+                         "NEEDS_PARAMETERS": True, "DENSE": False, "GRAD_DENSE": False})
 
 
 def _compile_case(name: str, kernel: Any, view: _View, operand: str, threads: int, tensors_read: int,

@@ -49,17 +49,22 @@ def test_a_tiling_reaches_the_compile_cases_and_no_others(kernel):
     wanted = {(case.format(layout=subject.layout, channels=subject.channels), "bf16") for case in kernel.cases}
     differ = {case for case in before if before[case] != after[case]}
     assert wanted <= differ
-    # Others of the same width share it: LENI of other kernel sizes does not, 64-bit offsets would.
+    # Other cases of the width may share it, such as those of 64-bit offsets.
     assert all(f"C={subject.channels}" in name or f"{subject.channels}→" in name for name, _ in differ)
     assert {operand for _, operand in differ} == {"bf16"}
+
+
+def test_turing_is_tuned_in_float16():
+    assert subjects.half_precisions("sm_90") == ["bf16", "fp16"]
+    assert subjects.half_precisions("sm_75") == ["fp16"]
 
 
 # ---- the grid ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "gfx942", ""])
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90", "gfx942", "gfx1100", ""])
 def test_the_grid_begins_with_the_rules_tiling_and_every_tiling_may_stand_in_a_table(architecture):
-    for subject in subjects.subjects(architecture, "bf16"):
+    for subject in subjects.subjects(architecture, subjects.half_precisions(architecture)[0]):
         grid = candidates.grid(subject)
         assert grid[0] == subject.incumbent()
         assert len(grid) == len(set(grid)) > candidates.TRIED
@@ -230,6 +235,24 @@ def test_nothing_is_timed_where_the_rules_own_tiling_is_wrong(measured, tried, r
     assert winner is None
     assert reason in row.refused
     assert row.times == []
+
+
+def test_a_subject_that_fails_is_refused_and_the_others_go_on(monkeypatch):
+    class All:
+        def map(self, function, jobs, deadline):
+            return [True if function is race.right else None for _ in jobs]
+
+    def measure(plan, subject, tried, time_call, seconds):
+        if not subject.channels_last:
+            raise torch.OutOfMemoryError("no memory\nand more")
+        return race.refused(subject, "")._replace(timed=2), list(tried)[1]
+
+    monkeypatch.setattr(race, "measure", measure)
+    found = list(race.run(race.REHEARSAL, "", "reborn tail", 60, All()))
+    rows = [row for rows, _ in found for row in rows]
+    assert [row.refused for row in rows] == ["", "OutOfMemoryError: no memory"]
+    won = {key: fields for _, table in found for key, fields in table.items()}
+    assert [(key.layout, key.operand) for key in won] == [("channels-last", "fp16"), ("channels-last", "fp32")]
 
 
 def test_without_time_nothing_is_begun():

@@ -1,0 +1,43 @@
+"""What the kernels' tilings have to know of a GPU, by the name that compilers give it ("sm_90", "gfx942")."""
+
+from __future__ import annotations
+
+_KIB = 1024
+
+# The largest shared memory of one program, in bytes, by the longest prefix that an architecture begins with.
+_SHARED_MEMORY = {
+    "sm_75": 64 * _KIB, "sm_80": 163 * _KIB, "sm_86": 99 * _KIB, "sm_87": 163 * _KIB, "sm_89": 99 * _KIB,
+    "sm_9": 227 * _KIB, "sm_10": 227 * _KIB, "sm_11": 227 * _KIB, "sm_12": 99 * _KIB, "gfx95": 160 * _KIB,
+    "gfx": 64 * _KIB, "": 48 * _KIB,
+}
+
+
+def shared_memory(architecture: str) -> int:
+    """The bytes of shared memory that one program can have; of a GPU that is not known, what all have."""
+    prefix = max(filter(architecture.startswith, _SHARED_MEMORY), key=len)
+    return _SHARED_MEMORY[prefix]
+
+
+def is_amd(architecture: str) -> bool:
+    """Whether the GPU is AMD's."""
+    return architecture.startswith("gfx")
+
+
+def warp_size(architecture: str) -> int:
+    """The threads of a warp: 64 on AMD's data-centre GPUs (gfx9), 32 on its others and NVIDIA's."""
+    return 64 if architecture.startswith("gfx9") else 32
+
+
+def warps_of(threads: int, architecture: str) -> int:
+    """The warps for a tile that suits so many threads; twice as many on RDNA, whose compiler needs more registers."""
+    return (2 if warp_size(architecture) == 32 and is_amd(architecture) else 1) * threads // warp_size(architecture)
+
+
+def operand_types(architecture: str) -> tuple[str, ...]:
+    """What the matrix units, or for want of them the others, multiply: "fp16", "bf16", "tf32", "fp32", "fp64"."""
+    found = ["fp16", "bf16", "tf32", "fp32", "fp64"]
+    if is_amd(architecture):
+        found.remove("tf32")
+    if architecture == "sm_75":
+        found = [operand for operand in found if operand not in ("bf16", "tf32")]
+    return tuple(found)
