@@ -83,11 +83,18 @@ def _prepare(options: argparse.Namespace) -> int:
             step(str(subject))
             entries[subject.key] = candidates.prepare(subject, workers)
             candidates.write(options.arch, entries)
-    return 0
+    failed = [subject for subject in missing if not candidates.up_to_date(subject, entries)]
+    for subject in failed:
+        print(f"{subject}: the rule's own tiling cannot be compiled: {entries[subject.key]['left_out']}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _adopt(path: Path) -> int:
-    table = tilings.read(path)
+    try:
+        table = tilings.read(path)
+    except (OSError, ValueError) as error:
+        print(f"{path} is no table of tilings: {error}", file=sys.stderr)
+        return 1
     tilings.write(Path(tilings.__file__).with_name(tilings.NAME), {**tilings.packaged(), **table})
     report.say(f"{len(table)} tilings are in the package's table")
     return 0
@@ -112,6 +119,11 @@ def _tune(options: argparse.Namespace) -> int:
     rows: list[race.Row] = []
     table: dict[tilings.Key, dict[str, int]] = {}
     facts = {**machine.facts(device), "budget": options.budget, "match": options.match}
+    try:
+        tilings.write(path, table, **facts, rows=rows)
+    except OSError as error:
+        print(f"--output: {path} cannot be written: {error}", file=sys.stderr)
+        return 1
     with Workers(race.at_once(device, options.workers)) as workers:
         for row, won in race.run(plan, architecture, options.match, options.budget, workers):
             rows += row

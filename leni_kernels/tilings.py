@@ -110,7 +110,7 @@ def without_users() -> Iterator[None]:
 
 @cache
 def packaged() -> Table:
-    """The package's own table."""
+    """The package's own table: where a rule's tiling spills registers, or was measured to be slower."""
     return read(Path(__file__).with_name(NAME))
 
 

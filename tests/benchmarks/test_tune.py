@@ -141,6 +141,16 @@ def test_preparing_goes_on_where_it_was_and_again_where_the_rule_has_changed(lis
     assert "4 of 5 subjects are up to date" in capsys.readouterr().out
 
 
+def test_a_rule_that_cannot_be_compiled_is_said(list_folder, monkeypatch, capsys):
+    class Broken(Compilers):
+        def map(self, function, jobs, deadline=None):
+            return [Failure("no such architecture")] * len(jobs)
+
+    monkeypatch.setattr(tune, "Workers", Broken)
+    assert tune.main(["--prepare", "--arch", "sm_1", "--match", "reborn tail NCHW C=64 "]) == 1
+    assert "cannot be compiled: {'no such architecture': 20}" in capsys.readouterr().err
+
+
 def test_without_a_list_those_most_like_the_rules_are_tried():
     subject = EVERY[0]
     assert candidates.to_try(subject, {}) == candidates.grid(subject)[:candidates.KEPT]
@@ -319,6 +329,21 @@ def test_a_runs_file_is_adopted_into_the_packages_table(tmp_path, monkeypatch):
     tilings.write(tmp_path / "run.json", {key: EVERY[0].incumbent()._asdict()}, rows=[{"subject": "one"}])
     assert tune.main(["--adopt", str(tmp_path / "run.json")]) == 0
     assert tilings.read(tmp_path / tilings.NAME) == {**before, key: EVERY[0].incumbent()._asdict()}
+
+
+def test_a_file_that_is_no_table_is_not_adopted(tmp_path, capsys):
+    (tmp_path / "run.json").write_text("[]")
+    for name in ("run.json", "none.json"):
+        assert tune.main(["--adopt", str(tmp_path / name)]) == 1
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_timed(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(triton_support, "interpreting", True)
+    monkeypatch.setattr(tune, "Workers", None)
+    assert tune.main(["--rehearse", "--output", str(tmp_path / "file")]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 @without_interpreter
