@@ -85,7 +85,8 @@ def _prepare(options: argparse.Namespace) -> int:
             candidates.write(options.arch, entries)
     failed = [subject for subject in missing if not candidates.up_to_date(subject, entries)]
     for subject in failed:
-        print(f"{subject}: the rule's own tiling cannot be compiled: {entries[subject.key]['left_out']}", file=sys.stderr)
+        reasons = entries[subject.key]["left_out"]
+        print(f"{subject}: the rule's own tiling cannot be compiled: {reasons}", file=sys.stderr)
     return 1 if failed else 0
 
 

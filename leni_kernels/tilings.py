@@ -62,6 +62,7 @@ def rounded(channels: int) -> int:
     return min(256, max(16, power_of_two(channels)))
 
 
+@cache  # each launch asks for one
 def key(kernel: str, channels: int, outputs: int, taps: int, operand: str, architecture: str,
         channels_last: bool) -> Key:
     """The key of a problem with any number of channels."""
