@@ -73,14 +73,14 @@ def find(tiling: type[Tiling], wanted: Key) -> Tiling | None:
     """The ``tiling``, a named tuple, that a table has for the key, or None."""
     if wanted in _overrides:
         return _overrides[wanted]
-    for table in (_users(), packaged()) if _with_users else (packaged(),):
-        fields = table.get(wanted)
-        if fields is not None:
-            try:
-                return tiling(**fields)
-            except TypeError:
-                _warn_once(f"a table's tiling for {wanted.kernel} is ignored: it has other fields: {dict(fields)}")
-    return None
+    fields = (_both() if _with_users else packaged()).get(wanted)
+    if fields is None:
+        return None
+    try:
+        return tiling(**fields)
+    except TypeError:
+        _warn_once(f"a table's tiling for {wanted.kernel} is ignored: it has other fields: {dict(fields)}")
+        return None
 
 
 @contextmanager
@@ -116,6 +116,10 @@ def packaged() -> Table:
 
 
 @cache
+def _both() -> Table:
+    return {**packaged(), **_users()}
+
+
 def _users() -> Table:
     path = cache_folder() / NAME
     try:

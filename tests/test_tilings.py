@@ -28,7 +28,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def _forget():
-    for cached in (tilings._users, tilings.packaged, tilings._warn_once):
+    for cached in (tilings._both, tilings.packaged, tilings._warn_once):
         cached.cache_clear()
 
 

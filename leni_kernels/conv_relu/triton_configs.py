@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 from .. import tilings
@@ -33,6 +34,7 @@ def choose(kernel: str, channels: int, outputs: int, taps: int, operand: str, ar
             or _rule(kernel, key.channels, key.outputs, operand, architecture, channels_last))
 
 
+@cache
 def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: str, channels_last: bool) -> Config:
     """The default, by what compiles without spilling: 32 or 64 sums a thread, and loads of 128 bits."""
     if operand == "fp64":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple, TypeVar
 
 from .. import tilings
@@ -40,6 +41,7 @@ def _from_shared(architecture: str) -> bool:
     return architecture.startswith(("sm_9", "sm_10"))
 
 
+@cache
 def _rule(channels: int, kernel_size: int, operand: str, architecture: str, channels_last: bool) -> Config:
     """The default, by what compiles without spilling: a vector or two of x a thread, 2 or 4 rows of sums."""
     amd = is_amd(architecture)
@@ -103,6 +105,7 @@ def statistics(channels: int, kernel_size: int, operand: str, architecture: str,
             or _statistics_rule(channels, kernel_size, *where))
 
 
+@cache
 def _statistics_rule(channels: int, kernel_size: int, operand: str, architecture: str,
                      channels_last: bool) -> StatisticsConfig:
     """The default, by what compiles without spilling."""
@@ -120,6 +123,7 @@ def weight_gradient(channels: int, kernel_size: int, operand: str, architecture:
             or _weight_gradient_rule(channels, kernel_size, *where))
 
 
+@cache
 def _weight_gradient_rule(channels: int, kernel_size: int, operand: str, architecture: str,
                           channels_last: bool) -> Config:
     """The default, by what compiles without spilling."""
@@ -143,6 +147,7 @@ def input_gradient(channels: int, kernel_size: int, operand: str, architecture: 
             or _input_gradient_rule(channels, kernel_size, *where))
 
 
+@cache
 def _input_gradient_rule(channels: int, kernel_size: int, operand: str, architecture: str,
                          channels_last: bool) -> InputGradientConfig:
     """The default, by what compiles without spilling."""
@@ -203,6 +208,7 @@ def _of_tail(which: str, channels: int, operand: str, architecture: str, channel
             or _tail_rule(which, tilings.rounded(channels), operand, architecture, channels_last))
 
 
+@cache
 def _tail_rule(which: str, channels: int, operand: str, architecture: str, channels_last: bool) -> TailConfig:
     """The default, by what compiles without spilling: two programs fit on a Hopper, and one on a GPU with 99 KiB."""
     if operand == "fp64":
