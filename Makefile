@@ -1,5 +1,6 @@
 # Everything starts here, on a machine with Python >= 3.10 and a C++ compiler:
 #   make test         the tests
+#   make test-oldest  the same tests on the oldest PyTorch and Triton that the package supports
 #   make throughput   the main benchmark, its picture and the README's numbers
 #   make gpu-check    on a machine with a GPU and no network: the GPU tests and the benchmark, into $OUT
 
@@ -7,26 +8,62 @@ PYTHON ?= python3
 OUT ?= gpu-check
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
+# Of the oldest versions, for tests on the newest: PyTorch's headers, in torch/include, and Triton, in python.
+PARTS := .oldest
 SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
 
-.PHONY: install test throughput readme gpu-check clean
+# The oldest versions of what the package runs on, and the newest NumPy that this Triton's interpreter runs with.
+OLDEST_TORCH := torch==2.11.0
+OLDEST_TRITON := "triton==3.6.0; platform_system == 'Linux'"
+OLDEST_NUMPY := "numpy<2.4"
+
+PIP_INSTALL := pip install --quiet --disable-pip-version-check
+PYTEST := python -m pytest --numprocesses auto --dist worksteal
+
+.PHONY: install test test-oldest throughput readme gpu-check clean
 
 install: $(VENV)/installed
 
 # One resolution for everything that depends on torch, so that no later step exchanges it.
-$(VENV)/prepared: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check "setuptools>=77" ninja "torch>=2.11" torchvision timm
+$(VENV)/prepared: PACKAGES := "torch>=2.11" torchvision timm
+$(OLDEST)/prepared: PACKAGES := $(OLDEST_TORCH) torchvision==0.26.0 $(OLDEST_NUMPY) timm rich matplotlib pytest
+$(VENV)/prepared $(OLDEST)/prepared: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/$(PIP_INSTALL) "setuptools>=77" ninja $(PACKAGES)
 	touch $@
 
-# Editable, and without build isolation: the extension is built against the torch it will run with.
-$(VENV)/installed: $(VENV)/prepared $(SOURCES)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[benchmark,test]"
+# Editable, and without build isolation: the extension is built in the source folder, against the torch it will run
+# with. The environments share that folder, so what the one installs takes the place of what the other did.
+$(VENV)/installed: $(VENV)/prepared
+$(OLDEST)/installed: $(OLDEST)/prepared
+$(VENV)/installed $(OLDEST)/installed: $(SOURCES)
+	rm -f $(VENV)/installed $(OLDEST)/installed
+	LENI_KERNELS_REQUIRE_EXTENSION=1 $(@D)/bin/$(PIP_INSTALL) --no-build-isolation --editable ".[benchmark,test]"
 	touch $@
 
-test: install
+# Of macOS' wheel, a sixth the size of Linux': the headers of the stable ABI are the same in every one.
+$(PARTS)/prepared: $(VENV)/prepared
+	rm -rf $(PARTS)
+	$(BIN)/$(PIP_INSTALL) --no-deps --no-compile --target $(PARTS)/wheel --only-binary :all: \
+		--platform macosx_11_0_arm64 --python-version 3.12 $(OLDEST_TORCH)
+	mkdir $(PARTS)/torch
+	mv $(PARTS)/wheel/torch/include $(PARTS)/torch
+	rm -r $(PARTS)/wheel
+	$(BIN)/$(PIP_INSTALL) --no-deps --target $(PARTS)/python $(OLDEST_TRITON) $(OLDEST_NUMPY)
+	touch $@
+
+# A process for each core, of one thread each. The tests of several threads ask for theirs, and those that wait sleep:
+# if they spun, they would keep the cores from those that work.
+test test-oldest: export OMP_NUM_THREADS := 1
+test test-oldest: export OMP_WAIT_POLICY := passive
+
+test: install $(PARTS)/prepared
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/$(PYTEST)
+
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/$(PYTEST)
 
 throughput: install
 	$(BIN)/python benchmarks/throughput.py
@@ -40,4 +77,4 @@ gpu-check:
 	OUT="$(OUT)" PYTHON="$(PYTHON)" bash benchmarks/gpu_check.sh
 
 clean:
-	rm -rf $(VENV) build *.egg-info leni_kernels/*.so
+	rm -rf $(VENV) $(OLDEST) $(PARTS) build *.egg-info leni_kernels/*.so

@@ -2,6 +2,10 @@
 
 The extension uses only PyTorch's stable ABI and Python's limited API, so one build serves every
 Python >= 3.10 and every torch >= 2.11. No GPU is needed and nothing is downloaded.
+
+Where the extension cannot be built, or does not compile, the package is installed without it and one line says why.
+With LENI_KERNELS_REQUIRE_EXTENSION=1 in the environment the installation fails instead, as it should for a wheel
+that goes to others.
 """
 
 import os
@@ -11,6 +15,16 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import setup
+
+try:
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    HAS_TORCH = True
+except (ImportError, OSError):
+    from setuptools import Extension as CppExtension
+    from setuptools.command.build_ext import build_ext as BuildExtension
+
+    HAS_TORCH = False
 
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11
 
@@ -22,38 +36,49 @@ def why_not_build() -> str | None:
     compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
     if not any(shutil.which(name) for name in (compiler.split()[0], "c++", "g++", "clang++")):
         return "no C++ compiler was found"
-    try:
-        import torch.utils.cpp_extension  # noqa: F401
-    except ImportError:
+    if not HAS_TORCH:
         return "torch cannot be imported in the build environment"
     return None
 
 
-def extension_arguments() -> dict:
-    """What setup() needs to build the extension."""
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+class BuildIfPossible(BuildExtension):
+    """Builds the extension, or leaves the package without it."""
 
-    extension = CppExtension(
-        "leni_kernels._C",
-        sorted(str(path) for path in Path("csrc").glob("*.cpp")),
-        depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
-        include_dirs=[str(Path("csrc").resolve())],
-        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
-        extra_compile_args=[
-            "-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall",
-            # GCC 12's own AVX-512 intrinsics read a variable that they leave undefined on purpose.
-            "-Wno-uninitialized", "-Wno-maybe-uninitialized",
-        ],
-        py_limited_api=True,
-    )
-    return {
-        "ext_modules": [extension],
-        "cmdclass": {"build_ext": BuildExtension},
-        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
-    }
+    def run(self) -> None:
+        reason = why_not_build()
+        required = os.environ.get("LENI_KERNELS_REQUIRE_EXTENSION") == "1"
+        built = [Path(self.get_ext_fullpath(extension.name)) for extension in self.extensions]
+        if reason is None:
+            try:
+                return super().run()
+            except Exception:  # compilers, linkers and ninja fail in classes of their own
+                if required:
+                    raise
+                reason = "it did not compile (pip install --verbose shows the compiler's output)"
+        if required:
+            raise SystemExit(f"leni_kernels: the C++ backend is required: {reason}.")
+        for path in built:  # an earlier build's
+            path.unlink(missing_ok=True)
+        self.extensions = []
+        print(f"leni_kernels: installing without the C++ backend: {reason}.", file=sys.stderr)
 
 
-reason = why_not_build()
-if reason is not None:
-    print(f"leni_kernels: installing without the C++ backend: {reason}.", file=sys.stderr)
-setup(**({} if reason else extension_arguments()))
+setup(
+    ext_modules=[
+        CppExtension(
+            "leni_kernels._C",
+            sorted(str(path) for path in Path("csrc").glob("*.cpp")),
+            depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
+            include_dirs=[str(Path("csrc").resolve())],
+            define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
+            extra_compile_args=[
+                "-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall",
+                # GCC 12's own AVX-512 intrinsics read a variable that they leave undefined on purpose.
+                "-Wno-uninitialized", "-Wno-maybe-uninitialized",
+            ],
+            py_limited_api=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildIfPossible},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

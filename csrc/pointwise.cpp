@@ -331,6 +331,13 @@ int64_t inner_size(const Tensor& x, const Dimensions& order) {
   return std::accumulate(channels, order.end(), int64_t{1}, [&](int64_t n, int64_t d) { return n * x.size(d); });
 }
 
+// torch::stable::permute is younger than the oldest PyTorch that this is built against; its operator is not.
+Tensor permute(const Tensor& tensor, const Dimensions& order) {
+  std::array<StableIValue, 2> stack{torch::stable::detail::from(tensor), torch::stable::detail::from(order)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::permute", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 Tensor crelu(const Tensor& x) {
   const leni::Scalar scalar = scalar_of("crelu_cpp", x);
   const Dimensions order = order_of(torch::stable::empty_like(x));
@@ -339,7 +346,7 @@ Tensor crelu(const Tensor& x) {
     sizes[i] = x.size(order[i]) * (order[i] == 1 ? 2 : 1);
     position[order[i]] = i;
   }
-  Tensor y = torch::stable::permute(torch::stable::new_empty(x, sizes), position);
+  Tensor y = permute(torch::stable::new_empty(x, sizes), position);
   if (y.numel() == 0) return y;
   const Steps steps(x, order);
   const int64_t inner = inner_size(x, order);

@@ -34,10 +34,14 @@ def warps_of(threads: int, architecture: str) -> int:
 
 
 def operand_types(architecture: str) -> tuple[str, ...]:
-    """What the matrix units, or for want of them the others, multiply: "fp16", "bf16", "tf32", "fp32", "fp64"."""
-    found = ["fp16", "bf16", "tf32", "fp32", "fp64"]
-    if is_amd(architecture):
-        found.remove("tf32")
-    if architecture == "sm_75":
-        found = [operand for operand in found if operand not in ("bf16", "tf32")]
-    return tuple(found)
+    """What kernels multiply there: "fp16", "bf16", "fp32" and "fp64", and "tf32" where there are units for it."""
+    tf32 = ("tf32",) if architecture.startswith("sm_") else ()
+    return ("fp16", "bf16", *tf32, "fp32", "fp64")
+
+
+def why_unsupported(architecture: str) -> str | None:
+    """The reason kernels are not to run on a GPU, or None; of one that is not known, None."""
+    if architecture.startswith(("sm_3", "sm_5", "sm_6", "sm_7")):
+        # Triton has products for sm_75, but without its matrix units, and spills thousands of bytes of registers.
+        return f"the GPU is {architecture}, and Triton has matrix products for NVIDIA GPUs of sm_80 or newer"
+    return None

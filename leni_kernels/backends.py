@@ -8,6 +8,7 @@ asked for by name (:func:`use_backend` or ``LENI_KERNELS_BACKEND``) either serve
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from . import checks
 
 NAMES = ("cpp", "triton", "cuda", "reference")
 
 
 class BackendUnavailableError(RuntimeError):
     """A backend that was asked for by name cannot serve the call; the message says why."""
+
+
+class KernelFailure(RuntimeError):
+    """A kernel could not be compiled for a GPU or loaded, as the message says; nothing ran."""
+
+    def __init__(self, kernel: str, gpu: str, kind: str, reason: str) -> None:
+        super().__init__(f"kernel {kernel} did not compile on {gpu}: {reason}")
+        self.gpu, self.kind = gpu, kind
 
 
 class Backend(NamedTuple):
@@ -33,7 +45,12 @@ class Backend(NamedTuple):
 
 
 class Operation:
-    """A named operation and its backends, the preferred one first."""
+    """A named operation and its backends, the preferred one first.
+
+    Where a kernel of a backend cannot be compiled, and the backend was not asked for by name, the call runs on the
+    next one with a warning, and later ones of its kind go there at once. Under torch.compile, which compiles the
+    kernels itself, its error is raised.
+    """
 
     def __init__(self, name: str, *backends: Backend) -> None:
         self.name = name
@@ -43,24 +60,33 @@ class Operation:
         backend = self._choose(call)
         if _decisions is not None:
             _decisions.append(Decision(self.name, backend.name, self._reasons(call, backend)))
-        return backend.run(call)
+        if torch.compiler.is_compiling():
+            return backend.run(call)
+        try:
+            return backend.run(call)
+        except KernelFailure as failure:
+            _remember(failure, self.name, backend.name, call)
+        return self(call)
 
     def _choose(self, call: Any) -> Backend:
         if _forced is not None:
             return self._named(_forced, call)
         for backend in self.backends[:-1]:
-            if backend.why_not(call) is None:
+            if self._why_not(backend, call) is None:
                 return backend
         return self.backends[-1]
+
+    def _why_not(self, backend: Backend, call: Any) -> str | None:
+        return backend.why_not(call) or _why_failed(self.name, backend.name, call)
 
     def _named(self, name: str, call: Any) -> Backend:
         for backend in self.backends:
             if backend.name == name:
-                reason = backend.why_not(call)
+                reason = self._why_not(backend, call)
                 if reason is None:
                     return backend
-                raise BackendUnavailableError(f"backend '{name}' cannot run {self.name}: {reason}")
-        raise BackendUnavailableError(f"backend '{name}' cannot run {self.name}: {_no_kernel(self.name)}")
+                raise _unavailable(name, self.name, reason)
+        raise _unavailable(name, self.name, _no_kernel(self.name))
 
     def _reasons(self, call: Any, chosen: Backend) -> dict[str, str]:
         offered = {backend.name: backend for backend in self.backends}
@@ -69,13 +95,108 @@ class Operation:
         for name in NAMES:
             if name == chosen.name:
                 continue
-            reason = offered[name].why_not(call) if name in offered else _no_kernel(self.name)
+            reason = self._why_not(offered[name], call) if name in offered else _no_kernel(self.name)
             reasons[name] = reason or preferred
         return reasons
 
 
 def _no_kernel(operation: str) -> str:
     return f"{operation} has no kernel of this kind"
+
+
+def _unavailable(name: str, operation: str, reason: str) -> BackendUnavailableError:
+    return BackendUnavailableError(f"backend '{name}' cannot run {operation}: {reason}")
+
+
+def constant_to_the_compiler(function: Any) -> Any:
+    """``torch.compiler.assume_constant_result`` without importing the compiler: tracing calls ``function`` as it is."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+# ---- kernels that do not compile ---------------------------------------------------------------------------
+
+_failures: dict[tuple[Any, ...], str] = {}
+"""The kinds of calls, of an operation on a backend, whose kernels did not compile, and why."""
+
+_warned: dict[tuple[str, str, str], KernelFailure] = {}
+"""What was warned of: an operation, a GPU, and the kind of failure."""
+
+
+def with_reference(operation: str, backend: str, run: Callable[..., Any],
+                   reference: Callable[..., Any]) -> Callable[..., Any]:
+    """``run``, or ``reference`` of the same arguments where a kernel of it does not compile.
+
+    For the passes of backward, whose backend was chosen in forward; otherwise as :class:`Operation` does it.
+    """
+
+    def run_or_reference(*call: Any) -> Any:
+        reason = _why_failed(operation, backend, call)
+        if reason is None:
+            try:
+                return run(*call)
+            except KernelFailure as failure:
+                _remember(failure, operation, backend, call)
+        elif _forced == backend:
+            raise _unavailable(backend, operation, reason)
+        return reference(*call)
+
+    return run_or_reference
+
+
+def gradients_of(definition: Callable[..., Tensor], inputs: tuple[Tensor, ...], needs: tuple[bool, ...],
+                 grad: Tensor) -> list[Tensor | None]:
+    """The gradients of ``definition(*inputs)`` by autograd for that of its result, None where not needed.
+
+    They can be differentiated again where grad mode is on, as it is in a backward with ``create_graph``.
+    """
+    again = torch.is_grad_enabled()
+    leaves = [tensor if again and tensor.requires_grad else tensor.detach().requires_grad_(needed)
+              for tensor, needed in zip(inputs, needs, strict=True)]
+    with torch.enable_grad():
+        y = definition(*leaves)
+    wanted = [leaf for leaf, needed in zip(leaves, needs, strict=True) if needed]
+    gradients = iter(torch.autograd.grad(y, wanted, grad, create_graph=again))
+    return [next(gradients) if needed else None for needed in needs]
+
+
+def _remember(failure: KernelFailure, operation: str, backend: str, call: Any) -> None:
+    """Keep calls of this kind off the backend, and warn once; or raise, if the backend was asked for by name."""
+    reason = f"its {failure}"
+    _failures[_kind(operation, backend, call)] = reason
+    if _forced == backend:
+        raise _unavailable(backend, operation, reason) from failure
+    # setdefault is one step, even where several threads fail at once.
+    if _warned.setdefault((operation, failure.gpu, failure.kind), failure) is failure:
+        warnings.warn(f"leni_kernels: {operation} runs slower than it could, without backend '{backend}': {reason}. "
+                      "Please report this, with the versions of torch and triton.", stacklevel=2)
+
+
+def _why_failed(operation: str, backend: str, call: Any) -> str | None:
+    if torch.compiler.is_compiling():
+        return _why_any_failed(operation, backend)
+    return _failures.get(_kind(operation, backend, call)) if _failures else None
+
+
+@constant_to_the_compiler
+def _why_any_failed(operation: str, backend: str) -> str | None:
+    # A traced call has sizes that are symbols: one failure is enough.
+    return next((reason for kind, reason in _failures.items() if kind[:2] == (operation, backend)), None)
+
+
+def _kind(operation: str, backend: str, call: Any) -> tuple[Any, ...]:
+    """What a call's kernels depend on: all but the sizes of its batch and of its feature maps."""
+    leaves = tree_leaves(call)
+    x = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
+    return operation, backend, x.device, checks.autocast_dtype(x), *(_outline(leaf, x) for leaf in leaves)
+
+
+def _outline(leaf: Any, x: Tensor) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf if isinstance(leaf, (bool, int, float, str)) else None
+    if leaf.dim() == x.dim() > 1 and (leaf.shape[0], *leaf.shape[2:]) == (x.shape[0], *x.shape[2:]):
+        return leaf.dtype, leaf.shape[1], leaf.stride(1) == 1
+    return leaf.dtype, *leaf.shape
 
 
 # ---- a backend by name -------------------------------------------------------------------------------------

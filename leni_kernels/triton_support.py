@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import threading
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -10,14 +13,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .architectures import operand_types, why_unsupported
+from .backends import KernelFailure, constant_to_the_compiler
+
 why_missing: str | None = None
 """Why Triton kernels cannot be defined here, or None if they can."""
 
+
+def _why_too_old(version: str) -> str | None:
+    parts = re.match(r"(\d+)\.(\d+)", version)
+    if parts is None or tuple(map(int, parts.groups())) >= (3, 6):
+        return None
+    return f"Triton {version} is too old; the kernels need 3.6 or newer"
+
+
 try:
+    import triton
+
+    why_missing = _why_too_old(triton.__version__)
+    if why_missing is not None:
+        raise ImportError(why_missing)
     import triton.language as tl
     from triton import constexpr_function, jit
 except ImportError as error:
-    why_missing = f"Triton is not installed ({error})"
+    why_missing = why_missing or f"Triton is not installed ({error})"
     tl: Any = None
 
     def jit(function: Any) -> Any:
@@ -30,24 +49,57 @@ interpreting = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton runs kernels in its CPU interpreter; it reads the variable when a kernel is defined."""
 
 
-why_no_operators: str | None = why_missing
-"""Why the operators are not registered, or None if they are: registering them costs an import of Inductor."""
-
-if why_missing is None and not interpreting and torch.cuda.device_count() == 0:
-    why_no_operators = "PyTorch sees no CUDA or ROCm device"
+# ---- where the kernels run ----------------------------------------------------------------------------------
 
 
-def why_not_here(x: Tensor) -> str | None:
-    """The reason no Triton kernel can run on x, or None."""
+def why_not_here(x: Tensor, dtype: torch.dtype) -> str | None:
+    """The reason no Triton kernel can run on x in ``dtype``, or None."""
     if why_missing is not None:
         return why_missing
-    if x.device.type == "cuda" or (interpreting and x.device.type == "cpu"):
-        return why_no_operators
+    if x.device.type == "cuda":
+        return _why_not_on_gpu(x.device, dtype)
+    if interpreting and x.device.type == "cpu":
+        return None
     return (f"x is on {x.device.type}; Triton kernels run on CUDA and ROCm devices "
             "(or with TRITON_INTERPRET=1 on a CPU)")
 
 
+@constant_to_the_compiler
+def _why_not_on_gpu(device: torch.device, dtype: torch.dtype) -> str | None:
+    define_operators()
+    return why_unsupported(_architecture_of(device))
+
+
 # ---- operators ---------------------------------------------------------------------------------------------
+
+
+# Registering operators imports Inductor, which takes longer than all the rest of the package.
+_waiting: list[Callable[[], None]] = []
+_defining = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a process forked meanwhile would have half of the operators
+    os.register_at_fork(before=_defining.acquire, after_in_parent=_defining.release, after_in_child=_defining.release)
+
+
+def operators_when_needed(define: Callable[[], None]) -> None:
+    """Decorate what registers operators: it is called now where they can run, else with the first tensor on a GPU.
+
+    Now, so that programs that name the operators, as exported ones do, find them; later, because a GPU may come to
+    be seen after the import, and a traced tensor may be on one that is elsewhere.
+    """
+    if why_missing is not None:
+        return
+    _waiting.append(define)
+    if interpreting or torch.cuda.device_count() > 0:
+        define_operators()
+
+
+def define_operators() -> None:
+    """Register what waits to be; nothing if there is nothing."""
+    if _waiting:
+        with _defining:
+            while _waiting:
+                _waiting[0]()
+                del _waiting[0]
 
 
 def define_operator(name: str, launch: Callable[..., Any]) -> None:
@@ -57,9 +109,68 @@ def define_operator(name: str, launch: Callable[..., Any]) -> None:
     define(f"leni_kernels::{name}", launch, mutates_args=())
 
 
+# ---- launches ----------------------------------------------------------------------------------------------
+
+
 def launchable(kernel: Any) -> Any:
-    """``kernel`` as something to launch inside an operator made by :func:`define_operator`."""
-    return kernel if interpreting else torch.library.wrap_triton(kernel)
+    """``kernel`` as something to launch inside an operator made by :func:`define_operator`.
+
+    Launched, it raises :class:`backends.KernelFailure` if it cannot be compiled or loaded; whatever else goes wrong
+    is raised as it is. Where a compiler traces the operator, it compiles the kernel itself and raises its own error.
+    """
+    traceable = kernel if interpreting else torch.library.wrap_triton(kernel)
+    return _Launch(kernel) if traceable is kernel else traceable
+
+
+class _Launch:
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*arguments: Any, **options: Any) -> None:
+            try:
+                self.kernel[grid](*arguments, **options)
+            except Exception as error:
+                if not _before_it_ran(error):
+                    raise
+                raise KernelFailure(self.kernel.__name__, _gpu(), type(error).__name__, _reason(error)) from error
+
+        return launch
+
+
+_PREPARATION = ("_create_driver", "create_binder", "_do_compile", "_init_handles")
+"""Where Triton finds its driver, compiles a kernel, and loads it; what is raised elsewhere is of the launch itself."""
+
+
+def _before_it_ran(error: Exception) -> bool:
+    """Whether a launch failed in compiling or loading the kernel, and for no want of memory."""
+    from triton.runtime.errors import InterpreterError, TritonError
+
+    if isinstance(error, TritonError):
+        return not isinstance(error, InterpreterError)
+    # Loading a kernel also reports what another one did wrong before.
+    of_driver = str(error).startswith("Triton Error [")
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+            of_driver and not re.search("kernel image|PTX", str(error))):
+        return False
+    return any(frame.f_code.co_name in _PREPARATION and frame.f_globals.get("__name__", "").startswith("triton.")
+               for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _reason(error: Exception) -> str:
+    from triton import knobs
+
+    folder, named = knobs.cache.dir, str(getattr(error, "filename", None) or "")
+    if isinstance(error, OSError) and named and (named.startswith(folder) or folder.startswith(named)):
+        return f"Triton cannot write its cache folder {folder}; TRITON_CACHE_DIR names another ({error.strerror})"
+    text = getattr(error, "error_message", None) or str(error.__cause__ or error)
+    return f"{type(error).__name__}: {text.strip().partition(chr(10))[0]}"
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "Triton's interpreter"
+    return f"{torch.cuda.get_device_name()} ({_architecture_of(torch.device('cuda'))})"
 
 
 # ---- the device --------------------------------------------------------------------------------------------
@@ -77,18 +188,28 @@ def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
 
 def architecture(x: Tensor) -> str:
     """x's GPU as compilers call it ("sm_90", "gfx942"), or "" off the GPU."""
-    if not _on_gpu(x):
+    return _architecture_of(x.device) if _on_gpu(x) else ""
+
+
+def _architecture_of(gpu: torch.device) -> str:
+    if not torch.cuda.is_available():
         return ""
     if torch.version.hip is not None:
-        return torch.cuda.get_device_properties(x.device).gcnArchName.split(":")[0]
-    major, minor = torch.cuda.get_device_capability(x.device)
+        return torch.cuda.get_device_properties(gpu).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(gpu)
     return f"sm_{major}{minor}"
 
 
 def float32_operand(architecture: str) -> str:
-    """What the matrix units multiply for float32: "tf32" only where PyTorch's own setting allows it."""
-    allowed = torch.get_float32_matmul_precision() != "highest"
-    return "tf32" if allowed and not architecture.startswith("gfx") else "fp32"
+    """What the matrix units multiply for float32: "tf32" where they can and PyTorch's convolutions would, or "fp32".
+
+    The kernels' products stand for convolutions, and so follow the setting of those, which is TF32 by default:
+    ``torch.backends.cudnn.conv.fp32_precision``, also written through ``torch.backends.cudnn.allow_tf32``. It is read
+    at each launch; under torch.compile, when the launch is traced.
+    """
+    # This getter alone takes settings through PyTorch's old names and its new ones, in any order.
+    allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return "tf32" if allowed and "tf32" in operand_types(architecture) else "fp32"
 
 
 # ---- compilation ahead of time -----------------------------------------------------------------------------

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 import leni_kernels as lk
-from leni_kernels import BackendUnavailableError, backends, extension, functional
+from leni_kernels import BackendUnavailableError, backends, extension, functional, triton_support
 from leni_kernels.backends import Backend, Operation
 
 ROOT = Path(__file__).parent.parent
+needs_triton = pytest.mark.skipif(triton_support.why_missing is not None, reason="needs Triton")
 AUTOMATIC = "reference" if extension.why_missing else "cpp"
 
 
@@ -256,3 +257,128 @@ def test_it_works_without_triton_and_without_the_extension():
     assert "leni: runs on 'reference'" in result.stdout
     assert "not 'triton': Triton is not installed" in result.stdout
     assert "not 'cpp': the C++ extension is not available in this installation" in result.stdout
+
+
+@pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_the_kernels_run_on_the_threads_that_pytorch_is_told_to_use():
+    """Whatever OMP_NUM_THREADS says: the tests of several threads stand on that."""
+    code = ("import os, torch, leni_kernels as lk; torch.set_num_threads(3); x = torch.randn(8, 16, 32, 32); "
+            "before = len(os.listdir('/proc/self/task')); lk.AdaReLU(16)(x); "
+            "print(len(os.listdir('/proc/self/task')) - before)")
+    result = python(code, OMP_NUM_THREADS="1", LENI_KERNELS_BACKEND="cpp")
+    assert result.stdout == "2\n", result.stderr
+
+
+def test_a_triton_that_is_too_old_is_a_reason():
+    old = "import triton; triton.__version__ = '3.5.1'; del triton.constexpr_function; "
+    result = python(old + WHICH, LENI_KERNELS_BACKEND="", TRITON_INTERPRET="1")
+    assert result.returncode == 0, result.stderr
+    assert "not 'triton': Triton 3.5.1 is too old; the kernels need 3.6 or newer" in result.stdout
+
+
+@pytest.mark.parametrize(("version", "old"), [
+    ("3.5.1", True), ("2.3.0", True), ("3.6.0", False), ("3.6.0+git9844da95", False), ("3.10.1", False), ("4.0", False),
+    ("of my own", False)])
+def test_versions_of_triton(version, old):
+    assert bool(triton_support._why_too_old(version)) == old
+
+
+# ---- a GPU that comes to be seen after the import ------------------------------------------------------------
+# Tensors on a GPU that is not there, as a compiler traces them, stand for those of a GPU.
+
+LATE = """
+import sys, torch, leni_kernels as lk
+from torch._subclasses import FakeTensorMode
+assert "torch._inductor" not in sys.modules and "torch._dynamo" not in sys.modules
+assert not hasattr(torch.ops.leni_kernels, "leni_folded_triton")
+mode = FakeTensorMode()
+with mode, torch.device("cuda"):
+    blocks = lk.LENI2d(8), lk.Reborn2d(8), lk.ConvReLU2d(8, 8, 3, padding=1), lk.AdaReLU(8), lk.CReLU()
+    network, x = torch.nn.Sequential(*blocks), torch.empty(2, 8, 6, 6)
+"""
+OPERATORS = ("leni_training", "reborn_training", "conv_relu", "ada_relu", "crelu")
+
+AFTERWARDS = {
+    "explain": "print(lk.explain(network, x))",
+    "compile": """
+def show(graph, inputs):
+    print(*(str(node.target) for node in graph.graph.nodes))
+    return graph
+torch.compile(network, fullgraph=True, backend=show)(x)
+""",
+    "export": "print(torch.export.export(network, (x,), strict=True))",
+    "export, not strict": "print(torch.export.export(network, (x,), strict=False))",
+}
+
+
+def without_gpu(code):
+    result = python(code, LENI_KERNELS_BACKEND="", TRITON_INTERPRET="", CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@needs_triton
+@pytest.mark.parametrize("how", AFTERWARDS)
+def test_the_first_tensor_on_a_gpu_finds_its_operators(how):
+    code = LATE + "with mode:" + AFTERWARDS[how].replace("\n", "\n    ").join(["\n    ", "\n"])
+    out = without_gpu(code + "print('there:', hasattr(torch.ops.leni_kernels, 'leni_folded_triton'))")
+    assert "there: True" in out
+    if how == "explain":
+        assert out.count("runs on 'triton'") == 5
+    else:
+        assert all(f"{operator}_triton" in out for operator in OPERATORS), out
+
+
+THREADS = LATE + """
+from concurrent.futures import ThreadPoolExecutor
+def choose(_):
+    with FakeTensorMode():
+        return lk.explain(lk.LENI2d(8, device="cuda"), torch.empty(2, 8, 6, 6, device="cuda"))[0].backend
+from leni_kernels import triton_support
+device = torch.device("cuda")
+with ThreadPoolExecutor(8) as pool:
+    reasons = list(pool.map(lambda _: triton_support._why_not_on_gpu(device, torch.float32), range(8)))
+assert reasons == [None] * 8 and not triton_support._waiting
+print(choose(0))
+"""
+
+FORK = LATE + """
+import os, threading, time
+from leni_kernels import triton_support
+begun, define = threading.Event(), triton_support._waiting[0]
+def slow():
+    begun.set()
+    time.sleep(0.3)
+    define()
+triton_support._waiting[0] = slow
+thread = threading.Thread(target=triton_support.define_operators)
+thread.start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    triton_support.define_operators()
+    torch.ops.leni_kernels.leni_folded_triton, torch.ops.leni_kernels.crelu_triton
+    os._exit(7)
+thread.join()
+triton_support.define_operators()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@needs_triton
+def test_operators_are_registered_once_for_all_threads():
+    assert without_gpu(THREADS) == "triton\n"
+
+
+@needs_triton
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_process_forked_meanwhile_has_all_operators():
+    assert without_gpu(FORK) == "7\n"
+
+
+@needs_triton
+def test_an_import_where_a_gpu_is_seen_registers_at_once():
+    """So that an exported program, which names operators, can be loaded first."""
+    without_gpu("import torch; torch.cuda.device_count = lambda: 1; import leni_kernels; "
+                "torch.ops.leni_kernels.leni_training_triton, torch.ops.leni_kernels.crelu_backward_triton")

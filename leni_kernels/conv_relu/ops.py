@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, extension, triton_support
-from ..backends import Backend, Operation
+from ..backends import Backend, Operation, gradients_of, with_reference
 from . import reference, triton_kernels
 from .reference import Pads
 
@@ -71,6 +71,34 @@ def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
                               "use_backend('reference') supports it")
 
 
+def _by_reference(grad: Tensor, tensors: tuple[Tensor, ...], options: tuple[Any, ...],
+                  needs: tuple[bool, ...]) -> list[Tensor | None]:
+    """The gradients of the definition for (x, weight, threshold, bias), None where not needed."""
+    stride, pads, dilation, groups, _ = options
+
+    def definition(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor) -> Tensor:
+        pairs = tuple(zip(pads[::2], pads[1::2], strict=True))
+        return reference.conv_relu(x, weight.to(x.dtype), threshold.to(x.dtype), bias.to(x.dtype), stride, pairs,
+                                   dilation, groups)
+
+    weight = tensors[1]
+    return gradients_of(definition, (*tensors, weight.new_zeros(weight.shape[0])), needs, grad)
+
+
+def _input_gradient_by_reference(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor, *rest: Any) -> Any:
+    *options, needs_x, needs_threshold = rest
+    dx, _, dthreshold, _ = _by_reference(grad, (x, weight, threshold), options,
+                                         (needs_x, False, needs_threshold, False))
+    return dx, dthreshold
+
+
+def _weight_gradient_by_reference(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor, *rest: Any) -> Any:
+    *options, needs_weight, needs_bias = rest
+    _, dweight, _, dbias = _by_reference(grad, (x, weight, threshold), options,
+                                         (False, needs_weight, False, needs_bias))
+    return dweight, dbias
+
+
 def _operators(backend: str) -> Kernels:
     """The operators leni_kernels::conv_relu_*_<backend>, with their fakes and autograd registered."""
     parts = ("", "_input_gradient", "_weight_gradient", "_taps")
@@ -79,6 +107,12 @@ def _operators(backend: str) -> Kernels:
     for name, fake in zip(names, fakes, strict=True):
         torch.library.register_fake(name, fake)
     kernels = Kernels(*(getattr(torch.ops.leni_kernels, name.split("::")[1]).default for name in names))
+    if backend == "triton":
+        kernels = kernels._replace(
+            input_gradient=with_reference("conv_relu_input_gradient", backend, kernels.input_gradient,
+                                          _input_gradient_by_reference),
+            weight_gradient=with_reference("conv_relu_weight_gradient", backend, kernels.weight_gradient,
+                                           _weight_gradient_by_reference))
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:3])
@@ -103,7 +137,11 @@ def _operators(backend: str) -> Kernels:
 
 if extension.why_missing is None:
     _CPP = _operators("cpp")
-if triton_support.why_no_operators is None:
+
+
+@triton_support.operators_when_needed
+def _define_triton() -> None:
+    global _TRITON
     for launch in (triton_kernels.conv_relu, triton_kernels.conv_relu_input_gradient,
                    triton_kernels.conv_relu_weight_gradient, triton_kernels.conv_relu_taps):
         triton_support.define_operator(f"{launch.__name__}_triton", launch)
@@ -156,7 +194,7 @@ def why_not_cpp(x: Tensor) -> str | None:
 
 def why_not_triton(x: Tensor) -> str | None:
     """Why the Triton kernels cannot read x, or None if they can."""
-    return triton_support.why_not_here(x) or _why_no_kernel(x)
+    return triton_support.why_not_here(x, checks.autocast_dtype(x)) or _why_no_kernel(x)
 
 
 def _run(kernels: Kernels, call: ConvReluCall) -> Tensor:

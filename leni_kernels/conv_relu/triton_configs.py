@@ -51,7 +51,8 @@ def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: 
         sites = 64 if operand == "fp32" and not channels_last else 128
         return Config(sites, min(channels, depth), min(outputs, 128 if channels_last else 64), warps)
     if kernel == "input":
-        return Config(128, min(channels, 64 if channels_last else 32), min(outputs, depth), warps, stages)
+        narrow = not channels_last or (operand == "tf32" and not architecture.startswith(("sm_9", "sm_10")))
+        return Config(128, min(channels, 32 if narrow else 64), min(outputs, depth), warps, stages)
     return Config(depth, min(channels, 64), min(outputs, 64), warps if operand == "fp32" else warps // 2, stages)
 
 

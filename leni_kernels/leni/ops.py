@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks, extension, triton_support
-from ..backends import Backend, Operation
+from ..backends import Backend, Operation, with_reference
 from . import reference, triton_kernels, triton_training
 from .batch_norms import BatchNorms, Statistics, fold_backward, merged_over, summed_over, through_statistics
 from .reference import Folded, Layer, Norm
@@ -109,6 +109,21 @@ def _backward_by_kernels(kernels: Kernels, ctx: Any, grad: Tensor) -> tuple[Tens
     return *gradients, None
 
 
+def laid_out(x: Tensor, channels_last: bool) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _weight_gradient_by_reference(grad: Tensor, x: Tensor, taps: Tensor, channels_last: bool,
+                                  mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    return reference.leni_weight_gradient(grad, x, taps, mean)
+
+
+def _input_gradient_by_reference(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, constant: Tensor | None,
+                                 slope: Tensor | None, channels_last: bool) -> tuple[Tensor, Tensor]:
+    grad_x, grad_taps = reference.leni_input_gradient(grad, x, taps, weight, constant, slope)
+    return laid_out(grad_x, channels_last), grad_taps
+
+
 # ---- training as one operator, made of the passes ----------------------------------------------------------
 
 
@@ -190,12 +205,21 @@ if extension.why_missing is None:
     torch.library.register_autograd("leni_kernels::leni_folded_cpp", partial(_backward_by_kernels, _CPP),
                                     setup_context=_save_folded)
     _leni_training_cpp = _define_training("cpp", _CPP)
-if triton_support.why_no_operators is None:
+
+
+@triton_support.operators_when_needed
+def _define_triton() -> None:
+    global _TRITON, _leni_training_triton
     for name, launch in zip(Kernels._fields, (
             triton_kernels.leni_folded, triton_training.leni_statistics, triton_training.leni_weight_gradient,
             triton_training.leni_input_gradient), strict=True):
         triton_support.define_operator(f"leni_{name}_triton", launch)
-    _TRITON = Kernels(*operators_of("leni", "triton", _FAKES, Kernels._fields))
+    kernels = Kernels(*operators_of("leni", "triton", _FAKES, Kernels._fields))
+    _TRITON = kernels._replace(
+        weight_gradient=with_reference("leni_weight_gradient", "triton", kernels.weight_gradient,
+                                       _weight_gradient_by_reference),
+        input_gradient=with_reference("leni_input_gradient", "triton", kernels.input_gradient,
+                                      _input_gradient_by_reference))
     torch.library.register_autograd("leni_kernels::leni_folded_triton", partial(_backward_by_kernels, _TRITON),
                                     setup_context=_save_folded)
     _leni_training_triton = _define_training("triton", _TRITON)
@@ -244,7 +268,11 @@ def _why_not_cpp(x: Tensor, kernel_size: int) -> str | None:
 
 
 def _why_not_triton(x: Tensor, kernel_size: int) -> str | None:
-    return triton_support.why_not_here(x) or _why_no_size(kernel_size) or why_no_layout(x)
+    return why_not_on_gpu(x) or _why_no_size(kernel_size) or why_no_layout(x)
+
+
+def why_not_on_gpu(x: Tensor) -> str | None:
+    return triton_support.why_not_here(x, checks.autocast_dtype(x))
 
 
 def _run_cpp(x: Tensor, folded: Folded) -> Tensor:

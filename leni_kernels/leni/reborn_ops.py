@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks, extension, triton_support
-from ..backends import Backend, Operation
+from ..backends import Backend, Operation, with_reference
 from ..conv_relu import ops as conv_relu_ops
 from . import reference, triton_tail
 from .batch_norms import NegativeNorm, Statistics, merged_over, summed_over, through_statistics
@@ -26,6 +26,7 @@ from .ops import (
     deconv_layer,
     empty_as,
     is_channels_last,
+    laid_out,
     no_double_backward,
     only_first_differentiable,
     operators_of,
@@ -33,6 +34,7 @@ from .ops import (
     vector_of,
     why_no_layout,
     why_not_on_cpu,
+    why_not_on_gpu,
 )
 from .reference import Layer, Norm
 
@@ -106,6 +108,26 @@ def _fake_reborn_input_gradient(grad: Tensor, x: Tensor, negative: Tensor, weigh
 _REBORN_FAKES = RebornKernels(
     _fake_reborn_tail, _fake_reborn_statistics, _fake_reborn_weight_gradient, _fake_reborn_negative_gradient,
     _fake_reborn_input_gradient, _fake_reborn_deconvolve, _fake_reborn_deconv_gradient)
+
+
+def _weight_gradient_by_reference(grad: Tensor, x: Tensor, z: Tensor, mean: Tensor,
+                                  channels_last: bool) -> tuple[Tensor, Tensor]:
+    return reference.reborn_weight_gradient(grad, x, z, mean)
+
+
+def _negative_gradient_by_reference(grad: Tensor, z: Tensor, weight: Tensor, constant: Tensor | None,
+                                    slope: Tensor | None, channels_last: bool) -> Tensor:
+    return laid_out(reference.reborn_negative_gradient(grad, z, weight, constant, slope), channels_last)
+
+
+def _input_gradient_by_reference(grad: Tensor, x: Tensor, negative: Tensor, weight: Tensor,
+                                 channels_last: bool) -> Tensor:
+    return laid_out(reference.reborn_input_gradient(grad, x, negative, weight), channels_last)
+
+
+_PASSES_BY_REFERENCE = {"weight_gradient": _weight_gradient_by_reference,
+                        "negative_gradient": _negative_gradient_by_reference,
+                        "input_gradient": _input_gradient_by_reference}
 
 MOST_CONVOLVED_CHANNELS = 256
 """Beyond them a thread would keep more than 9 MiB of transformed weights."""
@@ -227,11 +249,17 @@ def _define_reborn_training(backend: str, kernels: RebornKernels) -> Any:
 if extension.why_missing is None:
     _reborn_training_cpp = _define_reborn_training("cpp", RebornKernels(
         *operators_of("reborn", "cpp", _REBORN_FAKES, RebornKernels._fields)))
-if triton_support.why_no_operators is None:
+
+
+@triton_support.operators_when_needed
+def _define_triton() -> None:
+    global _reborn_training_triton
     for name in _TAIL:
         triton_support.define_operator(f"reborn_{name}_triton", getattr(triton_tail, f"reborn_{name}"))
-    _reborn_training_triton = _define_reborn_training("triton", RebornKernels(
-        *operators_of("reborn", "triton", _REBORN_FAKES, _TAIL)))
+    kernels = RebornKernels(*operators_of("reborn", "triton", _REBORN_FAKES, _TAIL))
+    _reborn_training_triton = _define_reborn_training("triton", kernels._replace(
+        **{name: with_reference(f"reborn_{name}", "triton", getattr(kernels, name), by_reference)
+           for name, by_reference in _PASSES_BY_REFERENCE.items()}))
 
 
 # ---- Reborn ------------------------------------------------------------------------------------------------
@@ -321,7 +349,7 @@ def _why_reborn_not_cpp(call: RebornCall) -> str | None:
 
 
 def _why_reborn_not_triton(call: RebornCall) -> str | None:
-    return call.why_not_fused() or triton_support.why_not_here(call.x) or why_no_layout(call.x)
+    return call.why_not_fused() or why_not_on_gpu(call.x) or why_no_layout(call.x)
 
 
 def _run_reborn_cpp(call: RebornCall) -> Tensor:

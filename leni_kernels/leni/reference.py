@@ -242,22 +242,64 @@ def _deconvolve(x: Tensor, taps: Tensor) -> Tensor:
     return _correlate(x, taps.flip(-1, -2))
 
 
+def _features(x: Tensor, taps: Tensor) -> Tensor:
+    positive, negative = split_signs(x)
+    return torch.cat([positive, _deconvolve(negative, taps.to(x.dtype))], dim=1)
+
+
 def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias`` in x's dtype, parameters as in :class:`Folded`.
 
     The stride-1 transposed convolution is written as the equal correlation with
     flipped taps, which PyTorch runs faster.
     """
-    positive, negative = split_signs(x)
-    features = torch.cat([positive, _deconvolve(negative, taps.to(x.dtype))], dim=1)
-    return F.conv2d(features, weight.to(x.dtype)[:, :, None, None], bias.to(x.dtype))
+    return F.conv2d(_features(x, taps), weight.to(x.dtype)[:, :, None, None], bias.to(x.dtype))
 
 
 def leni_statistics(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance ``[2C]``, in taps' dtype, of ``[max(x, 0); taps ⋆ᵀ min(x, 0)]``."""
-    positive, negative = split_signs(x.to(taps.dtype))
-    variance, mean = torch.var_mean(torch.cat([positive, _deconvolve(negative, taps)], dim=1), (0, 2, 3), correction=0)
+    variance, mean = torch.var_mean(_features(x.to(taps.dtype), taps), (0, 2, 3), correction=0)
     return mean, variance
+
+
+def leni_weight_gradient(grad: Tensor, x: Tensor, taps: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The gradients of :func:`leni_folded` for (weight, bias), in taps' dtype; with ``mean`` ``[2C]``, for features
+    less their mean."""
+    return _sums_of_products(grad, _features(x, taps), taps.dtype, mean)
+
+
+def _sums_of_products(grad: Tensor, features: Tensor, dtype: torch.dtype,
+                      mean: Tensor | None) -> tuple[Tensor, Tensor]:
+    features = features.to(dtype)
+    if mean is not None:
+        features = features - mean[:, None, None]
+    return torch.einsum("nohw,nkhw->ok", grad.to(dtype), features), grad.sum((0, 2, 3), dtype=dtype)
+
+
+def leni_input_gradient(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, constant: Tensor | None = None,
+                        slope: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The gradients of :func:`leni_folded` for (x, taps).
+
+    With ``constant`` and ``slope`` ``[2C]``, the gradient of ``a = [max(x, 0); taps ⋆ᵀ min(x, 0)]`` has
+    ``constant + slope·a`` added.
+    """
+    of_features = _through(grad, weight)
+    if slope is not None:
+        of_features = of_features + (constant[:, None, None] + slope[:, None, None] * _features(x, taps)).to(x.dtype)
+    of_positive, of_deconvolved = of_features.chunk(2, dim=1)
+    of_negative = _correlate(of_deconvolved, taps.to(x.dtype))
+    grad_x = torch.where(x > 0, of_positive, torch.where(x < 0, of_negative, 0))
+    height, width = x.shape[2:]
+    negative, padded = split_signs(x)[1], F.pad(of_deconvolved.to(taps.dtype), [taps.shape[-1] // 2] * 4)
+    offsets = range(taps.shape[-1])
+    shifted = (padded[:, :, i:i + height, j:j + width] for i in offsets for j in offsets)
+    grad_taps = torch.stack([(negative * shift).sum((0, 2, 3)) for shift in shifted], -1)
+    return grad_x, grad_taps.view_as(taps)
+
+
+def _through(grad: Tensor, weight: Tensor) -> Tensor:
+    """What the 1×1 convolution by ``weight`` ``[C, K]`` passes back: ``weightᵀ · grad``."""
+    return F.conv2d(grad, weight.to(grad.dtype).t()[:, :, None, None])
 
 
 def leni_folded_backward(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor,
@@ -266,26 +308,29 @@ def leni_folded_backward(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor,
 
     Recomputes both branches from x, so that x is all that need be kept.
     """
-    channels, half = x.shape[1], taps.shape[-1] // 2
-    needs_x, needs_taps, needs_weight, needs_bias = needs
-    positive, negative = split_signs(x)
-    grad_x = grad_taps = grad_weight = grad_bias = None
-    if needs_bias:
-        grad_bias = grad.sum((0, 2, 3), dtype=taps.dtype)
-    if needs_weight:
-        features = torch.cat([positive, _deconvolve(negative, taps.to(x.dtype))], dim=1)
-        grad_weight = torch.einsum("nohw,nkhw->ok", grad.to(weight.dtype), features.to(weight.dtype))
-    if needs_x or needs_taps:
-        grad_features = F.conv2d(grad, weight.to(x.dtype).t()[:, :, None, None])
-        grad_positive, grad_deconv = grad_features[:, :channels], grad_features[:, channels:]
-        if needs_x:
-            grad_negative = _correlate(grad_deconv, taps.to(x.dtype))
-            grad_x = torch.where(x > 0, grad_positive, torch.where(x < 0, grad_negative, 0))
-        if needs_taps:
-            height, width = x.shape[2:]
-            padded = F.pad(grad_deconv.to(taps.dtype), [half] * 4)
-            offsets = range(taps.shape[-1])
-            shifted = (padded[:, :, i:i + height, j:j + width] for i in offsets for j in offsets)
-            grad_taps = torch.stack([(negative * shift).sum((0, 2, 3)) for shift in shifted], -1)
-            grad_taps = grad_taps.view_as(taps)
-    return grad_x, grad_taps, grad_weight, grad_bias
+    of_input = leni_input_gradient(grad, x, taps, weight) if any(needs[:2]) else (None, None)
+    of_weight = leni_weight_gradient(grad, x, taps) if any(needs[2:]) else (None, None)
+    return tuple(gradient if needed else None
+                 for gradient, needed in zip((*of_input, *of_weight), needs, strict=True))
+
+
+# ---- the passes of Reborn's backward, for z = D ⋆ᵀ min(x, 0) and y = weight · [max(x, 0); z] + bias -----------
+
+
+def reborn_weight_gradient(grad: Tensor, x: Tensor, z: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of (weight, bias), for [max(x, 0); z] less its ``mean`` ``[2C]``, in mean's dtype."""
+    return _sums_of_products(grad, torch.cat([torch.relu(x), z], dim=1), mean.dtype, mean)
+
+
+def reborn_negative_gradient(grad: Tensor, z: Tensor, weight: Tensor, constant: Tensor | None,
+                             slope: Tensor | None) -> Tensor:
+    """z's gradient; with ``constant`` and ``slope`` ``[C]``, ``constant + slope·z`` is added."""
+    of_z = _through(grad, weight[:, z.shape[1]:])
+    if slope is not None:
+        of_z = of_z + (constant[:, None, None] + slope[:, None, None] * z).to(z.dtype)
+    return of_z
+
+
+def reborn_input_gradient(grad: Tensor, x: Tensor, negative: Tensor, weight: Tensor) -> Tensor:
+    """x's gradient: through ``max(x, 0)`` where x > 0, ``negative`` where x < 0, and 0 where x = 0."""
+    return torch.where(x > 0, _through(grad, weight[:, :x.shape[1]]), torch.where(x < 0, negative, 0))

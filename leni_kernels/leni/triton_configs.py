@@ -152,15 +152,16 @@ def _input_gradient_rule(channels: int, kernel_size: int, operand: str, architec
                          channels_last: bool) -> InputGradientConfig:
     """The default, by what compiles without spilling."""
     padded, large = max(16, power_of_two(channels)), kernel_size > 3
-    elements = {3: 4, 5: 2, 7: 1}[kernel_size]
     if operand == "fp64":
         return InputGradientConfig(32, 16, 16, 16, 4)
+    registers = not (_from_shared(architecture) or is_amd(architecture))
+    elements = {3: 2 if registers else 4, 5: 2, 7: 1}[kernel_size]
     if operand == "fp32":
         pixels, block, outputs, threads = 32, 32, 32, 128
     elif _from_shared(architecture):
-        pixels, block, outputs, threads = 64, 32 if large else 64, 64, 256
+        pixels, block, outputs, threads = 64, 32 if large or operand == "tf32" else 64, 64, 256
     else:
-        pixels, block, outputs, threads = 64, 32, 32, 256 if large else 128
+        pixels, block, outputs, threads = 64, 32, 32, 256 if large or registers else 128
     if padded <= 32 and not large:
         threads = 128
     block = min(padded, block)

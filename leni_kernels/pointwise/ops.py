@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, extension, triton_support
-from ..backends import Backend, Operation
+from ..backends import Backend, Operation, gradients_of, with_reference
 from . import reference, triton_kernels
 
 # ---- the operators -----------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor | None = None) ->
 def _backward(definition: Callable[..., Tensor], operator: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs_input, *needs_parameters = ctx.needs_input_grad
     if torch.is_grad_enabled():  # with create_graph: only the reference can be differentiated again
-        return _backward_by_reference(definition, ctx, grad)
+        return tuple(gradients_of(definition, ctx.saved_tensors, ctx.needs_input_grad, grad))
     if not needs_parameters:
         return operator(grad, *ctx.saved_tensors)
     gradients = operator(grad, *ctx.saved_tensors, needs_input, any(needs_parameters))
@@ -58,11 +58,13 @@ def _backward(definition: Callable[..., Tensor], operator: Any, ctx: Any, grad: 
                  for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True))
 
 
-def _backward_by_reference(definition: Callable[..., Tensor], ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    tensors, needs = ctx.saved_tensors, ctx.needs_input_grad
-    wanted = [tensor for tensor, needed in zip(tensors, needs, strict=True) if needed]
-    gradients = iter(torch.autograd.grad(definition(*tensors), wanted, grad, create_graph=True))
-    return tuple(next(gradients) if needed else None for needed in needs)
+def _kernel_by_reference(definition: Callable[..., Tensor], grad: Tensor, x: Tensor, *rest: Any) -> Any:
+    """What the operator of backward returns, from the definition."""
+    if not rest:
+        return gradients_of(definition, (x,), (True,), grad)[0]
+    *parameters, needs_input, needs_parameters = rest
+    needs = (needs_input, *[needs_parameters] * len(parameters))
+    return gradients_of(definition, (x, *parameters), needs, grad)
 
 
 def _operators(backend: str) -> dict[str, Any]:
@@ -72,6 +74,9 @@ def _operators(backend: str) -> dict[str, Any]:
         forward, backward = f"{name}_{backend}", f"{name}_backward_{backend}"
         operators[name], backward_operator = (getattr(torch.ops.leni_kernels, each).default
                                               for each in (forward, backward))
+        if backend == "triton":
+            backward_operator = with_reference(f"{name}_backward", backend, backward_operator,
+                                               partial(_kernel_by_reference, definition))
         fakes = (reference.empty_crelu, _fake_crelu_backward) if name == "crelu" else (_fake_forward, _fake_backward)
         for operator, fake in zip((forward, backward), fakes, strict=True):
             torch.library.register_fake(f"leni_kernels::{operator}", fake)
@@ -108,14 +113,17 @@ def _register_thin_autograd(name: str, forward: Any, backward: Callable[..., Any
 
 
 _LIBRARY = torch.library.Library("leni_kernels", "FRAGMENT")
-_OPERATORS: dict[str, dict[str, Any]] = {}
 
 if extension.why_missing is None:
-    _OPERATORS["cpp"] = _operators("cpp")
-if triton_support.why_no_operators is None:
-    for _launch in triton_kernels.LAUNCHES:
-        triton_support.define_operator(f"{_launch.__name__}_triton", _launch)
-    _OPERATORS["triton"] = _operators("triton")
+    _CPP = _operators("cpp")
+
+
+@triton_support.operators_when_needed
+def _define_triton() -> None:
+    global _TRITON
+    for launch in triton_kernels.LAUNCHES:
+        triton_support.define_operator(f"{launch.__name__}_triton", launch)
+    _TRITON = _operators("triton")
 
 
 # ---- which backend, and why --------------------------------------------------------------------------------
@@ -134,14 +142,15 @@ def _why_not_cpp(call: tuple[Tensor, ...]) -> str | None:
 
 
 def _why_not_triton(call: tuple[Tensor, ...]) -> str | None:
-    return triton_support.why_not_here(call[0]) or triton_kernels.why_not(*call)
+    x = call[0]
+    return triton_support.why_not_here(x, x.dtype) or triton_kernels.why_not(*call)
 
 
 def _operation(name: str) -> Operation:
     return Operation(
         name,
-        Backend("cpp", _why_not_cpp, lambda call: _OPERATORS["cpp"][name](*call)),
-        Backend("triton", _why_not_triton, lambda call: _OPERATORS["triton"][name](*call)),
+        Backend("cpp", _why_not_cpp, lambda call: _CPP[name](*call)),
+        Backend("triton", _why_not_triton, lambda call: _TRITON[name](*call)),
         Backend("reference", lambda call: None, lambda call: DEFINITIONS[name](*call)),
     )
 

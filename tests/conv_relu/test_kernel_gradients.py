@@ -268,6 +268,7 @@ def test_parity_on_every_instruction_set(isa):
     if best in ISAS and ISAS.index(isa) > ISAS.index(best):
         pytest.skip(f"this process has only {best}")
     script = "import sys; sys.path.insert(0, sys.argv[1]); import test_kernel_gradients as t; t.parity_errors()"
-    process = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent)], cwd=ROOT,
-                             env={**os.environ, "LENI_KERNELS_ISA": isa}, capture_output=True, text=True)
+    environment = {**os.environ, "LENI_KERNELS_ISA": isa, "OMP_NUM_THREADS": "2"}
+    process = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent)], cwd=ROOT, env=environment,
+                             capture_output=True, text=True)
     assert process.returncode == 0, process.stderr

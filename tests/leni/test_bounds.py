@@ -94,7 +94,8 @@ def test_nothing_outside_is_read(isa):
         pytest.skip(f"the best instruction set here is {best}")
     code = "import sys; sys.path.insert(0, sys.argv[1]); import test_bounds; test_bounds.run_guarded()"
     root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "LENI_KERNELS_ISA": best if isa == "best" else isa, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "LENI_KERNELS_ISA": best if isa == "best" else isa, "OMP_NUM_THREADS": "2",
+                   "PYTHONPATH": str(root)}
     process = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)], env=environment,
                              capture_output=True, text=True, check=False)
     assert process.returncode == 0, f"exit {process.returncode} {process.stderr}"

@@ -24,7 +24,7 @@ test_in_the_interpreter = on_triton.in_the_interpreter(__file__)
 
 @pytest.fixture(autouse=True)
 def _on_the_device():
-    with torch.device(DEVICE), torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.device(DEVICE):
         yield
 
 

@@ -23,7 +23,7 @@ def test_parity_on_every_instruction_set(isa):
         pytest.skip(f"{KERNELS[here]} is what runs here, in test_parity.py itself")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "cpp",
                str(Path(__file__).with_name("test_parity.py"))]
-    process = subprocess.run(command, cwd=Path(__file__).parents[2], env={**os.environ, "LENI_KERNELS_ISA": isa},
-                             capture_output=True, text=True)
+    environment = {**os.environ, "LENI_KERNELS_ISA": isa, "OMP_NUM_THREADS": "2"}
+    process = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout + process.stderr
     assert " passed" in process.stdout

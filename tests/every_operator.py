@@ -1,0 +1,40 @@
+"""Run by itself, with the extension's path: that it is loaded and its operators are right. Prints torch's version."""
+
+import copy
+import sys
+
+import torch
+
+import leni_kernels as lk
+from leni_kernels import extension
+
+BLOCKS = (lk.LENI2d, lk.Reborn2d, lambda channels: lk.ConvReLU2d(channels, 3, 3, padding=1), lk.AdaReLU,
+          lk.FullyParametricReLU, lambda channels: lk.CReLU())
+
+
+def step(backend, block, x):
+    """The output, and the gradients of its sum of squares."""
+    x = x.detach().requires_grad_()
+    with lk.use_backend(backend):
+        y = block(x)
+    return y, *torch.autograd.grad(y.square().sum(), (x, *block.parameters()))
+
+
+def compare(block, x, tolerance):
+    results = step("cpp", block, x), step("reference", copy.deepcopy(block).double(), x.double())
+    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance, check_dtype=False)
+    folded = lk.fold(block.eval())
+    with torch.no_grad(), lk.use_backend("cpp"):
+        y = folded(x)
+    with torch.no_grad(), lk.use_backend("reference"):
+        torch.testing.assert_close(y, folded.double()(x.double()), rtol=tolerance, atol=tolerance, check_dtype=False)
+
+
+assert extension.why_missing is None, extension.why_missing
+assert sys.modules["leni_kernels._C"].__file__ == sys.argv[1]
+torch.manual_seed(0)
+for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for block in BLOCKS:
+            compare(block(8).to(dtype), torch.randn(2, 8, 5, 6).to(dtype).contiguous(memory_format=layout), tolerance)
+print(torch.__version__)

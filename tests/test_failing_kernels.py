@@ -1,0 +1,313 @@
+"""A kernel that does not compile: the call falls back with one warning, by name it raises, and nothing else is caught.
+
+On a GPU, else in Triton's interpreter; ``on_triton.py`` says how. The failures are made.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from functools import partial
+
+import on_triton
+import pytest
+import torch
+from on_triton import DEVICE, runs_kernels
+
+import leni_kernels as lk
+from leni_kernels import BackendUnavailableError, backends, extension
+from leni_kernels.conv_relu import triton_kernels as conv_relu
+from leni_kernels.leni import triton_kernels as leni
+from leni_kernels.leni import triton_tail, triton_training
+from leni_kernels.pointwise import triton_kernels as pointwise
+
+test_in_the_interpreter = on_triton.in_the_interpreter(__file__)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_failed_yet(monkeypatch):
+    monkeypatch.setattr(backends, "_failures", {})
+    monkeypatch.setattr(backends, "_warned", {})
+    monkeypatch.setattr(extension, "why_missing", "the interpreter's tensors are on the CPU, which is not about C++")
+
+
+@pytest.fixture
+def fail(monkeypatch):
+    """Let a kernel's launches raise an error; returns the list of what was launched in vain."""
+
+    def let_fail(kernel, error=None):
+        tried = []
+
+        def run(*arguments, **options):
+            tried.append(kernel.__name__)
+            raise error or out_of_shared_memory()
+
+        monkeypatch.setattr(kernel, "run", run)
+        return tried
+
+    return let_fail
+
+
+def out_of_shared_memory():
+    from triton.runtime.errors import OutOfResources
+
+    return OutOfResources(200_000, 100_000, "shared memory")
+
+
+def does_not_compile():
+    from triton.compiler.errors import CompilationError
+
+    return CompilationError("x = 1", None, "fp4 is not for this GPU\nand more lines")
+
+
+WARNING = "leni_kernels: {} runs slower than it could, without backend 'triton': its kernel {} did not compile on"
+
+
+def warned_once(operation, kernel):
+    return pytest.warns(UserWarning, match=WARNING.format(operation, kernel))
+
+
+def inputs(*shape, dtype=torch.float32):
+    return torch.randn(shape, dtype=dtype, device=DEVICE).requires_grad_()
+
+
+def folded_leni(channels=3):
+    block = lk.fold(lk.LENI2d(channels, device=DEVICE).eval())
+    return block.requires_grad_()
+
+
+def random(module):
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return module
+
+
+CASES = {
+    "leni": (lambda: lk.LENI2d(3, device=DEVICE), triton_training._statistics_kernel),
+    "leni_after_statistics": (lambda: lk.LENI2d(3, device=DEVICE), leni._contiguous_kernel),
+    "leni_eval": (lambda: lk.LENI2d(3, device=DEVICE).eval(), leni._contiguous_kernel),
+    "leni_folded": (folded_leni, leni._contiguous_kernel),
+    "reborn": (lambda: lk.Reborn2d(3, device=DEVICE), triton_tail._tail_kernel),
+    "conv_relu2d": (lambda: lk.ConvReLU2d(3, 4, 3, padding=1, device=DEVICE), conv_relu._forward_kernel),
+    "ada_relu": (lambda: lk.AdaReLU(3, device=DEVICE), pointwise._forward_kernel),
+    "crelu": (lk.CReLU, pointwise._crelu_kernel),
+}
+forwards = pytest.mark.parametrize("name", CASES)
+
+
+def step(module, x, grad=None):
+    """y, the gradients of x and all parameters, and the buffers afterwards."""
+    y = module(x)
+    wanted = [x, *module.parameters()]
+    gradients = torch.autograd.grad(y, wanted, torch.ones_like(y) if grad is None else grad)
+    return y.detach(), *gradients, *module.buffers()
+
+
+# ---- forward -----------------------------------------------------------------------------------------------
+
+
+@runs_kernels
+@forwards
+def test_a_forward_falls_back_with_one_warning(name, fail):
+    make, kernel = CASES[name]
+    module, x = random(make()), inputs(2, 3, 4, 5)
+    with lk.use_backend("reference"):
+        wanted = step(copy.deepcopy(module), x)
+    tried = fail(kernel)
+    before = copy.deepcopy(module)
+    operation = name.removesuffix("_after_statistics").removesuffix("_eval")
+    with warned_once(operation, kernel.__name__) as caught:
+        got = step(module, x)
+    assert len(caught) == 1
+    assert "out of resource: shared memory, Required: 200000" in str(caught[0].message)
+    assert "Please report this" in str(caught[0].message)
+    torch.testing.assert_close(got, wanted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before(x)
+        before(x[1:, :, :3])  # another batch and another size are no other kind of call
+    assert tried == [kernel.__name__]
+
+
+@runs_kernels
+@forwards
+def test_explain_tells_what_failed(name, fail):
+    make, kernel = CASES[name]
+    module, x = make(), inputs(2, 3, 4, 5)
+    assert lk.explain(module, x)[0].backend == "triton"
+    fail(kernel, does_not_compile())
+    with pytest.warns(UserWarning, match=kernel.__name__):
+        module(x)
+    decision, = lk.explain(module, x)
+    assert decision.backend == "reference"
+    reason = decision.why_not["triton"]
+    assert reason.startswith(f"its kernel {kernel.__name__} did not compile on ")
+    assert reason.endswith(": CompilationError: fp4 is not for this GPU")
+
+
+@runs_kernels
+@forwards
+def test_a_forward_asked_for_by_name_raises(name, fail):
+    make, kernel = CASES[name]
+    module, x = make(), inputs(2, 3, 4, 5)
+    error = out_of_shared_memory()
+    tried = fail(kernel, error)
+    refusal = pytest.raises(BackendUnavailableError, match=f"'triton' cannot run .*: its kernel {kernel.__name__}")
+    with lk.use_backend("triton"):
+        with refusal as caught:
+            module(x)
+        assert caught.value.__cause__.__cause__ is error
+        with refusal:
+            module(x)
+        with refusal:
+            lk.explain(module, x)
+    assert tried == [kernel.__name__]
+
+
+@runs_kernels
+def test_other_kinds_of_calls_are_tried(fail):
+    fail(pointwise._forward_kernel)
+    slim, wide = lk.AdaReLU(3, device=DEVICE), lk.AdaReLU(5, device=DEVICE)
+    with warned_once("ada_relu", "_forward_kernel") as caught:
+        slim(inputs(2, 3, 4))
+    assert lk.explain(slim, inputs(7, 3, 2))[0].backend == "reference"
+    assert lk.explain(wide, inputs(2, 5, 4))[0].backend == "triton"
+    assert lk.explain(slim.double(), inputs(2, 3, 4, dtype=torch.float64))[0].backend == "triton"
+    assert lk.explain(lk.FullyParametricReLU(3, device=DEVICE), inputs(2, 3, 4))[0].backend == "triton"
+    assert len(caught) == 1
+
+
+@runs_kernels
+def test_one_warning_for_each_operation_and_kind_of_failure(fail):
+    def messages(channels, error, module=lk.AdaReLU):
+        fail(pointwise._forward_kernel, error)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            module(channels, device=DEVICE)(inputs(2, channels, 4))
+        return len(caught)
+
+    assert messages(3, out_of_shared_memory()) == 1
+    assert messages(4, out_of_shared_memory()) == 0
+    assert messages(5, does_not_compile()) == 1
+    assert messages(5, does_not_compile(), lk.FullyParametricReLU) == 1
+
+
+# ---- backward ----------------------------------------------------------------------------------------------
+
+PASSES = {
+    "leni, weight": (CASES["leni"][0], triton_training._weight_gradient_kernel, "leni_weight_gradient"),
+    "leni, input": (CASES["leni"][0], triton_training._input_gradient_kernel, "leni_input_gradient"),
+    "leni_eval, weight": (CASES["leni_eval"][0], triton_training._weight_gradient_kernel, "leni_weight_gradient"),
+    "leni_folded, input": (folded_leni, triton_training._input_gradient_kernel, "leni_input_gradient"),
+    "reborn, weight": (CASES["reborn"][0], triton_tail._weight_gradient_kernel, "reborn_weight_gradient"),
+    "reborn, both branches": (CASES["reborn"][0], triton_tail._branch_gradient_kernel,
+                              "reborn_(negative|input)_gradient"),
+    "conv_relu, input": (CASES["conv_relu2d"][0], conv_relu._input_gradient_kernel, "conv_relu_input_gradient"),
+    "conv_relu, weight and threshold": (CASES["conv_relu2d"][0], conv_relu._correlation_kernel,
+                                        "conv_relu_(input|weight)_gradient"),
+    "conv_relu, groups": (partial(lk.ConvReLU2d, 6, 3, (2, 3), stride=(2, 1), padding=(0, 2), dilation=(1, 2), groups=3,
+                                  device=DEVICE), conv_relu._correlation_kernel, "conv_relu_(input|weight)_gradient"),
+    "ada_relu": (CASES["ada_relu"][0], pointwise._backward_kernel, "ada_relu_backward"),
+    "fully_parametric_relu": (lambda: lk.FullyParametricReLU(3, device=DEVICE), pointwise._backward_kernel,
+                              "fully_parametric_relu_backward"),
+    "crelu": (lk.CReLU, pointwise._crelu_backward_kernel, "crelu_backward"),
+}
+passes = pytest.mark.parametrize("name", PASSES)
+
+
+def module_and_input(name, dtype=torch.float32, layout=torch.contiguous_format):
+    channels = 6 if "groups" in name else 3
+    x = inputs(2, channels, 4, 5, dtype=dtype).detach().to(memory_format=layout)
+    return random(PASSES[name][0]()).to(dtype), x.requires_grad_()
+
+
+@runs_kernels
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
+@passes
+def test_a_backward_falls_back_to_the_right_gradients(name, layout, fail):
+    """In float64, in which a forward by kernels and a backward by definition are one definition's to rounding."""
+    _, kernel, operation = PASSES[name]
+    module, x = module_and_input(name, torch.float64, layout)
+    with lk.use_backend("reference"):
+        grad = torch.randn_like(module(x))
+        wanted = step(reset(module), x, grad)
+    tried = fail(kernel)
+    reset(module)
+    with warned_once(operation, kernel.__name__):
+        got = step(module, x, grad)
+    torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+    failures = len(tried)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(step(reset(module), x, grad), wanted, rtol=1e-10, atol=1e-10)
+    assert len(tried) == failures > 0
+
+
+def reset(module):
+    for child in module.modules():
+        if isinstance(child, torch.nn.BatchNorm2d):
+            child.reset_running_stats()
+    return module
+
+
+@runs_kernels
+@passes
+def test_a_backward_warns_once_for_each_pass(name, fail):
+    _, kernel, _ = PASSES[name]
+    module, x = module_and_input(name)
+    fail(kernel)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        step(module, x)
+        step(module, x)
+    texts = [str(warning.message) for warning in caught]
+    assert 1 <= len(texts) == len(set(texts)) <= 2
+
+
+@runs_kernels
+@passes
+def test_a_backward_asked_for_by_name_raises(name, fail):
+    _, kernel, operation = PASSES[name]
+    module, x = module_and_input(name)
+    error = out_of_shared_memory()
+    fail(kernel, error)
+    with lk.use_backend("triton"):
+        for _ in range(2):
+            with pytest.raises(BackendUnavailableError, match=rf"'triton' cannot run {operation}: its kernel"):
+                step(module, x)
+
+
+@runs_kernels
+@pytest.mark.parametrize("name", ["conv_relu, input", "ada_relu", "leni_folded, input"])
+def test_a_backward_that_fell_back_is_differentiated_again(name, fail):
+    module, x = module_and_input(name, torch.float64)
+
+    def penalty():
+        gradient, = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), x)
+
+    with lk.use_backend("reference"):
+        wanted = penalty()
+    fail(PASSES[name][1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        got = penalty()
+    torch.testing.assert_close(got, wanted)
+
+
+# ---- what is not caught ------------------------------------------------------------------------------------
+
+
+@runs_kernels
+@pytest.mark.parametrize("error", [
+    RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+    RuntimeError("Triton Error [CUDA]: out of memory"), torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+    KeyboardInterrupt(), ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)"),
+], ids=repr)
+@pytest.mark.parametrize("kernel", ["_forward_kernel", "_backward_kernel"])
+def test_other_errors_are_not_caught(error, kernel, fail):
+    fail(getattr(pointwise, kernel), error)
+    with pytest.raises(type(error)) as caught:
+        step(lk.AdaReLU(3, device=DEVICE), inputs(2, 3, 4))
+    assert caught.value is error
+    assert not backends._failures
