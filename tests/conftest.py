@@ -10,6 +10,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # what several folders of tests share
 
+# Tilings that whoever runs the tests has measured stay out of them, also of the processes that they start.
+os.environ["LENI_KERNELS_CACHE"] = str(Path(__file__).parent / "no-cache")
+
 # On a GPU, too, float32 is compared with float32: by default PyTorch's convolutions are in TF32 there, and so are ours.
 torch.backends.cudnn.allow_tf32 = False
 

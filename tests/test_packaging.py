@@ -15,9 +15,10 @@ def test_the_version_is_the_projects():
     assert f'\nversion = "{leni_kernels.__version__}"\n' in PROJECT
 
 
-def test_type_hints_are_shipped():
-    assert (Path(leni_kernels.__file__).parent / "py.typed").is_file()
-    assert 'leni_kernels = ["py.typed"]' in PROJECT
+def test_type_hints_and_tilings_are_shipped():
+    for name in ("py.typed", "tilings.json"):
+        assert (Path(leni_kernels.__file__).parent / name).is_file()
+    assert 'leni_kernels = ["py.typed", "tilings.json"]' in PROJECT
 
 
 def test_public_names_exist():

@@ -1,11 +1,13 @@
-"""How the ConvReLU kernels are tiled: a table of exceptions, and the rule for everything else."""
+"""How the ConvReLU kernels are tiled: the tables' tilings first, then a rule for everything else."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
+from .. import tilings
 from ..architectures import is_amd, is_rdna, warps_of
-from ..triton_support import itemsize, power_of_two
+from ..triton_support import itemsize
 
 
 class Config(NamedTuple):
@@ -19,21 +21,20 @@ class Config(NamedTuple):
     """How many iterations of the innermost loop overlap."""
 
 
-# Keyed by (kernel, channels last, C and O of a group rounded up to powers of two from 16 to 256, operand,
-# architecture); the kernels are "forward", "input" (x's gradient) and "weight" (that of weight and threshold).
-TABLE: dict[tuple[str, bool, int, int, str, str], Config] = {}
-"""Where the rule's tiling is not the best, the one that is."""
+def choose(kernel: str, channels: int, outputs: int, taps: int, operand: str, architecture: str,
+           channels_last: bool) -> Config:
+    """The tiling for groups of C input and O output channels, "fp16", "bf16", "tf32", "fp32" or "fp64".
 
-
-def choose(kernel: str, channels: int, outputs: int, operand: str, architecture: str, channels_last: bool) -> Config:
-    """The tiling for groups of C input and O output channels, "fp16", "bf16", "tf32", "fp32" or "fp64"."""
+    The kernels are "forward", "input" (x's gradient) and "weight" (that of weight and threshold).
+    """
     if channels == 1:
         return _depthwise(operand, channels_last)
-    channels, outputs = (min(256, max(16, power_of_two(size))) for size in (channels, outputs))
-    exception = TABLE.get((kernel, channels_last, channels, outputs, operand, architecture))
-    return exception or _rule(kernel, channels, outputs, operand, architecture, channels_last)
+    key = tilings.key(f"conv_relu {kernel}", channels, outputs, taps, operand, architecture, channels_last)
+    return (tilings.find(Config, key)
+            or _rule(kernel, key.channels, key.outputs, operand, architecture, channels_last))
 
 
+@cache
 def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: str, channels_last: bool) -> Config:
     """The default, by what compiles without spilling: 32 or 64 sums a thread, and loads of 128 bits."""
     if operand == "fp64":

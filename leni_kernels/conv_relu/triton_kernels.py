@@ -521,7 +521,7 @@ def _forward(problem: _Problem, weight: Tensor, threshold: Tensor, bias: Tensor 
     if y.numel() == 0:
         return y
     operand = _operand(x)
-    config = choose("forward", problem.channels, problem.outputs, operand, architecture(x),
+    config = choose("forward", problem.channels, problem.outputs, len(problem.taps), operand, architecture(x),
                     problem.channels_last)
     sites = y.numel() // y.shape[1]
     programs = ceil_div(sites, config.sites) * problem.blocks(problem.outputs, config.outputs)
@@ -540,7 +540,7 @@ def _input_gradient(problem: _Problem, grad: Tensor, weight: Tensor, threshold: 
     if dx.numel() == 0 or grad.numel() == 0:
         return dx.zero_()
     operand = _operand(x)
-    config = choose("input", problem.channels, problem.outputs, operand, architecture(x),
+    config = choose("input", problem.channels, problem.outputs, len(problem.taps), operand, architecture(x),
                     problem.channels_last)
     span = tuple(ceil_div(size, stride) for size, stride in zip(x.shape[2:], problem.stride, strict=True))
     sites = x.shape[0] * math.prod(span)
@@ -563,7 +563,7 @@ def _correlation(problem: _Problem, grad: Tensor, threshold: Tensor, of_mask: bo
     if x.numel() == 0 or grad.numel() == 0:
         return x.new_zeros(*shape, taps, dtype=accumulator)
     operand = _operand(x)
-    config = choose("weight", problem.channels, problem.outputs, operand, architecture(x),
+    config = choose("weight", problem.channels, problem.outputs, len(problem.taps), operand, architecture(x),
                     problem.channels_last)
     sites = grad.numel() // grad.shape[1]
     blocks = taps * problem.blocks(problem.outputs, config.outputs) * ceil_div(problem.channels, config.channels)
@@ -701,8 +701,8 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
     problem = _convolution(x, weight, (layer.stride,) * dimensions, pads, (1,) * dimensions, layer.groups,
                            channels_last)
     of_mask = kernel == "threshold"
-    config = choose("weight" if of_mask else kernel, problem.channels, problem.outputs, operand, architecture,
-                    channels_last)
+    config = choose("weight" if of_mask else kernel, problem.channels, problem.outputs, len(problem.taps), operand,
+                    architecture, channels_last)
     grad = _empty((1, layer.outputs, *problem.out_size), x, channels_last)
     unit = "step_c" if channels_last else "step_w"
     if kernel == "forward":

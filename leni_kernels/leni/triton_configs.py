@@ -1,11 +1,15 @@
-"""How the LENI kernels are tiled: a table of exceptions, and the rule for everything else."""
+"""How the LENI kernels are tiled: the tables' tilings first, then a rule for everything else."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import cache
+from typing import NamedTuple, TypeVar
 
+from .. import tilings
 from ..architectures import is_amd, warp_size, warps_of
 from ..triton_support import full_vector, itemsize, power_of_two
+
+Tiling = TypeVar("Tiling")
 
 
 class Config(NamedTuple):
@@ -19,21 +23,17 @@ class Config(NamedTuple):
     warps: int
 
 
-# Keyed by (channels last, C rounded up to a power of two from 16 to 256, k, operand, architecture).
-TABLE: dict[tuple[bool, int, int, str, str], Config] = {
-    (True, 256, 7, "fp16", "sm_80"): Config(4, 16, 32, 64, 4),
-    (True, 64, 7, "tf32", "sm_100"): Config(2, 32, 32, 64, 8),
-    (False, 256, 5, "fp16", "sm_100"): Config(2, 4, 32, 128, 4),
-    (False, 256, 5, "bf16", "sm_100"): Config(2, 4, 32, 128, 4),
-}
-"""Where the rule's tiling spills registers, the one that does not."""
+def _listed(kernel: str, tiling: type[Tiling], channels: int, taps: int, operand: str, architecture: str,
+            channels_last: bool) -> Tiling | None:
+    """What a table has for a kernel of as many outputs as channels."""
+    return tilings.find(tiling, tilings.key(kernel, channels, channels, taps, operand, architecture, channels_last))
 
 
 def choose(channels: int, kernel_size: int, operand: str, architecture: str, channels_last: bool) -> Config:
     """The tiling for C channels of operands ``operand`` ("fp16", "bf16", "tf32", "fp32", "fp64")."""
-    padded = max(16, power_of_two(channels))
-    exception = TABLE.get((channels_last, min(padded, 256), kernel_size, operand, architecture))
-    return exception or _rule(padded, kernel_size, operand, architecture, channels_last)
+    where = operand, architecture, channels_last
+    return (_listed("leni folded", Config, channels, kernel_size**2, *where)
+            or _rule(max(16, power_of_two(channels)), kernel_size, *where))
 
 
 def _from_shared(architecture: str) -> bool:
@@ -41,6 +41,7 @@ def _from_shared(architecture: str) -> bool:
     return architecture.startswith(("sm_9", "sm_10"))
 
 
+@cache
 def _rule(channels: int, kernel_size: int, operand: str, architecture: str, channels_last: bool) -> Config:
     """The default, by what compiles without spilling: a vector or two of x a thread, 2 or 4 rows of sums."""
     amd = is_amd(architecture)
@@ -98,7 +99,16 @@ def _positions(pixels: int, operand: str, channels_last: bool) -> int:
 
 def statistics(channels: int, kernel_size: int, operand: str, architecture: str,
                channels_last: bool) -> StatisticsConfig:
-    """The tiling of the statistics' pass, by what compiles without spilling."""
+    """The tiling of the statistics' pass."""
+    where = operand, architecture, channels_last
+    return (_listed("leni statistics", StatisticsConfig, channels, kernel_size**2, *where)
+            or _statistics_rule(channels, kernel_size, *where))
+
+
+@cache
+def _statistics_rule(channels: int, kernel_size: int, operand: str, architecture: str,
+                     channels_last: bool) -> StatisticsConfig:
+    """The default, by what compiles without spilling."""
     block = min(max(16, power_of_two(channels)), 64 if channels_last or kernel_size < 7 else 32)
     rows = 2 if kernel_size > 3 or operand == "fp64" else 4
     threads, elements = 128, max(1, full_vector(operand) // {3: 1, 5: 2, 7: 4}[kernel_size])
@@ -108,6 +118,15 @@ def statistics(channels: int, kernel_size: int, operand: str, architecture: str,
 
 def weight_gradient(channels: int, kernel_size: int, operand: str, architecture: str, channels_last: bool) -> Config:
     """The tiling of the weight's gradient: rows of pixels, and blocks of channels and outputs of dy."""
+    where = operand, architecture, channels_last
+    return (_listed("leni weight gradient", Config, channels, kernel_size**2, *where)
+            or _weight_gradient_rule(channels, kernel_size, *where))
+
+
+@cache
+def _weight_gradient_rule(channels: int, kernel_size: int, operand: str, architecture: str,
+                          channels_last: bool) -> Config:
+    """The default, by what compiles without spilling."""
     padded = max(16, power_of_two(channels))
     if operand == "fp64":
         return Config(2, _positions(16, operand, channels_last), 16, 16, 4)
@@ -123,6 +142,15 @@ def weight_gradient(channels: int, kernel_size: int, operand: str, architecture:
 def input_gradient(channels: int, kernel_size: int, operand: str, architecture: str,
                    channels_last: bool) -> InputGradientConfig:
     """The tiling of the gradient of x."""
+    where = operand, architecture, channels_last
+    return (_listed("leni input gradient", InputGradientConfig, channels, kernel_size**2, *where)
+            or _input_gradient_rule(channels, kernel_size, *where))
+
+
+@cache
+def _input_gradient_rule(channels: int, kernel_size: int, operand: str, architecture: str,
+                         channels_last: bool) -> InputGradientConfig:
+    """The default, by what compiles without spilling."""
     padded, large = max(16, power_of_two(channels)), kernel_size > 3
     if operand == "fp64":
         return InputGradientConfig(32, 16, 16, 16, 4)
@@ -155,12 +183,10 @@ class TailConfig(NamedTuple):
     """How many iterations of the innermost loop overlap."""
 
 
-# Keyed by (pass, channels last, C rounded up to a power of two from 16 to 256, operand, architecture); the passes are
-# "tail", "gradient" (of either branch) and "weight".
-TAIL_TABLE: dict[tuple[str, bool, int, str, str], TailConfig] = {
-    ("tail", True, 64, "tf32", "sm_100"): TailConfig(64, 32, 64, 8, 2),
-}
-"""Where the rule's tiling spills registers, the one that does not."""
+def tail_statistics(channels: int, operand: str, architecture: str, channels_last: bool) -> StatisticsConfig:
+    """The tiling of the statistics' pass, which reads z as LENI's reads x."""
+    return (_listed("reborn statistics", StatisticsConfig, channels, 1, operand, architecture, channels_last)
+            or _statistics_rule(channels, 3, operand, architecture, channels_last))
 
 
 def tail(channels: int, operand: str, architecture: str, channels_last: bool) -> TailConfig:
@@ -175,15 +201,15 @@ def tail_gradient(channels: int, operand: str, architecture: str, channels_last:
 
 def tail_weight_gradient(channels: int, operand: str, architecture: str, channels_last: bool) -> TailConfig:
     """The tiling of the weight's gradient, a product over pixels."""
-    return _of_tail("weight", channels, operand, architecture, channels_last)
+    return _of_tail("weight gradient", channels, operand, architecture, channels_last)
 
 
 def _of_tail(which: str, channels: int, operand: str, architecture: str, channels_last: bool) -> TailConfig:
-    padded = min(256, max(16, power_of_two(channels)))
-    exception = TAIL_TABLE.get((which, channels_last, padded, operand, architecture))
-    return exception or _tail_rule(which, padded, operand, architecture, channels_last)
+    return (_listed(f"reborn {which}", TailConfig, channels, 1, operand, architecture, channels_last)
+            or _tail_rule(which, tilings.rounded(channels), operand, architecture, channels_last))
 
 
+@cache
 def _tail_rule(which: str, channels: int, operand: str, architecture: str, channels_last: bool) -> TailConfig:
     """The default, by what compiles without spilling: two programs fit on a Hopper, and one on a GPU with 99 KiB."""
     if operand == "fp64":
@@ -191,7 +217,7 @@ def _tail_rule(which: str, channels: int, operand: str, architecture: str, chann
     half, amd = itemsize(operand) == 2, is_amd(architecture)
     # What overlaps is copied to shared memory as it lies, and TF32 products want the summed dimension side by side
     # there: where memory has the other, such copies are of single elements.
-    across = operand == "tf32" and channels_last == (which == "weight")
+    across = operand == "tf32" and channels_last == (which == "weight gradient")
     warps, stages = warps_of(256, architecture), 1 if amd or across else 3 if half and _from_shared(architecture) else 2
     if which == "tail":
         depth = 64 if channels <= 64 and operand != "fp32" else 32

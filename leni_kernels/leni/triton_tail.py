@@ -274,7 +274,7 @@ def reborn_statistics(z: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
     z, = _joined_rows(channels_last, z)
     target = architecture(z)
     operand = operand_of(z, target)
-    config = triton_configs.statistics(channels, 3, operand, target, channels_last)
+    config = triton_configs.tail_statistics(channels, operand, target, channels_last)
     vector, _ = vectors(z, channels_last)
     constants = _statistics_constants(channels, vector, operand, config, channels_last) | {"WIDE": wide(z)}
     tiles = ceil_div(z.numel() // channels, config.rows * constants["BLOCK_PIXELS"])
@@ -440,7 +440,7 @@ class _CaseOf(NamedTuple):
                 self.input_gradient())
 
     def statistics(self) -> CompileCase:
-        config = triton_configs.statistics(self.channels, 3, *self[1:])
+        config = triton_configs.tail_statistics(*self)
         constants = _statistics_constants(self.channels, self.vector, self.operand, config, self.channels_last)
         loads = loads_of_rows(1, self.operand, config, self.vector, self.channels_last, self.architecture)
         return self._case("statistics", _statistics_kernel, constants, config.warps, 1, 0, loads)

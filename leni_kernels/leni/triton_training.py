@@ -434,7 +434,7 @@ def _cover(x: Tensor, constants: dict[str, Any]) -> tuple[int, int, int]:
 
 def compile_cases(architecture: str) -> Iterator[CompileCase]:
     """Every pass in the configurations that ``architecture`` gets, with the widest vectors C allows."""
-    sizes = [(channels, 3) for channels in (3, 16, 64, 128, 256)] + [(64, 5), (64, 7)]
+    sizes = [(channels, 3) for channels in (3, 16, 32, 64, 128, 256)] + [(64, 5), (64, 7)]
     for channels_last in (True, False):
         for operand in operand_types(architecture):
             for channels, kernel_size in sizes:

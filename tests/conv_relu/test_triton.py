@@ -143,8 +143,8 @@ def test_right_over_several_blocks(channels_last, monkeypatch):
 def test_the_tilings_of_architectures_are_right(channels_last, monkeypatch):
     """The rule gives each architecture tilings of its own: some are run on whatever runs this test."""
     for architecture in ("sm_90", "gfx942"):
-        monkeypatch.setattr(triton_kernels, "choose", lambda kernel, c, o, operand, _, layout, target=architecture:
-                            choose(kernel, c, o, operand, target, layout))
+        monkeypatch.setattr(triton_kernels, "choose", lambda *problem, target=architecture:
+                            choose(*problem[:-2], target, problem[-1]))
         assert_right(((1, 72, 1, 3), (72, 72, 1, 2), (1, 1), ((0, 0), (1, 0)), (1, 1), 1), torch.float16, channels_last)
 
 
