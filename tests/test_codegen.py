@@ -143,8 +143,8 @@ def test_every_kernel_has_a_case_with_64_bit_offsets():
 @pytest.mark.parametrize("which", ["front_end", "limits and sm_90", "limits and not sm_90"])
 def test_on_the_oldest_triton(which):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", which, __file__]
-    finished = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, oldest.PYTHON)))},
-                              capture_output=True, text=True)
+    path = os.pathsep.join(map(str, (ROOT, oldest.PYTHON)))
+    finished = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert " passed" in finished.stdout
 

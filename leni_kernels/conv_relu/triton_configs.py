@@ -28,7 +28,7 @@ def choose(kernel: str, channels: int, outputs: int, taps: int, operand: str, ar
     The kernels are "forward", "input" (x's gradient) and "weight" (that of weight and threshold).
     """
     if channels == 1:
-        return _depthwise(operand, channels_last)
+        return _depthwise(operand, architecture, channels_last)
     key = tilings.key(f"conv_relu {kernel}", channels, outputs, taps, operand, architecture, channels_last)
     return (tilings.find(Config, key)
             or _rule(kernel, key.channels, key.outputs, operand, architecture, channels_last))
@@ -60,7 +60,7 @@ def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: 
     return Config(depth, min(channels, 64), min(outputs, 64), warps if operand == "fp32" else warps // 2, stages)
 
 
-def _depthwise(operand: str, channels_last: bool) -> Config:
+def _depthwise(operand: str, architecture: str, channels_last: bool) -> Config:
     """Without a product: 16 elements a thread, half as many of float64, neighbours along memory."""
-    width = 64 if itemsize(operand) == 2 else 32
-    return Config(32, width, width, 4) if channels_last else Config(128, 16, 16, 4)
+    width, warps = 64 if itemsize(operand) == 2 else 32, warps_of(128, architecture)
+    return Config(32, width, width, warps) if channels_last else Config(128, 16, 16, warps)
