@@ -40,7 +40,7 @@ def warps_of(threads: int, architecture: str) -> int:
 
 def operand_types(architecture: str) -> tuple[str, ...]:
     """What kernels multiply there: "fp16", "bf16", "fp32" and "fp64", and "tf32" where there are units for it."""
-    tf32 = ("tf32",) if architecture.startswith("sm_") else ()
+    tf32 = ("tf32",) if architecture.startswith("sm_") and why_unsupported(architecture) is None else ()
     return ("fp16", "bf16", *tf32, "fp32", "fp64")
 
 
