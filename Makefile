@@ -2,7 +2,9 @@
 #   make test         the tests
 #   make test-oldest  the same tests on the oldest PyTorch and Triton that the package supports
 #   make throughput   the main benchmark, its picture and the README's numbers
-#   make gpu-check    on a machine with a GPU and no network: the GPU tests and the benchmark, into $OUT
+#   make codegen      compiles every GPU kernel for every GPU, without one, on the newest Triton and the oldest: hours
+#   make gpu-check    on a machine with a GPU: proves the kernels within 7 minutes, without a network, into $OUT
+#   make gpu-rehearse the same without a GPU, so that nothing of it is run there for the first time
 
 PYTHON ?= python3
 OUT ?= gpu-check
@@ -21,7 +23,7 @@ OLDEST_NUMPY := "numpy<2.4"
 PIP_INSTALL := pip install --quiet --disable-pip-version-check
 PYTEST := python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: install test test-oldest throughput readme gpu-check clean
+.PHONY: install test test-oldest throughput readme codegen gpu-check gpu-rehearse clean
 
 install: $(VENV)/installed
 
@@ -73,8 +75,17 @@ throughput: install
 readme: install
 	$(BIN)/python benchmarks/readme.py
 
+CODEGEN := $(BIN)/python benchmarks/codegen.py --counts benchmarks/results/codegen.json
+codegen: install $(PARTS)/prepared
+	$(CODEGEN)
+	PYTHONPATH=$(PARTS)/python $(CODEGEN)
+
+# With the machine's own Python and packages; nothing is installed, and the extension is not needed.
 gpu-check:
-	OUT="$(OUT)" PYTHON="$(PYTHON)" bash benchmarks/gpu_check.sh
+	$(PYTHON) benchmarks/gpu_check.py --output "$(OUT)"
+
+gpu-rehearse: $(OLDEST)/prepared
+	$(OLDEST)/bin/python benchmarks/gpu_check.py --rehearse --output "$(OUT)"
 
 clean:
 	rm -rf $(VENV) $(OLDEST) $(PARTS) build *.egg-info leni_kernels/*.so

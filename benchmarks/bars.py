@@ -111,8 +111,31 @@ LENI_INFERENCE_GPU = (
 )
 
 
+def _of_launches(subject: str, first: float) -> Bar:
+    return Bar("gpu_launches", f"{subject}: kernels launched", "bfloat16", "launches",
+               lambda row: row["subject"] == subject, max, first, None, at_most=True)
+
+
+def _channels_last(row: Row) -> bool:
+    return row["layout"] == "channels_last"
+
+
+GPU = (
+    *LENI_INFERENCE_GPU,
+    Bar("leni_training", "training step, times faster than the better of eager and compiled, slowest case, "
+        "channels-last", "bfloat16", "best/ours", _channels_last, min, 2.5, None, at_most=False),
+    *(Bar(work, f"ConvReLU, {WORDS[work]}, slowest case, channels-last: time / conv(relu(x))", "bfloat16",
+          "ours/relu_conv", _channels_last, max, *goals, at_most=True)
+      for work, goals in (("conv_relu_inference", (1.5, 1.05)), ("conv_relu_training", (2.0, 1.3)))),
+    Bar("gpu_networks", "whole network, LENI in layer 1, images/s lost in %", "bfloat16", "loss", every, max, 3.0, None,
+        at_most=True),
+    _of_launches("LENI step", 8), _of_launches("LENI in eval mode", 2), _of_launches("LENI folded", 1),
+)
+"""``gpu_`` marks what only ``gpu_check.py`` measures."""
+
+
 def of_device(device: str) -> tuple[Bar, ...]:
     """The bars for a device type."""
     if device == "cuda":
-        return LENI_INFERENCE_GPU
+        return GPU
     return LENI_INFERENCE_CPU + LENI_TRAINING_CPU + CONV_RELU_CPU + REBORN_CPU + POINTWISE_CPU

@@ -42,7 +42,7 @@ from leni_kernels.triton_support import CompileCase
 ROOMS = (leni, leni_training, reborn, conv_relu, pointwise)
 """The modules whose ``compile_cases(architecture)`` are compiled; a new mechanism adds its own here."""
 
-ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx1100")
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx1100")
 """What is compiled unless ``--arch`` says otherwise; Triton may know more."""
 
 SAMPLE = r"^(leni|reborn) .*C=(64|256)( k=3)?$|(64→64|256→256) k=3×3|^(ada|fully|crelu)| wide$"
@@ -110,7 +110,7 @@ def compile_case(architecture: str, case: CompileCase) -> Report:
     with contextlib.redirect_stdout(log), knobs.nvidia.scope(), knobs.compilation.scope():
         knobs.nvidia.dump_ptxas_log = True
         knobs.compilation.always_compile = True
-        compiled = triton.compile(source, target=_target(architecture), options=options)
+        compiled = triton.compile(source, target=target(architecture), options=options)
     common = {"architecture": architecture, "name": case.name, "operand": case.operand,
               "tile_rows": case.tile_rows, "vector_bits": case.vector_bits, "vector_loads": case.vector_loads,
               "shared": compiled.metadata.shared}
@@ -124,14 +124,14 @@ def parse_case(architecture: str, case: CompileCase) -> None:
     from triton._C.libtriton import ir
     from triton.compiler import make_backend
 
-    target = _target(architecture)
-    backend = make_backend(target)
+    gpu = target(architecture)
+    backend = make_backend(gpu)
     options = backend.parse_options({"num_warps": case.warps, "num_stages": case.stages})
     context = ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)
     functions = backend.get_codegen_implementation(options)
-    _source(case).make_ir(target, options, functions, backend.get_module_map(), context)
+    _source(case).make_ir(gpu, options, functions, backend.get_module_map(), context)
 
 
 def _source(case: CompileCase) -> Any:
@@ -143,7 +143,8 @@ def _source(case: CompileCase) -> Any:
     return ASTSource(case.kernel, types, case.constants, aligned)
 
 
-def _target(architecture: str) -> Any:
+def target(architecture: str) -> Any:
+    """The architecture as Triton's compiler takes it."""
     from triton.backends.compiler import GPUTarget
 
     if is_amd(architecture):
@@ -220,9 +221,10 @@ def _amd_field(assembly: str, name: str) -> int:
 
 
 def _amd_bits(opcode: str) -> int:
-    dwords = re.search(r"_dword(?:x(\d))?", opcode)
-    if dwords:
-        return 32 * int(dwords[1] or 1)
+    # CDNA: dword, dwordx4, ubyte, ushort; RDNA: b32, b128, u8, d16_b16.
+    dwords, bits = re.search(r"_dword(?:x(\d))?$", opcode), re.search(r"_[bui](\d+)$", opcode)
+    if dwords or bits:
+        return 32 * int(dwords[1] or 1) if dwords else int(bits[1])
     return 8 if "byte" in opcode else 16
 
 

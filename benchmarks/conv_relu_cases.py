@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import leni_kernels as lk
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = ("channels_first", "channels_last")
 BUFFERS = 3
 """Inputs that take turns, so that no side finds its x where it left it."""
@@ -69,7 +69,7 @@ class Case(NamedTuple):
 
     def in_layout(self, tensor: Tensor) -> Tensor:
         """The activation or weight, laid out as the case says; in one dimension channels-last is a view."""
-        return tensor.movedim(1, -1).contiguous().movedim(-1, 1) if self.layout == "channels_last" else tensor
+        return sides.in_layout(tensor, self.layout)
 
     def inputs(self, device: torch.device) -> list[Tensor]:
         """Random activations."""

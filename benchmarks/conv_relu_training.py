@@ -30,18 +30,18 @@ def measure(case: Case, device: torch.device, seconds: float) -> dict[str, Any]:
     xs = case.inputs(device)
     pairs = [(x.requires_grad_(), torch.randn_like(conv_relu_cases.peer(case, module)(x))) for x in xs]
     found = conv_relu_cases.contenders(module, xs[0], {
-        "relu_conv": _peer_step(case, module), "composed": sides.composed(sides.step(module)),
+        "relu_conv": peer_step(case, module), "composed": sides.composed(sides.step(module)),
         "ours": sides.step(module)})
     results = {name: step(pairs[0]) for name, step in found.functions.items()}
     x, grad = pairs[0]
     pair = (x.detach().double().requires_grad_(), grad.double())
     # The peer has no thresholds: it is judged by itself in float64.
-    verdicts = parity.judge_steps({"relu_conv": results.pop("relu_conv")}, _peer_step(case, double)(pair), {})
+    verdicts = parity.judge_steps({"relu_conv": results.pop("relu_conv")}, peer_step(case, double)(pair), {})
     verdicts |= parity.judge_steps(results, sides.composed(sides.step(double))(pair), {})
     return conv_relu_cases.row(case, found, verdicts, pairs, device, seconds)
 
 
-def _peer_step(case: Case, module: torch.nn.Module) -> sides.Step:
+def peer_step(case: Case, module: torch.nn.Module) -> sides.Step:
     """The training step of ``conv(relu(x))``: y and all gradients."""
     forward: Callable[[Tensor], Tensor] = conv_relu_cases.peer(case, module)
     parameters: Mapping[str, Tensor] = {"weight": module.weight, "bias": module.bias}

@@ -23,14 +23,19 @@ def is_amd(architecture: str) -> bool:
     return architecture.startswith("gfx")
 
 
+def is_rdna(architecture: str) -> bool:
+    """Whether the GPU is one of AMD's for graphics; those for data centres (CDNA) are gfx9."""
+    return is_amd(architecture) and not architecture.startswith("gfx9")
+
+
 def warp_size(architecture: str) -> int:
-    """The threads of a warp: 64 on AMD's data-centre GPUs (gfx9), 32 on its others and NVIDIA's."""
+    """The threads of a warp: 64 on CDNA, 32 elsewhere."""
     return 64 if architecture.startswith("gfx9") else 32
 
 
 def warps_of(threads: int, architecture: str) -> int:
     """The warps for a tile that suits so many threads; twice as many on RDNA, whose compiler needs more registers."""
-    return (2 if warp_size(architecture) == 32 and is_amd(architecture) else 1) * threads // warp_size(architecture)
+    return (2 if is_rdna(architecture) else 1) * threads // warp_size(architecture)
 
 
 def operand_types(architecture: str) -> tuple[str, ...]:

@@ -119,7 +119,7 @@ def constant_to_the_compiler(function: Any) -> Any:
 _failures: dict[tuple[Any, ...], str] = {}
 """The kinds of calls, of an operation on a backend, whose kernels did not compile, and why."""
 
-_warned: dict[tuple[str, str, str], KernelFailure] = {}
+_warned: dict[tuple[str, str, str], object] = {}
 """What was warned of: an operation, a GPU, and the kind of failure."""
 
 
@@ -166,8 +166,9 @@ def _remember(failure: KernelFailure, operation: str, backend: str, call: Any) -
     _failures[_kind(operation, backend, call)] = reason
     if _forced == backend:
         raise _unavailable(backend, operation, reason) from failure
-    # setdefault is one step, even where several threads fail at once.
-    if _warned.setdefault((operation, failure.gpu, failure.kind), failure) is failure:
+    # setdefault is one step, even where several threads fail at once; the failure itself would keep tensors alive.
+    first = object()
+    if _warned.setdefault((operation, failure.gpu, failure.kind), first) is first:
         warnings.warn(f"leni_kernels: {operation} runs slower than it could, without backend '{backend}': {reason}. "
                       "Please report this, with the versions of torch and triton.", stacklevel=2)
 
@@ -175,12 +176,17 @@ def _remember(failure: KernelFailure, operation: str, backend: str, call: Any) -
 def _why_failed(operation: str, backend: str, call: Any) -> str | None:
     if torch.compiler.is_compiling():
         return _why_any_failed(operation, backend)
-    return _failures.get(_kind(operation, backend, call)) if _failures else None
+    if not _failures:
+        return None
+    if any(isinstance(leaf, Tensor) and not all(isinstance(size, int) for size in leaf.shape)
+           for leaf in tree_leaves(call)):
+        return _why_any_failed(operation, backend)
+    return _failures.get(_kind(operation, backend, call))
 
 
 @constant_to_the_compiler
 def _why_any_failed(operation: str, backend: str) -> str | None:
-    # A traced call has sizes that are symbols: one failure is enough.
+    # Where a call is traced, sizes may be symbols, which say nothing of its kind: one failure is enough.
     return next((reason for kind, reason in _failures.items() if kind[:2] == (operation, backend)), None)
 
 
@@ -196,7 +202,7 @@ def _outline(leaf: Any, x: Tensor) -> Any:
         return leaf if isinstance(leaf, (bool, int, float, str)) else None
     if leaf.dim() == x.dim() > 1 and (leaf.shape[0], *leaf.shape[2:]) == (x.shape[0], *x.shape[2:]):
         return leaf.dtype, leaf.shape[1], leaf.stride(1) == 1
-    return leaf.dtype, *leaf.shape
+    return leaf.dtype, leaf.shape
 
 
 # ---- a backend by name -------------------------------------------------------------------------------------
@@ -217,8 +223,9 @@ def use_backend(name: str | None) -> Iterator[None]:
     """Run every operation inside the ``with`` block on the backend ``name``, in all threads of the process.
 
     ``name`` is "cpp", "triton", "cuda" or "reference"; None chooses automatically again. An operation that
-    the backend cannot serve raises :class:`BackendUnavailableError`; nothing falls back. The environment
-    variable ``LENI_KERNELS_BACKEND`` does the same for a whole process.
+    the backend cannot serve raises :class:`BackendUnavailableError`; nothing falls back. A backward runs on the
+    backend of its forward; where one of its kernels does not compile, it raises inside the block and falls back
+    outside. The environment variable ``LENI_KERNELS_BACKEND`` does the same for a whole process.
 
     Raises:
         ValueError: for an unknown name.

@@ -6,8 +6,8 @@ import os
 import re
 import threading
 import traceback
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -52,12 +52,15 @@ interpreting = os.environ.get("TRITON_INTERPRET") == "1"
 # ---- where the kernels run ----------------------------------------------------------------------------------
 
 
-def why_not_here(x: Tensor, dtype: torch.dtype) -> str | None:
-    """The reason no Triton kernel can run on x in ``dtype``, or None."""
+def why_not_here(x: Tensor) -> str | None:
+    """The reason no Triton kernel can run on x, or None."""
     if why_missing is not None:
         return why_missing
+    if _noting is not None:
+        define_operators()
+        return why_unsupported(_noting.architecture)
     if x.device.type == "cuda":
-        return _why_not_on_gpu(x.device, dtype)
+        return _why_not_on_gpu(x.device)
     if interpreting and x.device.type == "cpu":
         return None
     return (f"x is on {x.device.type}; Triton kernels run on CUDA and ROCm devices "
@@ -65,7 +68,7 @@ def why_not_here(x: Tensor, dtype: torch.dtype) -> str | None:
 
 
 @constant_to_the_compiler
-def _why_not_on_gpu(device: torch.device, dtype: torch.dtype) -> str | None:
+def _why_not_on_gpu(device: torch.device) -> str | None:
     define_operators()
     return why_unsupported(_architecture_of(device))
 
@@ -118,6 +121,8 @@ def launchable(kernel: Any) -> Any:
     Launched, it raises :class:`backends.KernelFailure` if it cannot be compiled or loaded; whatever else goes wrong
     is raised as it is. Where a compiler traces the operator, it compiles the kernel itself and raises its own error.
     """
+    if _noting is not None:
+        return _NotedKernel(kernel, _noting.note)
     traceable = kernel if interpreting else torch.library.wrap_triton(kernel)
     return _Launch(kernel) if traceable is kernel else traceable
 
@@ -163,7 +168,9 @@ def _reason(error: Exception) -> str:
     folder, named = knobs.cache.dir, str(getattr(error, "filename", None) or "")
     if isinstance(error, OSError) and named and (named.startswith(folder) or folder.startswith(named)):
         return f"Triton cannot write its cache folder {folder}; TRITON_CACHE_DIR names another ({error.strerror})"
-    text = getattr(error, "error_message", None) or str(error.__cause__ or error)
+    while getattr(error, "error_message", "") is None and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # of a compiler's nested errors the innermost speaks
+    text = getattr(error, "error_message", None) or str(error)
     return f"{type(error).__name__}: {text.strip().partition(chr(10))[0]}"
 
 
@@ -188,6 +195,8 @@ def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
 
 def architecture(x: Tensor) -> str:
     """x's GPU as compilers call it ("sm_90", "gfx942"), or "" off the GPU."""
+    if _noting is not None:
+        return _noting.architecture
     return _architecture_of(x.device) if _on_gpu(x) else ""
 
 
@@ -213,6 +222,41 @@ def float32_operand(architecture: str) -> str:
 
 
 # ---- compilation ahead of time -----------------------------------------------------------------------------
+
+Note = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
+"""What is told of a launch: the kernel, its arguments, and its options by name."""
+
+
+class _Noting(NamedTuple):
+    architecture: str
+    note: Note
+
+
+_noting: _Noting | None = None
+
+
+@contextmanager
+def launches_noted(architecture: str, note: Note) -> Iterator[None]:
+    """Inside, kernels take x wherever it is, and ``note`` is told of every launch, which does not happen.
+
+    Tilings are those for a GPU of this ``architecture`` ("sm_90"), which need not be there.
+    """
+    global _noting
+    before, _noting = _noting, _Noting(architecture, note)
+    try:
+        yield
+    finally:
+        _noting = before
+
+
+class _NotedKernel:
+    """Stands where a kernel would be launched."""
+
+    def __init__(self, kernel: Any, note: Note) -> None:
+        self.kernel, self.note = kernel, note
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return lambda *arguments, **options: self.note(self.kernel, arguments, options)
 
 
 class CompileCase(NamedTuple):

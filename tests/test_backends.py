@@ -338,7 +338,7 @@ def choose(_):
 from leni_kernels import triton_support
 device = torch.device("cuda")
 with ThreadPoolExecutor(8) as pool:
-    reasons = list(pool.map(lambda _: triton_support._why_not_on_gpu(device, torch.float32), range(8)))
+    reasons = list(pool.map(lambda _: triton_support._why_not_on_gpu(device), range(8)))
 assert reasons == [None] * 8 and not triton_support._waiting
 print(choose(0))
 """

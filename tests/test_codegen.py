@@ -10,26 +10,28 @@ setting; float64 exists for checks.
 
 from __future__ import annotations
 
-import importlib.util
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
+import oldest
 import pytest
 
 from leni_kernels import triton_support
+from leni_kernels.architectures import is_amd, shared_memory, warp_size
 
 if triton_support.why_missing is not None:
     pytest.skip(triton_support.why_missing, allow_module_level=True)
 if triton_support.interpreting:
     pytest.skip("with TRITON_INTERPRET=1 there is nothing to compile", allow_module_level=True)
 
-_specification = importlib.util.spec_from_file_location(
-    "leni_codegen", Path(__file__).parents[1] / "benchmarks" / "codegen.py")
-codegen = importlib.util.module_from_spec(_specification)
-sys.modules["leni_codegen"] = codegen
-_specification.loader.exec_module(codegen)
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
-SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+import codegen  # noqa: E402
+import triton  # noqa: E402
 
 LENI = ("leni channels-last C=64 k=3 bf16", "leni NCHW C=64 k=3 bf16")
 TRAINING = tuple(f"leni {which} gradient {layout} C=64 k=3 bf16"
@@ -39,6 +41,7 @@ REBORN = tuple(f"reborn {which} {layout} C=64 bf16" for which in ("tail", "weigh
 CONV_RELU = ("conv_relu forward channels-last 64→64 k=3×3 bf16", "conv_relu weight channels-last 64→64 k=3×3 bf16")
 POINTWISE = ("fully_parametric_relu backward channels-last bf16", "fully_parametric_relu backward NCHW bf16")
 EVERYWHERE = (*LENI, *CONV_RELU, *POINTWISE)
+BRIEFLY = (LENI[0], TRAINING[2], CONV_RELU[0])
 CHOSEN = {
     "sm_90": (
         *(f"leni {layout} C={channels} k=3 bf16"
@@ -65,7 +68,9 @@ CHOSEN = {
     ),
     "sm_80": (*EVERYWHERE, "leni channels-last C=256 k=3 bf16", TRAINING[0], TRAINING[2], *REBORN,
               "reborn tail channels-last C=256 tf32"),
+    "sm_86": BRIEFLY, "sm_89": BRIEFLY, "sm_120": BRIEFLY,
     "sm_100": (*EVERYWHERE, TRAINING[1], TRAINING[2], *REBORN),
+    "gfx90a": BRIEFLY, "gfx1100": BRIEFLY,
     "gfx942": (*EVERYWHERE, TRAINING[0], TRAINING[2], *REBORN),
 }
 
@@ -79,12 +84,12 @@ def _cache():
 @pytest.mark.parametrize(("architecture", "name"), [
     (architecture, name) for architecture, names in CHOSEN.items() for name in names])
 def test_limits(architecture, name):
-    (case,) = [case for case in codegen.cases(architecture) if f"{case.name} {case.operand}" == name]
+    (case,) = [case for case in codegen.cases(architecture) if codegen.full_name(case) == name]
     report = codegen.compile_case(architecture, case)
     assert report.stack == 0
     assert report.spills == 0
     assert not report.serialised
-    assert report.shared <= SHARED_MEMORY[architecture]
+    assert report.shared <= shared_memory(architecture)
     assert set(report.matrix) == _matrix_instructions(report)
     if report.operand != "fp64":
         assert report.loads.get(report.vector_bits, 0) >= report.vector_loads
@@ -93,8 +98,8 @@ def test_limits(architecture, name):
 def _matrix_instructions(report) -> set[str]:
     if report.tile_rows == 0:
         return set()
-    if report.architecture == "gfx942":
-        return {"v_mfma"}
+    if is_amd(report.architecture):
+        return {"v_mfma" if warp_size(report.architecture) == 64 else "v_wmma"}
     if report.operand == "fp64":
         return {"DMMA"}
     if report.operand == "fp32":
@@ -114,7 +119,58 @@ def test_spills_are_seen():
     assert report.spills > 0
 
 
+@pytest.mark.parametrize("room", codegen.ROOMS, ids=lambda room: room.__name__.removeprefix("leni_kernels."))
+def test_the_front_end_takes_every_case(room):
+    for case in room.compile_cases("sm_90"):
+        codegen.parse_case("sm_90", case)
+
+
 def test_every_case_has_its_own_name():
     for architecture in codegen.ARCHITECTURES:
-        names = [f"{case.name} {case.operand}" for case in codegen.cases(architecture)]
+        names = list(map(codegen.full_name, codegen.cases(architecture)))
         assert len(set(names)) == len(names)
+
+
+def test_every_kernel_has_a_case_with_64_bit_offsets():
+    cases = codegen.cases("sm_90")
+    assert {case.kernel for case in cases if case.constants["WIDE"]} == {case.kernel for case in cases}
+
+
+# ---- the oldest Triton -------------------------------------------------------------------------------------
+
+@pytest.mark.skipif(triton.__version__.startswith("3.6."), reason="this is the oldest Triton")
+@oldest.needs_triton
+@pytest.mark.parametrize("which", ["front_end", "limits and sm_90", "limits and not sm_90"])
+def test_on_the_oldest_triton(which):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", which, __file__]
+    path = os.pathsep.join(map(str, (ROOT, oldest.PYTHON)))
+    finished = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert " passed" in finished.stdout
+
+
+# ---- what make codegen found -------------------------------------------------------------------------------
+
+COUNTS = json.loads((ROOT / "benchmarks" / "results" / "codegen.json").read_text())
+
+
+@pytest.mark.parametrize(("version", "architecture"), [
+    (version, architecture) for version, found in COUNTS.items() for architecture in found])
+def test_every_case_compiled(version, architecture):
+    counts = COUNTS[version][architecture]
+    assert counts["compiled"] == counts["cases"] == len(codegen.cases(architecture, sample=counts["sample"]))
+    assert not counts["failed"]
+
+
+def test_every_case_is_counted_for_hopper():
+    versions = {tuple(map(int, version.split(".")[:2])) for version, found in COUNTS.items()
+                if not found["sm_90"]["sample"]}
+    assert (3, 6) in versions
+    assert max(versions) > (3, 6)
+
+
+@pytest.mark.parametrize(("version", "architecture"), [
+    (version, architecture) for version, found in COUNTS.items() for architecture in found])
+def test_halves_of_common_sizes_do_not_spill(version, architecture):
+    noted = COUNTS[version][architecture]["spilling"]
+    assert not [name for name in noted if name in CHOSEN.get(architecture, ())]

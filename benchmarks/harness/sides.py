@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ import leni_kernels as lk
 
 from . import parity
 
+Module = TypeVar("Module", bound=nn.Module)
+
 
 def random_leni(channels: int) -> lk.LENI2d:
     """A LENI block in eval mode, with statistics and affine parameters such as training leaves."""
@@ -20,14 +22,20 @@ def random_leni(channels: int) -> lk.LENI2d:
 
 
 @torch.no_grad()
-def as_trained(block: lk.LENI2d) -> lk.LENI2d:
-    """The block with random statistics and affine parameters."""
-    for norm in (block.bn_negative, block.bn_fusion):
-        norm.running_mean.normal_(0, 0.3)
-        norm.running_var.uniform_(0.5, 1.5)
-        norm.weight.uniform_(0.5, 1.5)
-        norm.bias.normal_(0, 0.3)
+def as_trained(block: Module) -> Module:
+    """The block with random statistics and affine parameters in its norms."""
+    for norm in block.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.3)
+            norm.running_var.uniform_(0.5, 1.5)
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.normal_(0, 0.3)
     return block
+
+
+def in_layout(tensor: Tensor, layout: str) -> Tensor:
+    """The activation or weight, dense with channels ("channels_last") or columns innermost, in any dimensions."""
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "channels_last" else tensor.contiguous()
 
 
 def folded(network: nn.Module) -> nn.Module:

@@ -34,18 +34,18 @@ def measure(case: Case, device: torch.device, seconds: float, images: Tensor) ->
     swapped = trainable(first_activation.swapped(stock, place, sides.random_leni(place.channels)))
     replaced = first_activation.replaced(stock, [place.path])
     stock, swapped = (network.to(device, memory_format=torch.channels_last) for network in (stock, swapped))
-    steps, missing, backend = {"composed": sides.composed(_step(swapped))}, {}, None
+    steps, missing, backend = {"composed": sides.composed(step_of(swapped))}, {}, None
     try:
         backend = sides.backend_of(swapped, x)
-        steps["ours"] = _step(swapped)
+        steps["ours"] = step_of(swapped)
     except sides.NotMeasured as reason:
         missing["ours"] = str(reason)
     # Networks amplify rounding: what is checked is the block, on the features and gradients it meets there.
     block = swapped.get_submodule(place.path)
     candidates = {"composed": sides.composed(sides.step(block)), "ours": sides.step(block)}
     verdicts = sides.judge_steps(block, {name: candidates[name] for name in steps},
-                                 _met_by(block, partial(steps["composed"], x, labels)))
-    timed = {"stock": partial(_step(stock), x, labels)}
+                                 met_by(block, partial(steps["composed"], x, labels)))
+    timed = {"stock": partial(step_of(stock), x, labels)}
     timed |= {name: partial(step, x, labels) for name, step in steps.items() if verdicts[name].passed}
     samples = timing.alternate(timed, timing.timer(device), seconds, ROUNDS, WARM_UP)
     return comparison.row(case, batch, replaced, backend, missing, verdicts, samples)
@@ -60,7 +60,7 @@ def trainable(network: nn.Module) -> nn.Module:
     return network
 
 
-def _step(network: nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+def step_of(network: nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
     """The step of a network: the gradients of its parameters."""
     parameters = list(network.parameters())
 
@@ -70,7 +70,7 @@ def _step(network: nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
     return run
 
 
-def _met_by(block: nn.Module, run: Callable[[], Any]) -> sides.Pair:
+def met_by(block: nn.Module, run: Callable[[], Any]) -> sides.Pair:
     """The block's input, and the gradient of its output, while ``run()`` runs."""
     met: dict[str, Tensor] = {}
 

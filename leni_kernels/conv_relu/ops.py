@@ -194,7 +194,7 @@ def why_not_cpp(x: Tensor) -> str | None:
 
 def why_not_triton(x: Tensor) -> str | None:
     """Why the Triton kernels cannot read x, or None if they can."""
-    return triton_support.why_not_here(x, checks.autocast_dtype(x)) or _why_no_kernel(x)
+    return triton_support.why_not_here(x) or _why_no_kernel(x)
 
 
 def _run(kernels: Kernels, call: ConvReluCall) -> Tensor:

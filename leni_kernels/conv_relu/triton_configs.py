@@ -6,7 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 from .. import tilings
-from ..architectures import is_amd, warps_of
+from ..architectures import is_amd, is_rdna, warps_of
 from ..triton_support import itemsize
 
 
@@ -28,7 +28,7 @@ def choose(kernel: str, channels: int, outputs: int, taps: int, operand: str, ar
     The kernels are "forward", "input" (x's gradient) and "weight" (that of weight and threshold).
     """
     if channels == 1:
-        return _depthwise(operand, channels_last)
+        return _depthwise(operand, architecture, channels_last)
     key = tilings.key(f"conv_relu {kernel}", channels, outputs, taps, operand, architecture, channels_last)
     return (tilings.find(Config, key)
             or _rule(kernel, key.channels, key.outputs, operand, architecture, channels_last))
@@ -45,18 +45,22 @@ def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: 
     stages = 1 if amd else 3
     # The depth of a product. In NCHW a thread keeps a pointer to each element that it loads.
     depth = (64 if channels_last else 32) // (1 if half else 2)
+    rdna = is_rdna(architecture)
     if kernel == "forward":
+        if rdna and operand != "fp32":
+            return Config(64, 16, min(outputs, 64), warps)
         if channels > depth or outputs > 64 or (architecture.startswith("sm_10") and not channels_last):
             depth = max(16, depth // 2)
         sites = 64 if operand == "fp32" and not channels_last else 128
         return Config(sites, min(channels, depth), min(outputs, 128 if channels_last else 64), warps)
     if kernel == "input":
         narrow = not channels_last or (operand == "tf32" and not architecture.startswith(("sm_9", "sm_10")))
-        return Config(128, min(channels, 32 if narrow else 64), min(outputs, depth), warps, stages)
+        sites = 64 if rdna else 128
+        return Config(sites, min(channels, 32 if narrow else 64), min(outputs, depth), warps, stages)
     return Config(depth, min(channels, 64), min(outputs, 64), warps if operand == "fp32" else warps // 2, stages)
 
 
-def _depthwise(operand: str, channels_last: bool) -> Config:
+def _depthwise(operand: str, architecture: str, channels_last: bool) -> Config:
     """Without a product: 16 elements a thread, half as many of float64, neighbours along memory."""
-    width = 64 if itemsize(operand) == 2 else 32
-    return Config(32, width, width, 4) if channels_last else Config(128, 16, 16, 4)
+    width, warps = 64 if itemsize(operand) == 2 else 32, warps_of(128, architecture)
+    return Config(32, width, width, warps) if channels_last else Config(128, 16, 16, warps)

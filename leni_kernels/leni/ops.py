@@ -268,11 +268,7 @@ def _why_not_cpp(x: Tensor, kernel_size: int) -> str | None:
 
 
 def _why_not_triton(x: Tensor, kernel_size: int) -> str | None:
-    return why_not_on_gpu(x) or _why_no_size(kernel_size) or why_no_layout(x)
-
-
-def why_not_on_gpu(x: Tensor) -> str | None:
-    return triton_support.why_not_here(x, checks.autocast_dtype(x))
+    return triton_support.why_not_here(x) or _why_no_size(kernel_size) or why_no_layout(x)
 
 
 def _run_cpp(x: Tensor, folded: Folded) -> Tensor:

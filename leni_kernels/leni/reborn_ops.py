@@ -34,7 +34,6 @@ from .ops import (
     vector_of,
     why_no_layout,
     why_not_on_cpu,
-    why_not_on_gpu,
 )
 from .reference import Layer, Norm
 
@@ -349,7 +348,7 @@ def _why_reborn_not_cpp(call: RebornCall) -> str | None:
 
 
 def _why_reborn_not_triton(call: RebornCall) -> str | None:
-    return call.why_not_fused() or why_not_on_gpu(call.x) or why_no_layout(call.x)
+    return call.why_not_fused() or triton_support.why_not_here(call.x) or why_no_layout(call.x)
 
 
 def _run_reborn_cpp(call: RebornCall) -> Tensor:

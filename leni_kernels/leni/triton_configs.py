@@ -6,7 +6,7 @@ from functools import cache
 from typing import NamedTuple, TypeVar
 
 from .. import tilings
-from ..architectures import is_amd, warps_of
+from ..architectures import is_amd, warp_size, warps_of
 from ..triton_support import full_vector, itemsize, power_of_two
 
 Tiling = TypeVar("Tiling")
@@ -154,7 +154,7 @@ def _input_gradient_rule(channels: int, kernel_size: int, operand: str, architec
     padded, large = max(16, power_of_two(channels)), kernel_size > 3
     if operand == "fp64":
         return InputGradientConfig(32, 16, 16, 16, 4)
-    registers = not (_from_shared(architecture) or is_amd(architecture))
+    registers = not _from_shared(architecture) and warp_size(architecture) == 32
     elements = {3: 2 if registers else 4, 5: 2, 7: 1}[kernel_size]
     if operand == "fp32":
         pixels, block, outputs, threads = 32, 32, 32, 128

@@ -142,8 +142,7 @@ def _why_not_cpp(call: tuple[Tensor, ...]) -> str | None:
 
 
 def _why_not_triton(call: tuple[Tensor, ...]) -> str | None:
-    x = call[0]
-    return triton_support.why_not_here(x, x.dtype) or triton_kernels.why_not(*call)
+    return triton_support.why_not_here(call[0]) or triton_kernels.why_not(*call)
 
 
 def _operation(name: str) -> Operation:

@@ -49,7 +49,7 @@ def test_the_block_is_fused(make_leni, training):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_triton_serves_where_it_can_run(kernel_backend, monkeypatch, make_leni, training):
-    monkeypatch.setattr(triton_support, "why_not_here", lambda x, dtype: None)
+    monkeypatch.setattr(triton_support, "why_not_here", lambda x: None)
     explained, = lk.explain(make_leni(4).train(training), torch.randn(2, 4, 5, 6))
     assert explained.why_not["triton"] == f"'{kernel_backend}' is preferred"
 
