@@ -35,6 +35,7 @@ from tuning import candidates, race, subjects
 from tuning.workers import Workers
 
 from leni_kernels import tilings, triton_support
+from leni_kernels.architectures import why_unsupported
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,8 +75,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _prepare(options: argparse.Namespace) -> int:
+    if why_unsupported(options.arch) is not None:
+        print(f"--arch: {why_unsupported(options.arch)}", file=sys.stderr)
+        return 1
     entries = candidates.read(options.arch)
-    found = subjects.subjects(options.arch, subjects.half_precisions(options.arch)[0], options.match)
+    found = subjects.subjects(options.arch, subjects.OPERANDS[0], options.match)
     missing = [subject for subject in found if not candidates.up_to_date(subject, entries)]
     report.say(f"{len(found) - len(missing)} of {len(found)} subjects are up to date")
     with codegen.temporary_cache(), Workers(options.workers) as workers, report.progress(len(missing)) as step:
@@ -115,7 +119,10 @@ def _tune(options: argparse.Namespace) -> int:
         return 1
     device = torch.device("cpu" if options.rehearse else "cuda")
     architecture = triton_support.architecture(torch.empty(0, device=device))
-    plan = race.REHEARSAL if options.rehearse else race.plan(device, architecture)
+    if why_unsupported(architecture) is not None:
+        print(f"--device cuda: {why_unsupported(architecture)}", file=sys.stderr)
+        return 1
+    plan = race.REHEARSAL if options.rehearse else race.plan(device)
     path = options.output / f"tune-{architecture or 'rehearsal'}.json"
     rows: list[race.Row] = []
     table: dict[tilings.Key, dict[str, int]] = {}

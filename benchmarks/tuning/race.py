@@ -14,7 +14,7 @@ from harness import parity, timing
 from leni_kernels import tilings
 
 from . import candidates
-from .subjects import SIZES, Inputs, Outputs, Subject, half_precisions, subjects
+from .subjects import OPERANDS, SIZES, Inputs, Outputs, Subject, subjects
 from .workers import Failure, Workers, failure_of
 
 CHUNK = 8
@@ -36,7 +36,7 @@ class Plan(NamedTuple):
     """How much is done; it is sent to other processes."""
 
     device: torch.device
-    operands: list[str]
+    operands: tuple[str, ...]
     """The one that is timed, then those that get the same tilings, once they are checked."""
     sizes: Mapping[int, int]
     elements: int
@@ -53,15 +53,15 @@ class Plan(NamedTuple):
         return max(1, self.elements // part // (subject.channels * size**2)), size
 
 
-def plan(device: torch.device, architecture: str) -> Plan:
+def plan(device: torch.device) -> Plan:
     """For a GPU: activations of 128 MiB, several times any L2 cache, or of 1/512 of a small GPU's memory."""
     memory = torch.cuda.get_device_properties(device).total_memory
     elements = min(2**26, memory // 2**10)
-    return Plan(device, half_precisions(architecture), SIZES, elements, candidates.KEPT, 0.5, (5, 60))
+    return Plan(device, OPERANDS, SIZES, elements, candidates.KEPT, 0.5, (5, 60))
 
 
 # The interpreter is wrong for bfloat16.
-REHEARSAL = Plan(torch.device("cpu"), ["fp16", "fp32"], {16: 4}, 1, 2, 0, (1, 1))
+REHEARSAL = Plan(torch.device("cpu"), ("fp16", "fp32"), {16: 4}, 1, 2, 0, (1, 1))
 
 
 class Row(NamedTuple):

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leni_kernels import tilings
-from leni_kernels.architectures import operand_types
 from leni_kernels.conv_relu import reference as conv_relu_reference
 from leni_kernels.conv_relu import triton_configs as conv_relu_configs
 from leni_kernels.conv_relu import triton_kernels as conv_relu
@@ -24,6 +23,9 @@ SIZES = {16: 112, 32: 112, 64: 112, 128: 28, 256: 14}
 """H = W of the papers' layers of so many channels."""
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+OPERANDS = ("bf16", "fp16")
+"""The one that is timed, and the one that gets the same tilings."""
+
 KERNEL_SIZE = 3
 _OPTIONS = (1, 1), (1, 1, 1, 1), (1, 1), 1
 """Of a ConvReLU: stride, pads, dilation and groups."""
@@ -248,11 +250,6 @@ class Subject(NamedTuple):
     def truth(self, inputs: Inputs) -> Outputs:
         """The same by the definition in float64."""
         return KERNELS[self.kernel].truth(Inputs(*(tensor.double() for tensor in inputs)))
-
-
-def half_precisions(architecture: str) -> list[str]:
-    """The operands of half precision that it multiplies; the first is timed."""
-    return [operand for operand in ("bf16", "fp16") if operand in operand_types(architecture)]
 
 
 def subjects(architecture: str, operand: str, match: str = "", channels: Iterable[int] = SIZES) -> list[Subject]:

@@ -54,17 +54,12 @@ def test_a_tiling_reaches_the_compile_cases_and_no_others(kernel):
     assert {operand for _, operand in differ} == {"bf16"}
 
 
-def test_turing_is_tuned_in_float16():
-    assert subjects.half_precisions("sm_90") == ["bf16", "fp16"]
-    assert subjects.half_precisions("sm_75") == ["fp16"]
-
-
 # ---- the grid ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ["sm_75", "sm_90", "gfx942", "gfx1100", ""])
+@pytest.mark.parametrize("architecture", ["sm_90", "gfx942", "gfx1100", ""])
 def test_the_grid_begins_with_the_rules_tiling_and_every_tiling_may_stand_in_a_table(architecture):
-    for subject in subjects.subjects(architecture, subjects.half_precisions(architecture)[0]):
+    for subject in subjects.subjects(architecture, "bf16"):
         grid = candidates.grid(subject)
         assert grid[0] == subject.incumbent()
         assert len(grid) == len(set(grid)) > candidates.TRIED
@@ -147,7 +142,7 @@ def test_a_rule_that_cannot_be_compiled_is_said(list_folder, monkeypatch, capsys
             return [Failure("no such architecture")] * len(jobs)
 
     monkeypatch.setattr(tune, "Workers", Broken)
-    assert tune.main(["--prepare", "--arch", "sm_1", "--match", "reborn tail NCHW C=64 "]) == 1
+    assert tune.main(["--prepare", "--arch", "gfx1", "--match", "reborn tail NCHW C=64 "]) == 1
     assert "cannot be compiled: {'no such architecture': 20}" in capsys.readouterr().err
 
 
@@ -312,6 +307,11 @@ def test_bad_arguments_are_refused(arguments, capsys):
 def test_without_a_gpu_it_says_so(capsys):
     assert tune.main(["--device", "cuda"]) == 1
     assert "sees no CUDA or ROCm device" in capsys.readouterr().err
+
+
+def test_an_architecture_that_is_not_supported_is_refused(capsys):
+    assert tune.main(["--prepare", "--arch", "sm_75"]) == 1
+    assert "sm_80 or newer" in capsys.readouterr().err
 
 
 def test_a_cache_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
