@@ -6,11 +6,15 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import gpu_check
 import pytest
+import torch
 from gpu import ahead, plan, records, sanitize, speed, summary
+from gpu.device import Gpu
 from gpu.plan import Step
 
 from leni_kernels import triton_support
@@ -110,6 +114,48 @@ def test_numbers_that_give_the_same_code_are_one():
     assert len(seen(3, 5, 7, 2**20 + 1, 2**31 - 1)) == 1
     assert len(seen(16, 32, 0, 2**20)) == 1
     assert len(seen(1, 3, 16, 2**31, 2**31 + 1, None)) == 6
+
+
+# ---- calls that only a GPU can answer ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of the CUDA functions that are called, each of which PyTorch has, and does nothing here."""
+    made = []
+
+    def stands_for(name, result=None):
+        def function(*arguments, **options):
+            made.append(name)
+            return result
+
+        monkeypatch.setattr(torch.cuda, name, function)  # an error if there is no such name
+
+    stream = mock.create_autospec(torch.cuda.Stream, instance=True)
+    for name in ("synchronize", "set_sync_debug_mode", "reset_peak_memory_stats"):
+        stands_for(name)
+    for name, result in {"memory_allocated": 3, "max_memory_allocated": 5, "Stream": stream, "current_stream": stream,
+                         "stream": nullcontext(), "graph": nullcontext(),
+                         "CUDAGraph": mock.create_autospec(torch.cuda.CUDAGraph, instance=True)}.items():
+        stands_for(name, result)
+    return made
+
+
+def test_what_is_called_on_a_gpu_exists(calls):
+    here = Gpu()
+    replay, result = here.graph(lambda: 7)
+    replay()
+    assert result == 7
+    assert calls.count("Stream") == 2
+    assert calls.index("graph") > calls.index("CUDAGraph") > calls.index("Stream")
+    assert here.beside(lambda: 1, lambda: 2) == [1, 2]
+    with pytest.raises(RuntimeError), here.without_synchronising():
+        raise RuntimeError
+    assert calls[-3:] == ["synchronize", "set_sync_debug_mode", "set_sync_debug_mode"]
+    assert (here.allocated(), here.peak_of(lambda: None)) == (3, 2)
+    here.synchronize()
+    assert here.launches(lambda: torch.ones(2) + 1) == []
+    assert not here.alive() or torch.cuda.is_available()
 
 
 # ---- a case that dies --------------------------------------------------------------------------------------
