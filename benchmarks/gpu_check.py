@@ -37,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began, options = time.time(), _options(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "log.txt").unlink(missing_ok=True)
-    # A kill that leaves time for it is an end like any other: what was found is summed up.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A kill that leaves time for it is an end like any other, in the background too: what was found is summed up.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with _cache(options) as cache:
         facts = _facts(options, cache)
         if facts is None:
@@ -182,7 +183,8 @@ def _environment(step: str, options: argparse.Namespace, cache: str) -> dict[str
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1",
                    "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     environment |= {f"{name}_CACHE_DIR": str(Path(cache) / name.lower()) for name in ("TRITON", "TORCHINDUCTOR")}
-    environment.pop("TRITON_INTERPRET", None)
+    for name in ("TRITON_INTERPRET", "LENI_KERNELS_BACKEND"):
+        environment.pop(name, None)
     if options.rehearse:
         environment["CUDA_VISIBLE_DEVICES"] = ""
         if step != "ahead":
