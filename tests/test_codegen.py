@@ -141,7 +141,7 @@ def test_every_kernel_has_a_case_with_64_bit_offsets():
 
 @pytest.mark.skipif(triton.__version__.startswith("3.6."), reason="this is the oldest Triton")
 @oldest.needs_triton
-@pytest.mark.parametrize("which", ["front_end", "limits and sm_90", "limits and not sm_90"])
+@pytest.mark.parametrize("which", ["front_end", "limits and sm_90"])
 def test_on_the_oldest_triton(which):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", which, __file__]
     path = os.pathsep.join(map(str, (ROOT, oldest.PYTHON)))
