@@ -16,11 +16,11 @@ class Step(NamedTuple):
 
 
 STEPS = (
-    Step("ahead", 80, 80),
-    Step("smoke", 75, 30),
+    Step("ahead", 90, 90),
+    Step("smoke", 70, 30),
     Step("speed", 120, 40),
     Step("whole", 45, 30),
-    Step("behaviour", 45, 30),
+    Step("behaviour", 40, 30),
     Step("sanitize", 40, 40),
 )
 REST = 15
