@@ -42,6 +42,11 @@ REBORN = tuple(f"reborn {which} {layout} C=64 bf16" for which in ("tail", "weigh
 CONV_RELU = ("conv_relu forward channels-last 64→64 k=3×3 bf16", "conv_relu weight channels-last 64→64 k=3×3 bf16")
 POINTWISE = ("fully_parametric_relu backward channels-last bf16", "fully_parametric_relu backward NCHW bf16")
 EVERYWHERE = (*LENI, *CONV_RELU, *POINTWISE)
+EACH_KERNEL = (
+    *EVERYWHERE, *TRAINING, *REBORN, "leni statistics channels-last C=64 k=3 bf16",
+    "reborn statistics channels-last C=64 bf16", "reborn negative gradient NCHW C=64 bf16",
+    "conv_relu input channels-last 64→64 k=3×3 bf16", "ada_relu channels-last bf16", "crelu channels-last bf16",
+    "crelu backward channels-last bf16")
 BRIEFLY = (LENI[0], TRAINING[2], CONV_RELU[0])
 CHOSEN = {
     "sm_90": (
@@ -82,8 +87,13 @@ def _cache():
         yield
 
 
+def _marks(architecture, name):
+    return pytest.mark.each_kernel if architecture == "sm_90" and name in EACH_KERNEL else ()
+
+
 @pytest.mark.parametrize(("architecture", "name"), [
-    (architecture, name) for architecture, names in CHOSEN.items() for name in names])
+    pytest.param(architecture, name, marks=_marks(architecture, name))
+    for architecture, names in CHOSEN.items() for name in names])
 def test_limits(architecture, name):
     (case,) = [case for case in codegen.cases(architecture) if codegen.full_name(case) == name]
     report = codegen.compile_case(architecture, case)
@@ -132,9 +142,12 @@ def test_every_case_has_its_own_name():
         assert len(set(names)) == len(names)
 
 
-def test_every_kernel_has_a_case_with_64_bit_offsets():
+def test_every_kernel_has_a_case_with_64_bit_offsets_and_one_for_the_oldest_triton():
     cases = codegen.cases("sm_90")
-    assert {case.kernel for case in cases if case.constants["WIDE"]} == {case.kernel for case in cases}
+    kernels = {case.kernel for case in cases}
+    assert {case.kernel for case in cases if case.constants["WIDE"]} == kernels
+    chosen = set(EACH_KERNEL) & set(CHOSEN["sm_90"])
+    assert {case.kernel for case in cases if codegen.full_name(case) in chosen} == kernels
 
 
 # ---- the oldest Triton -------------------------------------------------------------------------------------
@@ -142,9 +155,9 @@ def test_every_kernel_has_a_case_with_64_bit_offsets():
 
 @pytest.mark.skipif(triton.__version__.startswith("3.6."), reason="this is the oldest Triton")
 @oldest.needs_triton
-@pytest.mark.parametrize("which", ["front_end", "limits and sm_90"])
+@pytest.mark.parametrize("which", ["-k front_end", "-m each_kernel"])
 def test_on_the_oldest_triton(which):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", which, __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *which.split(), __file__]
     path = os.pathsep.join(map(str, (ROOT, oldest.PYTHON)))
     finished = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
