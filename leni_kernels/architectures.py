@@ -6,9 +6,9 @@ _KIB = 1024
 
 # The largest shared memory of one program, in bytes, by the longest prefix that an architecture begins with.
 _SHARED_MEMORY = {
-    "sm_75": 64 * _KIB, "sm_80": 163 * _KIB, "sm_86": 99 * _KIB, "sm_87": 163 * _KIB, "sm_89": 99 * _KIB,
-    "sm_9": 227 * _KIB, "sm_10": 227 * _KIB, "sm_11": 227 * _KIB, "sm_12": 99 * _KIB, "gfx95": 160 * _KIB,
-    "gfx": 64 * _KIB, "": 48 * _KIB,
+    "sm_80": 163 * _KIB, "sm_86": 99 * _KIB, "sm_87": 163 * _KIB, "sm_89": 99 * _KIB, "sm_9": 227 * _KIB,
+    "sm_10": 227 * _KIB, "sm_11": 227 * _KIB, "sm_12": 99 * _KIB, "gfx95": 160 * _KIB, "gfx": 64 * _KIB,
+    "": 48 * _KIB,
 }
 
 
@@ -36,6 +36,11 @@ def warp_size(architecture: str) -> int:
 def warps_of(threads: int, architecture: str) -> int:
     """The warps for a tile that suits so many threads; twice as many on RDNA, whose compiler needs more registers."""
     return (2 if is_rdna(architecture) else 1) * threads // warp_size(architecture)
+
+
+def multiplies_from_shared(architecture: str) -> bool:
+    """Whether the matrix units read shared memory, as datacentre Hopper's and Blackwell's; others read registers."""
+    return architecture.startswith(("sm_9", "sm_10"))
 
 
 def operand_types(architecture: str) -> tuple[str, ...]:

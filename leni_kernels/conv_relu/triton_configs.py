@@ -6,7 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 from .. import tilings
-from ..architectures import is_amd, is_rdna, warps_of
+from ..architectures import is_amd, is_rdna, multiplies_from_shared, warps_of
 from ..triton_support import itemsize
 
 
@@ -54,7 +54,7 @@ def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: 
         sites = 64 if operand == "fp32" and not channels_last else 128
         return Config(sites, min(channels, depth), min(outputs, 128 if channels_last else 64), warps)
     if kernel == "input":
-        narrow = not channels_last or (operand == "tf32" and not architecture.startswith(("sm_9", "sm_10")))
+        narrow = not channels_last or (operand == "tf32" and not multiplies_from_shared(architecture))
         sites = 64 if rdna else 128
         return Config(sites, min(channels, 32 if narrow else 64), min(outputs, depth), warps, stages)
     return Config(depth, min(channels, 64), min(outputs, 64), warps if operand == "fp32" else warps // 2, stages)

@@ -6,7 +6,7 @@ from functools import cache
 from typing import NamedTuple, TypeVar
 
 from .. import tilings
-from ..architectures import is_amd, warp_size, warps_of
+from ..architectures import is_amd, multiplies_from_shared, warp_size, warps_of
 from ..triton_support import full_vector, itemsize, power_of_two
 
 Tiling = TypeVar("Tiling")
@@ -36,11 +36,6 @@ def choose(channels: int, kernel_size: int, operand: str, architecture: str, cha
             or _rule(max(16, power_of_two(channels)), kernel_size, *where))
 
 
-def _from_shared(architecture: str) -> bool:
-    """Whether the matrix units read shared memory, as datacentre Hopper's and Blackwell's; others read registers."""
-    return architecture.startswith(("sm_9", "sm_10"))
-
-
 @cache
 def _rule(channels: int, kernel_size: int, operand: str, architecture: str, channels_last: bool) -> Config:
     """The default, by what compiles without spilling: a vector or two of x a thread, 2 or 4 rows of sums."""
@@ -49,7 +44,7 @@ def _rule(channels: int, kernel_size: int, operand: str, architecture: str, chan
         return Config(4, 4, 16, 16, warps_of(128, architecture))
     half = itemsize(operand) == 2
     large = kernel_size == 7
-    if operand == "fp32" or (channels_last and not _from_shared(architecture) and not amd):
+    if operand == "fp32" or (channels_last and not multiplies_from_shared(architecture) and not amd):
         outputs = min(channels, 64)
     else:
         outputs = min(channels, 256 if half and not (large or amd or channels_last) else 128)
@@ -131,7 +126,7 @@ def _weight_gradient_rule(channels: int, kernel_size: int, operand: str, archite
     if operand == "fp64":
         return Config(2, _positions(16, operand, channels_last), 16, 16, 4)
     outputs, large = min(padded, 128), kernel_size > 3
-    narrow = large or not _from_shared(architecture) if channels_last else kernel_size == 7
+    narrow = large or not multiplies_from_shared(architecture) if channels_last else kernel_size == 7
     block = min(padded, 32 if narrow else 64)
     threads = 256 if outputs == 128 or (channels_last and (block == 64 or (large and block == 32))) else 128
     elements = max(1, full_vector(operand) // (4 if large and narrow else 1))
@@ -154,11 +149,11 @@ def _input_gradient_rule(channels: int, kernel_size: int, operand: str, architec
     padded, large = max(16, power_of_two(channels)), kernel_size > 3
     if operand == "fp64":
         return InputGradientConfig(32, 16, 16, 16, 4)
-    registers = not _from_shared(architecture) and warp_size(architecture) == 32
+    registers = not multiplies_from_shared(architecture) and warp_size(architecture) == 32
     elements = {3: 2 if registers else 4, 5: 2, 7: 1}[kernel_size]
     if operand == "fp32":
         pixels, block, outputs, threads = 32, 32, 32, 128
-    elif _from_shared(architecture):
+    elif multiplies_from_shared(architecture):
         pixels, block, outputs, threads = 64, 32 if large or operand == "tf32" else 64, 64, 256
     else:
         pixels, block, outputs, threads = 64, 32, 32, 256 if large or registers else 128
@@ -218,10 +213,11 @@ def _tail_rule(which: str, channels: int, operand: str, architecture: str, chann
     # What overlaps is copied to shared memory as it lies, and TF32 products want the summed dimension side by side
     # there: where memory has the other, such copies are of single elements.
     across = operand == "tf32" and channels_last == (which == "weight gradient")
-    warps, stages = warps_of(256, architecture), 1 if amd or across else 3 if half and _from_shared(architecture) else 2
+    from_shared = multiplies_from_shared(architecture)
+    warps, stages = warps_of(256, architecture), 1 if amd or across else 3 if half and from_shared else 2
     if which == "tail":
         depth = 64 if channels <= 64 and operand != "fp32" else 32
-        pixels = 128 if half and (channels <= 128 or amd or _from_shared(architecture)) else 64
+        pixels = 128 if half and (channels <= 128 or amd or from_shared) else 64
         return TailConfig(pixels, min(channels, depth), min(channels, 128 if half else 64), warps, stages)
     depth = 64 if half else 32
     if which == "gradient":
