@@ -139,9 +139,9 @@ def _kept(name: str, here: Gpu) -> Record:
 def _launches(name: str, here: Gpu) -> Record:
     subject = _subject(name, here)
     subject.run()
-    kernels = here.launches(subject.run)
+    kernels = here.kernels(subject.run)
     return {"failures": [] if kernels else ["the profiler saw no kernels"], "launches": len(kernels),
-            "goal": GOALS[name], "kernels": sorted(set(kernels))}
+            "goal": GOALS[name], "kernels": sorted({kernel.name for kernel in kernels})}
 
 
 def _autocast(name: str, here: Gpu) -> Record:

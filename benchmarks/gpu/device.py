@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from harness import timing
 from torch.utils._pytree import tree_leaves
 
 Run = Callable[[], Any]
+
+
+class Kernel(NamedTuple):
+    """One launch of a kernel."""
+
+    name: str
+    microseconds: float
+    """What the GPU spent in it, without the way there."""
+
+
+def _as_kernel(event: Any) -> Kernel:
+    return Kernel(event.name, event.time_range.elapsed_us())
 
 
 class Gpu:
@@ -89,14 +101,15 @@ class Gpu:
         run()
         return torch.cuda.max_memory_allocated() - before
 
-    def launches(self, run: Run) -> list[str]:
-        """The names of the kernels that ``run`` launches."""
+    def kernels(self, run: Run) -> list[Kernel]:
+        """The kernels that ``run`` launches."""
         activity = torch.profiler.ProfilerActivity
         with torch.profiler.profile(activities=[activity.CPU, activity.CUDA]) as profile:
             run()
             torch.cuda.synchronize()
-        events = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-        return [event.name for event in events if not event.name.startswith(("Memcpy", "Memset"))]
+        return [_as_kernel(event) for event in profile.events()
+                if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
+                and not event.name.startswith(("Memcpy", "Memset"))]
 
 
 class StandIn(Gpu):
@@ -146,10 +159,10 @@ class StandIn(Gpu):
         run()
         return 0
 
-    def launches(self, run: Run) -> list[str]:
+    def kernels(self, run: Run) -> list[Kernel]:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             run()
-        return [event.name for event in profile.events() if event.name.startswith("aten::")]
+        return [_as_kernel(event) for event in profile.events() if event.name.startswith("aten::")]
 
 
 def here(rehearse: bool) -> Gpu:

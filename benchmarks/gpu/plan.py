@@ -18,10 +18,11 @@ class Step(NamedTuple):
 STEPS = (
     Step("ahead", 90, 90),
     Step("smoke", 70, 30),
-    Step("speed", 120, 40),
-    Step("whole", 45, 30),
+    Step("speed", 110, 40),
+    Step("kernels", 20, 15),
+    Step("whole", 40, 30),
     Step("behaviour", 40, 30),
-    Step("sanitize", 40, 40),
+    Step("sanitize", 35, 35),
 )
 REST = 15
 """Seconds for the start, the results and the summary."""

@@ -23,7 +23,7 @@ from .device import Gpu
 from .records import Record
 
 CHECKS = ("memcheck", "racecheck")
-SECONDS = 33
+SECONDS = 29
 """How long the tool may take; it slows every launch down."""
 
 USUAL_PLACE = Path("/usr/local/cuda/bin/compute-sanitizer")

@@ -126,7 +126,7 @@ def run(case: Case, here: Gpu) -> Record:
     if case.work == "ceilings":
         return _ceilings(here)
     with lk.use_backend("triton"):
-        work = _work(case, here)
+        work = work_of(case, here)
         first = work.inputs[0]
         with judging.untuned():
             truth = work.truth(first)
@@ -147,7 +147,7 @@ def run(case: Case, here: Gpu) -> Record:
 def launch(case: Case, here: Gpu) -> None:
     """Launch what the case launches."""
     if case.work != "ceilings":
-        work = _work(case, here)
+        work = work_of(case, here)
         work.functions["ours"](work.inputs[0])
 
 
@@ -199,7 +199,8 @@ def _ceilings(here: Gpu) -> Record:
 # ---- what the cases compare --------------------------------------------------------------------------------
 
 
-def _work(case: Case, here: Gpu) -> Work:
+def work_of(case: Case, here: Gpu) -> Work:
+    """What a case compares, on inputs of its size."""
     return _WORKS[case.work](case, here)
 
 

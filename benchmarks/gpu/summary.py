@@ -22,7 +22,7 @@ def lines(results: dict[str, Any]) -> list[str]:
     """The summary of a run: at most :data:`LINES` lines."""
     found: Found = results["steps"]
     head = [_title(results), *_steps(results)]
-    numbers = [*_bars(found), *_ceilings(found), *_networks(found)]
+    numbers = [*_bars(found), *_ceilings(found), *_kernels(found), *_networks(found)]
     failed = [f"{step}: {record['case']}: {'; '.join(record.get('failures', ['no reason is known']))}"
               for step, cases in found.items() for record in cases.values() if record["status"] == records.FAILED]
     room = min(MOST_FAILURES, LINES - len(head) - len(numbers) - 2)
@@ -128,6 +128,19 @@ def _shares(chosen: Iterable[Record], bandwidth: float, rate: float) -> Iterator
         seconds = record["milliseconds"]["ours"] / 1e3
         name = record["what"] if record["work"] == "pointwise" else f"{record['channels']}×{record['size']}²"
         yield f"{name} {record['bytes'] / seconds / bandwidth:.0%} {record['flops'] / seconds / rate:.0%}"
+
+
+def _kernels(found: Found) -> Iterator[str]:
+    """Of the training steps at the commonest shape, what the GPU spends in which kernel."""
+    for record in found.get("kernels", {}).values():
+        if (record["status"] != records.PASSED or not record["work"].endswith("training")
+                or (record["channels"], record["size"], record["layout"]) != (64, 56, "channels_last")):
+            continue
+        whole = found.get("speed", {}).get(record["case"], {}).get("milliseconds", {}).get("ours")
+        of = "" if whole is None else f" of {number(1e3 * whole, 0)}"
+        parts = ", ".join(f"{row['name']} {number(row['microseconds'], 0)}" for row in record["kernels"])
+        spent = number(record["microseconds"], 0)
+        yield f"  {record['work']} {record['what'] or '64×56²'}: {spent}{of} µs in kernels: {parts}"
 
 
 def _networks(found: Found) -> Iterator[str]:

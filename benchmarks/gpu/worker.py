@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = options.output / f"{options.step}.jsonl"
     step = importlib.import_module(f"gpu.{options.step}")
     here = device.here(options.rehearse)
-    _prepare(timed=options.step in ("speed", "whole"))
+    _prepare(timed=options.step in ("speed", "kernels", "whole"))
     if options.step == "ahead":
         step.run_all(path, here, options.of, options.short, options.until)
         return 0

@@ -13,8 +13,8 @@ from unittest import mock
 import gpu_check
 import pytest
 import torch
-from gpu import ahead, plan, records, sanitize, speed, summary
-from gpu.device import Gpu
+from gpu import ahead, kernels, plan, records, sanitize, speed, summary
+from gpu.device import Gpu, Kernel, StandIn
 from gpu.plan import Step
 
 from leni_kernels import triton_support
@@ -154,7 +154,7 @@ def test_what_is_called_on_a_gpu_exists(calls):
     assert calls[-3:] == ["synchronize", "set_sync_debug_mode", "set_sync_debug_mode"]
     assert (here.allocated(), here.peak_of(lambda: None)) == (3, 2)
     here.synchronize()
-    assert here.launches(lambda: torch.ones(2) + 1) == []
+    assert here.kernels(lambda: torch.ones(2) + 1) == []
     assert not here.alive() or torch.cuda.is_available()
 
 
@@ -262,6 +262,26 @@ def test_the_numbers_to_reach_are_of_the_rows_they_are_about():
     assert "— (≤ 3.0) not measured: whole network" in text
     assert "2.00 TB/s" in text
     assert "64×56² 50%" in text
+
+
+def test_the_summary_says_what_the_gpu_spends_in_which_kernel():
+    step = row("leni_training", {"ours": 3e-3, "eager": 5e-3})
+    looked_on = step | {"microseconds": 1200.0, "kernels": [{"name": "_input_gradient", "launches": 1.0,
+                                                            "microseconds": 700.0}]}
+    elsewhere = looked_on | {"case": "elsewhere", "channels": 128}
+    text = "\n".join(summary.lines(results(speed=by_case(step), kernels=by_case(looked_on, elsewhere))))
+    assert text.count("µs in kernels") == 1
+    assert "leni_training 64×56²: 1200 of 3000 µs in kernels: _input_gradient 700" in text
+
+
+def test_kernels_are_summed_by_name_and_shared_among_the_calls():
+    found = [Kernel("short", 1.0), Kernel("long", 10.0), Kernel("short", 3.0), Kernel("long", 14.0)]
+    assert kernels.by_name(found, calls=2) == [{"name": "long", "launches": 1.0, "microseconds": 12.0},
+                                               {"name": "short", "launches": 1.0, "microseconds": 2.0}]
+    began = time.perf_counter()
+    looked_on = StandIn().kernels(lambda: torch.ones(2**20).sum())
+    assert {"aten::ones", "aten::sum"} <= {kernel.name for kernel in looked_on}
+    assert 0 < max(kernel.microseconds for kernel in looked_on) < 1e6 * (time.perf_counter() - began)
 
 
 def test_the_sanitizer_s_report_is_read():
