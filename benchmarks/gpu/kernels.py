@@ -1,7 +1,8 @@
 """What the GPU spends in each kernel of ours, at the large cases of :mod:`gpu.speed` in half precision.
 
-What is left of the time that :mod:`gpu.speed` measured goes to launches and the gaps between them. This is a step of
-its own because the profiler slows down what is launched after it in the same process.
+What is left of the time that :mod:`gpu.speed` measured goes to launches and the gaps between them. Whether the results
+are right is said there too. This is a step of its own because the profiler slows down what is launched after it in the
+same process.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Any
 
 import leni_kernels as lk
 
-from . import device, speed
-from .device import Gpu
+from . import speed
+from .device import Gpu, Kernel
 from .records import Record
 from .speed import Case
 
@@ -43,7 +44,7 @@ def run(case: Case, here: Gpu) -> Record:
             "microseconds": round(sum(row["microseconds"] for row in rows), 2)}
 
 
-def by_name(found: Iterable[device.Kernel], calls: int) -> list[dict[str, Any]]:
+def by_name(found: Iterable[Kernel], calls: int) -> list[dict[str, Any]]:
     """What one of so many equal calls spends in the kernels of each name, and how often it launches them.
 
     Those that take the most come first.

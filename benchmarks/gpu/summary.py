@@ -131,12 +131,14 @@ def _shares(chosen: Iterable[Record], bandwidth: float, rate: float) -> Iterator
 
 
 def _kernels(found: Found) -> Iterator[str]:
-    """Of the training steps at the commonest shape, what the GPU spends in which kernel."""
+    """Of the training steps at the commonest shape, what the GPU spends in which kernel; wrong results are left out."""
     for record in found.get("kernels", {}).values():
-        if (record["status"] != records.PASSED or not record["work"].endswith("training")
+        timed = found.get("speed", {}).get(record["case"], {})
+        if (record["status"] != records.PASSED or timed.get("status") == records.FAILED
+                or not record["work"].endswith("training")
                 or (record["channels"], record["size"], record["layout"]) != (64, 56, "channels_last")):
             continue
-        whole = found.get("speed", {}).get(record["case"], {}).get("milliseconds", {}).get("ours")
+        whole = timed.get("milliseconds", {}).get("ours")
         of = "" if whole is None else f" of {number(1e3 * whole, 0)}"
         parts = ", ".join(f"{row['name']} {number(row['microseconds'], 0)}" for row in record["kernels"])
         spent = number(record["microseconds"], 0)

@@ -272,6 +272,9 @@ def test_the_summary_says_what_the_gpu_spends_in_which_kernel():
     text = "\n".join(summary.lines(results(speed=by_case(step), kernels=by_case(looked_on, elsewhere))))
     assert text.count("µs in kernels") == 1
     assert "leni_training 64×56²: 1200 of 3000 µs in kernels: _input_gradient 700" in text
+    wrong = step | {"status": records.FAILED, "failures": ["y: error 1"]}
+    text = "\n".join(summary.lines(results(speed=by_case(wrong), kernels=by_case(looked_on))))
+    assert "µs in kernels" not in text
 
 
 def test_kernels_are_summed_by_name_and_shared_among_the_calls():
