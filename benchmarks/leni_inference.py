@@ -68,7 +68,8 @@ def _contenders(block: lk.LENI2d, x: Tensor) -> Contenders:
 
 def _compiled(block: lk.LENI2d, x: Tensor) -> leni_cases.Function:
     """The strongest peer: folded by hand, its deconvolution the faster correlation, and compiled."""
-    parameters = [tensor.to(x.dtype) for tensor in reference.fold_leni(*block.parameters_for_kernels())]
+    folded = reference.fold_leni(*block.parameters_for_kernels())
+    parameters = [tensor.to(x.dtype) for tensor in (folded.taps, folded.weight, folded.bias)]
     compiled = torch.compile(reference.leni_folded, fullgraph=True, dynamic=False)
     compiled(x, *parameters)
     return lambda x: compiled(x, *parameters)

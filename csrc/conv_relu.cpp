@@ -86,13 +86,15 @@ void check_parameters(const char* op, const Tensor& x, const Tensor& weight, con
   STD_TORCH_CHECK(fits, op, ": threshold must be [C, *kernel]");
 }
 
+// The stride of a dimension of size 1 may be any number: here it is 1, as that of a missing dimension.
 leni::Volume volume(const Tensor& tensor, bool channels_last) {
-  leni::Volume result{tensor.const_data_ptr(), tensor.size(0),   tensor.size(1),  {1, 1, 1},
-                      tensor.stride(0),        tensor.stride(1), {0, 0, 0},       channels_last};
+  const auto stride = [&](int64_t dimension) { return tensor.size(dimension) == 1 ? 1 : tensor.stride(dimension); };
+  leni::Volume result{tensor.const_data_ptr(), tensor.size(0), tensor.size(1), {1, 1, 1},
+                      stride(0),               stride(1),      {1, 1, 1},      channels_last};
   const int64_t missing = 5 - tensor.dim();
   for (int64_t i = 2; i < tensor.dim(); ++i) {
     result.size[i - 2 + missing] = tensor.size(i);
-    result.stride[i - 2 + missing] = tensor.stride(i);
+    result.stride[i - 2 + missing] = stride(i);
   }
   return result;
 }
@@ -162,7 +164,10 @@ struct Convolution {
     problem.taps = taps.data();
     problem.tap_count = count;
     problem.weight = weight.const_data_ptr();
-    for (int i = 0; i < 3; ++i) problem.weight_stride[i] = weight.stride(i);
+    for (int64_t i = 2, dense = 1; i >= 0; --i) {  // the stride of a dimension of size 1 may be any number
+      problem.weight_stride[i] = weight.size(i) == 1 ? dense : weight.stride(i);
+      dense *= weight.size(i);
+    }
     problem.threshold = threshold.const_data_ptr();
   }
 };
@@ -193,7 +198,7 @@ const leni::ConvReluKernels& kernels() {
 }
 
 void run(const leni::ConvReluProblem& problem) {
-  const leni::Host host = leni::current_host();
+  const leni::Call host;
 #if defined(__x86_64__)
   if (problem.scalar == leni::Scalar::BFloat16) {
     if (leni::current_isa() == leni::Isa::Amx) return leni::conv_relu_amx(problem, host);
@@ -256,7 +261,7 @@ std::tuple<Tensor, Tensor> conv_relu_input_gradient(const Tensor& grad, const Te
   } else if (needs_x || needs_threshold) {
     if (needs_x) problem.dx = dx.mutable_data_ptr();
     if (needs_threshold) problem.dthreshold = dthreshold.mutable_data_ptr();
-    kernels().input_gradient(problem, leni::current_host());
+    kernels().input_gradient(problem, leni::Call());
   }
   return {dx, as_type(dthreshold, threshold.scalar_type())};
 }
@@ -278,7 +283,7 @@ std::tuple<Tensor, Tensor> conv_relu_weight_gradient(const Tensor& grad, const T
   } else if (needs_weight || needs_bias) {
     if (needs_weight) problem.dweight = dweight.mutable_data_ptr();
     if (needs_bias) problem.dbias = dbias.mutable_data_ptr();
-    kernels().weight_gradient(problem, leni::current_host());
+    kernels().weight_gradient(problem, leni::Call());
   }
   return {as_type(dweight, weight.scalar_type()), as_type(dbias, weight.scalar_type())};
 }

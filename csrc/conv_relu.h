@@ -9,8 +9,8 @@
 
 namespace leni {
 
-// An activation [N, C, D, H, W], read in place: stride 1 along channels (channels_last) or along columns, except for a
-// gradient of y, whose strides may be any. Strides are in elements.
+// An activation [N, C, D, H, W], read in place: stride 1 along channels (channels_last) or along columns, also where
+// there is one of them, except for a gradient of y, whose strides may be any. Strides are in elements.
 struct Volume {
   const void* data;
   int64_t batch, channels, size[3];

@@ -93,8 +93,10 @@ struct PackJob {
     return problem.weight_stride[2] == 1 && problem.weight_stride[1] == problem.tap_count;
   }
 
+  // Rows that are one and the same, as those of an expanded weight, are packed.
   static bool in_place(const ConvRelu& problem, const Plan<Product>& plan) {
-    return plan.side == Channels::kRows && std::is_same_v<Element, Scale> && dense(problem);
+    return plan.side == Channels::kRows && std::is_same_v<Element, Scale> && dense(problem) &&
+           problem.weight_stride[0] >= plan.depth;
   }
 
   // Chunks begin … end − 1 of all groups' output channels.

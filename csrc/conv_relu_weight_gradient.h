@@ -21,6 +21,7 @@ struct WeightGradientJob {
   const Grid& grid;  // of outputs
   const Taps<Scale>& taps;
   int64_t shares, splits;  // chunk s·splits + i has the i-th part of the tiles for the panels of share s
+  int64_t begin, end;      // tiles
   Scale* partial;          // [split]: the panels' sums, laid out as packed weights
   double* bias;            // [split][gradient_lanes]
   int64_t site = site_pitch<Scale>(panels.gradient_lanes());  // values of an output of dy
@@ -29,7 +30,8 @@ struct WeightGradientJob {
     const int64_t share = chunk / splits, split = chunk % splits;
     const int64_t first = panels.count * share / shares, last = panels.count * (share + 1) / shares;
     auto* grad = static_cast<Scale*>(host.scratch(kGradient, grid.most() * site * sizeof(Scale)));
-    for (int64_t index = grid.count() * split / splits; index < grid.count() * (split + 1) / splits; ++index) {
+    const int64_t tiles = end - begin;
+    for (int64_t index = begin + tiles * split / splits; index < begin + tiles * (split + 1) / splits; ++index) {
       const Box outputs = grid.box(index);
       const int64_t extent[3] = {outputs.size(1), outputs.size(2), outputs.size(3)};
       panels.template gather_gradient<T>(problem.grad, outputs, grad, extent, site);
@@ -173,7 +175,8 @@ inline int64_t equal_shares(int64_t panels, int64_t threads) {
 template <class T, class Scale>
 void weight_gradient(const ConvReluGradientProblem& problem, const Host& host) {
   const Panels<Scale> panels(problem);
-  const int64_t size = panels.channels() * problem.tap_count * panels.outputs, lanes = panels.gradient_lanes();
+  const int64_t size = problem.dweight == nullptr ? 0 : panels.channels() * problem.tap_count * panels.outputs;
+  const int64_t lanes = panels.gradient_lanes();
   const int64_t fit = kWeightTileBytes / (site_pitch<Scale>(lanes) * static_cast<int64_t>(sizeof(Scale)));
   const Grid grid(problem.x.batch, problem.out_size, std::min(kWeightTileSites, fit));
   // Where there is little to sum, dy is not read twice.
@@ -183,22 +186,17 @@ void weight_gradient(const ConvReluGradientProblem& problem, const Host& host) {
 
   const Taps<Scale> taps(problem, panels, host);
   auto* partial = static_cast<Scale*>(host.scratch(kPartial, splits * size * sizeof(Scale)));
-  for_panels(splits, host, [&](int64_t split) {
-    std::fill(partial + split * size, partial + (split + 1) * size, Scale(0));
-  });
   auto* bias = static_cast<double*>(host.scratch(kPartialBias, splits * lanes * sizeof(double)));
   std::fill(bias, bias + splits * lanes, 0.0);
-  const WeightGradientJob<T, Scale> job{problem, host, panels, grid, taps, shares, splits, partial, bias};
-  run_chunks(job, shares * splits, shares * splits, host);
+  sum_in_parts(grid.count(), 1, partial, size, splits, host, [&](int64_t begin, int64_t end) {
+    const WeightGradientJob<T, Scale> job{problem, host, panels, grid, taps, shares, splits, begin, end, partial, bias};
+    run_chunks(job, shares * splits, shares * splits, host);
+  });
   if (problem.dweight != nullptr) {
     const int64_t stride[3] = {panels.inputs * problem.tap_count, problem.tap_count, 1};
     for_panels(panels.count, host, [&](int64_t index) {
       const Panel panel = panels[index];
-      Scale* sums = partial + panel.offset * problem.tap_count * panels.outputs;
-      for (int64_t split = 1; split < splits; ++split) {
-        const int64_t count = panels.lanes(panel) * problem.tap_count * panels.outputs;
-        for (int64_t i = 0; i < count; ++i) sums[i] += sums[split * size + i];
-      }
+      const Scale* sums = partial + panel.offset * problem.tap_count * panels.outputs;
       panels.each_weight(panel, problem.tap_count, stride, [&](int64_t at, int64_t raw) {
         static_cast<Scale*>(problem.dweight)[raw] = sums[at];
       });

@@ -3,7 +3,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <memory>
 #include <string>
 
@@ -26,24 +28,65 @@ struct Free {
   void operator()(void* memory) const { std::free(memory); }
 };
 
-void parallel_for(int64_t count, const void* context, void (*body)(const void*, int64_t, int64_t)) {
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
-}
+constexpr int64_t kKeptBytes = 32 * 1024 * 1024;  // of scratch memory that a thread keeps between calls
 
-void* scratch(int slot, int64_t bytes) {
+// The scratch memory of one thread.
+class Scratch {
+ public:
+  void enter() { ++calls_; }
+  void leave() {
+    if (--calls_ == 0) give_back();
+  }
+
+  void* get(int slot, int64_t bytes) {
+    Buffer& buffer = buffers_[slot];
+    if (buffer.bytes < bytes) {
+      buffer = Buffer();  // before there is another, and nothing is left of it where there will be none
+      const int64_t rounded = (bytes + 63) / 64 * 64;
+      buffer.memory.reset(std::aligned_alloc(64, rounded));
+      STD_TORCH_CHECK(buffer.memory != nullptr, "leni_kernels: out of memory for ", rounded, " bytes of scratch");
+      buffer.bytes = rounded;
+    }
+    return buffer.memory.get();
+  }
+
+ private:
   struct Buffer {
     std::unique_ptr<void, Free> memory;
     int64_t bytes = 0;
   };
-  static thread_local Buffer buffers[8];
-  Buffer& buffer = buffers[slot];
-  if (buffer.bytes < bytes) {
-    const int64_t rounded = (bytes + 63) / 64 * 64;
-    buffer.memory.reset(std::aligned_alloc(64, rounded));
-    STD_TORCH_CHECK(buffer.memory != nullptr, "leni_kernels: out of memory for ", rounded, " bytes of scratch");
-    buffer.bytes = rounded;
+
+  // The largest go first.
+  void give_back() {
+    int64_t total = 0;
+    for (const Buffer& buffer : buffers_) total += buffer.bytes;
+    while (total > kKeptBytes) {
+      Buffer& largest = *std::max_element(std::begin(buffers_), std::end(buffers_),
+                                          [](const Buffer& a, const Buffer& b) { return a.bytes < b.bytes; });
+      total -= largest.bytes;
+      largest = Buffer();
+    }
   }
-  return buffer.memory.get();
+
+  Buffer buffers_[kScratchSlots];
+  int calls_ = 0;  // that the thread is in: its own, and parts of another thread's
+};
+
+thread_local Scratch thread_scratch;
+
+void* scratch(int slot, int64_t bytes) { return thread_scratch.get(slot, bytes); }
+
+// A thread's part of a call.
+struct Part {
+  Part() { thread_scratch.enter(); }
+  ~Part() { thread_scratch.leave(); }
+};
+
+void parallel_for(int64_t count, const void* context, void (*body)(const void*, int64_t, int64_t)) {
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    const Part part;
+    body(context, begin, end);
+  });
 }
 
 #if defined(__x86_64__)
@@ -96,7 +139,11 @@ Isa chosen_isa() {
 
 }  // namespace
 
-Host current_host() { return {&parallel_for, &scratch, static_cast<int64_t>(torch::stable::get_num_threads())}; }
+Call::Call() : Host{&leni::parallel_for, &leni::scratch, static_cast<int64_t>(torch::stable::get_num_threads())} {
+  thread_scratch.enter();
+}
+
+Call::~Call() { thread_scratch.leave(); }
 
 Isa current_isa() {
   static const Isa isa = chosen_isa();

@@ -5,7 +5,14 @@
 
 namespace leni {
 
-Host current_host();
+// The host of one call of an operator. Scratch memory stays with the threads for their next call, but no more than a
+// little: what is large is given back when the call ends, by other threads than the caller's after their part of it.
+struct Call : Host {
+  Call();
+  ~Call();
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+};
 
 enum class Isa { Generic, Avx2, Avx512, Avx512Bf16, Amx };
 

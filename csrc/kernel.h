@@ -11,6 +11,9 @@ constexpr int64_t kLineBytes = 64;
 
 enum class Scalar { Float32, Float64, BFloat16 };
 
+// Slots of scratch memory. Every pass names its own, from 0 on, and sum_in_parts() has the last.
+constexpr int kScratchSlots = 9, kTotalSlot = kScratchSlots - 1;
+
 // What a kernel needs of its host. The objects that are compiled for one instruction set include no PyTorch
 // header: an inline function of one, compiled for AVX-512, could be the copy that the linker keeps for all.
 struct Host {

@@ -82,9 +82,12 @@ Tensor empty_as(const Tensor& x, bool channels_last) {
 // Parameters are small; a strided one, as a slice of a larger tensor is, is gathered.
 Tensor gathered(const Tensor& parameter) { return torch::stable::contiguous(parameter); }
 
+// The stride of a dimension of size 1 may be any number: here it is 1, or a column's one that joins rows.
 leni::Activation activation(const Tensor& x, bool channels_last) {
-  return {x.const_data_ptr(), x.size(0),   x.size(1),   x.size(2),   x.size(3),
-          x.stride(0),        x.stride(1), x.stride(2), x.stride(3), channels_last};
+  const auto stride = [&](int dimension, int64_t of_one) { return x.size(dimension) == 1 ? of_one : x.stride(dimension); };
+  const int64_t row = stride(2, 1), column = stride(3, channels_last ? row : 1);
+  return {x.const_data_ptr(), x.size(0), x.size(1), x.size(2), x.size(3), stride(0, 1), stride(1, 1), row, column,
+          channels_last};
 }
 
 const leni::Kernels& kernels() {
@@ -100,7 +103,7 @@ const leni::Kernels& kernels() {
 }
 
 void run(const leni::FoldedProblem& problem) {
-  const leni::Host host = leni::current_host();
+  const leni::Call host;
 #if defined(__x86_64__)
   if (problem.scalar == leni::Scalar::BFloat16) {
     if (leni::current_isa() == leni::Isa::Amx) return leni::folded_amx(problem, host);
@@ -110,7 +113,14 @@ void run(const leni::FoldedProblem& problem) {
   kernels().folded(problem, host);
 }
 
-Tensor leni_folded(const Tensor& x, const Tensor& taps, const Tensor& weight, const Tensor& bias, bool channels_last) {
+// The first half of a mean [2C], or the second.
+const void* half_of(const Tensor& mean, const Tensor& x, int half) {
+  const int64_t bytes = x.scalar_type() == ScalarType::Double ? sizeof(double) : sizeof(float);
+  return static_cast<const char*>(mean.const_data_ptr()) + half * x.size(1) * bytes;
+}
+
+Tensor leni_folded(const Tensor& x, const Tensor& taps, const Tensor& weight, const Tensor& bias, bool channels_last,
+                   std::optional<Tensor> mean) {
   constexpr const char* op = "leni_folded_cpp";
   check_input(op, x, taps, channels_last);
   check_weight(op, weight, x);
@@ -119,8 +129,21 @@ Tensor leni_folded(const Tensor& x, const Tensor& taps, const Tensor& weight, co
   Tensor y = empty_as(x, channels_last);
   if (y.numel() == 0) return y;
   const Tensor t = gathered(taps), w = gathered(weight), b = gathered(bias);
-  run({scalar, activation(x, channels_last), y.mutable_data_ptr(), t.const_data_ptr(), w.const_data_ptr(),
-       b.const_data_ptr(), taps.size(1)});
+  leni::FoldedProblem problem{scalar,
+                              activation(x, channels_last),
+                              y.mutable_data_ptr(),
+                              t.const_data_ptr(),
+                              w.const_data_ptr(),
+                              b.const_data_ptr(),
+                              taps.size(1)};
+  Tensor m;
+  if (mean.has_value()) {
+    check_vector(op, *mean, "mean", x, 2 * x.size(1));
+    m = gathered(*mean);
+    problem.positive_mean = half_of(m, x, 0);
+    problem.negative_mean = half_of(m, x, 1);
+  }
+  run(problem);
   return y;
 }
 
@@ -134,7 +157,7 @@ std::tuple<Tensor, Tensor> leni_statistics(const Tensor& x, const Tensor& taps, 
   const Tensor t = gathered(taps);
   kernels().statistics({scalar, activation(x, channels_last), t.const_data_ptr(), mean.mutable_data_ptr(),
                         variance.mutable_data_ptr(), taps.size(1)},
-                       leni::current_host());
+                       leni::Call());
   return {mean, variance};
 }
 
@@ -159,7 +182,7 @@ std::tuple<Tensor, Tensor> leni_weight_gradient(const Tensor& grad, const Tensor
   problem.dweight = weight.mutable_data_ptr();
   problem.dbias = bias.mutable_data_ptr();
   problem.kernel_size = taps.size(1);
-  kernels().weight_gradient(problem, leni::current_host());
+  kernels().weight_gradient(problem, leni::Call());
   return {weight, bias};
 }
 
@@ -188,7 +211,7 @@ std::tuple<Tensor, Tensor> leni_input_gradient(const Tensor& grad, const Tensor&
   problem.dx = dx.mutable_data_ptr();
   problem.dtaps = dtaps.mutable_data_ptr();
   problem.kernel_size = taps.size(1);
-  kernels().input_gradient(problem, leni::current_host());
+  kernels().input_gradient(problem, leni::Call());
   return {dx, dtaps};
 }
 
@@ -207,7 +230,8 @@ Tensor empty_parameter(const Tensor& x, std::initializer_list<int64_t> sizes) {
   return torch::stable::empty(sizes, dtype, std::nullopt, x.device());
 }
 
-Tensor reborn_tail(const Tensor& x, const Tensor& z, const Tensor& weight, const Tensor& bias, bool channels_last) {
+Tensor reborn_tail(const Tensor& x, const Tensor& z, const Tensor& weight, const Tensor& bias, bool channels_last,
+                   std::optional<Tensor> mean) {
   constexpr const char* op = "reborn_tail_cpp";
   check_branches(op, x, z, channels_last);
   check_weight(op, weight, x);
@@ -217,8 +241,21 @@ Tensor reborn_tail(const Tensor& x, const Tensor& z, const Tensor& weight, const
   if (y.numel() == 0) return y;
   const Tensor w = gathered(weight), b = gathered(bias);
   const leni::Activation negative = activation(z, channels_last);
-  run({scalar, activation(x, channels_last), y.mutable_data_ptr(), nullptr, w.const_data_ptr(), b.const_data_ptr(), 0,
-       &negative});
+  leni::FoldedProblem problem{scalar,
+                              activation(x, channels_last),
+                              y.mutable_data_ptr(),
+                              nullptr,
+                              w.const_data_ptr(),
+                              b.const_data_ptr(),
+                              0,
+                              &negative};
+  Tensor m;
+  if (mean.has_value()) {
+    check_vector(op, *mean, "mean", x, x.size(1));
+    m = gathered(*mean);
+    problem.negative_mean = m.const_data_ptr();
+  }
+  run(problem);
   return y;
 }
 
@@ -229,7 +266,7 @@ std::tuple<Tensor, Tensor> reborn_statistics(const Tensor& z, bool channels_last
   if (z.numel() == 0) return {torch::stable::zero_(mean), torch::stable::zero_(variance)};
   kernels().statistics(
       {scalar, activation(z, channels_last), nullptr, mean.mutable_data_ptr(), variance.mutable_data_ptr(), 0},
-      leni::current_host());
+      leni::Call());
   return {mean, variance};
 }
 
@@ -249,7 +286,7 @@ std::tuple<Tensor, Tensor> reborn_weight_gradient(const Tensor& grad, const Tens
   problem.mean = m.const_data_ptr();
   problem.dweight = weight.mutable_data_ptr();
   problem.dbias = bias.mutable_data_ptr();
-  kernels().weight_gradient(problem, leni::current_host());
+  kernels().weight_gradient(problem, leni::Call());
   return {weight, bias};
 }
 
@@ -275,7 +312,7 @@ Tensor reborn_negative_gradient(const Tensor& grad, const Tensor& z, const Tenso
     problem.slope = s.const_data_ptr();
   }
   problem.out = dz.mutable_data_ptr();
-  kernels().branch_gradient(problem, leni::current_host());
+  kernels().branch_gradient(problem, leni::Call());
   return dz;
 }
 
@@ -292,7 +329,7 @@ Tensor reborn_input_gradient(const Tensor& grad, const Tensor& x, const Tensor& 
   leni::BranchGradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
                                       w.const_data_ptr(), &joined};
   problem.out = dx.mutable_data_ptr();
-  kernels().branch_gradient(problem, leni::current_host());
+  kernels().branch_gradient(problem, leni::Call());
   return dx;
 }
 
@@ -316,7 +353,7 @@ std::tuple<Tensor, Tensor, Tensor> reborn_deconvolve(const Tensor& x, const Tens
   const Tensor d = gathered(deconv_weight);
   kernels().deconvolve({activation(x, channels_last), d.const_data_ptr(), z.mutable_data_ptr(), mean.mutable_data_ptr(),
                         variance.mutable_data_ptr()},
-                       leni::current_host());
+                       leni::Call());
   return {z, mean, variance};
 }
 
@@ -337,14 +374,16 @@ std::tuple<Tensor, Tensor> reborn_deconv_gradient(const Tensor& grad, const Tens
                              activation(grad_z, channels_last), d.const_data_ptr(), w.const_data_ptr(),
                              needs_input ? dx.mutable_data_ptr() : nullptr,
                              needs_deconv ? ddeconv.mutable_data_ptr() : nullptr},
-                            leni::current_host());
+                            leni::Call());
   return {dx, ddeconv};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
-  m.def("leni_folded_cpp(Tensor x, Tensor taps, Tensor weight, Tensor bias, bool channels_last) -> Tensor");
+  m.def(
+      "leni_folded_cpp(Tensor x, Tensor taps, Tensor weight, Tensor bias, bool channels_last, Tensor? mean=None) "
+      "-> Tensor");
   m.def("leni_statistics_cpp(Tensor x, Tensor taps, bool channels_last) -> (Tensor, Tensor)");
   m.def(
       "leni_weight_gradient_cpp(Tensor grad, Tensor x, Tensor taps, bool channels_last, Tensor? mean=None) "
@@ -356,7 +395,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
   m.def(
       "reborn_deconv_gradient_cpp(Tensor grad, Tensor grad_z, Tensor x, Tensor deconv_weight, Tensor weight, "
       "bool needs_input, bool needs_deconv, bool channels_last) -> (Tensor, Tensor)");
-  m.def("reborn_tail_cpp(Tensor x, Tensor z, Tensor weight, Tensor bias, bool channels_last) -> Tensor");
+  m.def(
+      "reborn_tail_cpp(Tensor x, Tensor z, Tensor weight, Tensor bias, bool channels_last, Tensor? mean=None) "
+      "-> Tensor");
   m.def("reborn_statistics_cpp(Tensor z, bool channels_last) -> (Tensor, Tensor)");
   m.def(
       "reborn_weight_gradient_cpp(Tensor grad, Tensor x, Tensor z, Tensor mean, bool channels_last) "

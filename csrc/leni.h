@@ -5,8 +5,8 @@
 
 namespace leni {
 
-// An activation [N, C, H, W], read in place: stride 1 along channels (channels_last) or along columns. Strides are in
-// elements.
+// An activation [N, C, H, W], read in place: stride 1 along channels (channels_last) or along columns, also where there
+// is one of them. Strides are in elements.
 struct Activation {
   const void* data;
   int64_t batch, channels, height, width;
@@ -14,8 +14,9 @@ struct Activation {
   bool channels_last;
 };
 
-// y = weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias. taps [C, k, k], weight [C, 2C] and bias [C] are contiguous,
-// of double where x is, else of float; y is contiguous in x's order.
+// y = weight · ([max(x, 0); taps ⋆ᵀ min(x, 0)] − mean) + bias. taps [C, k, k], weight [C, 2C], bias [C] and both halves
+// of the mean, [C] each or null for 0, are contiguous, of double where x is, else of float; y is contiguous in x's order.
+// Products of bfloat16 round taps ⋆ᵀ min(x, 0) less its mean, which what is left may be much smaller than.
 struct FoldedProblem {
   Scalar scalar;
   Activation x;
@@ -25,6 +26,8 @@ struct FoldedProblem {
   const void* bias;
   int64_t kernel_size;
   const Activation* z = nullptr;  // with a kernel size of 0: stands for taps ⋆ᵀ min(x, 0), and taps is null
+  const void* positive_mean = nullptr;
+  const void* negative_mean = nullptr;
 };
 
 // mean and variance (biased) of [max(x, 0); taps ⋆ᵀ min(x, 0)], [2C] each; with a kernel size of 0, of x, [C] each.

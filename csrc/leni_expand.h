@@ -132,8 +132,11 @@ void pack_taps(const Scale* raw, const Activation& x, int64_t taps, int64_t padd
 // pixel, and says where z starts: at 0, or at the branch's offset. A sink without kPositive is not given the positive
 // branch.
 
+// To which branches a store adds an offset.
+enum class Offset { kNone, kNegative, kBoth };
+
 // Keeps planar branches as [step][row][column]: ``step`` and ``row`` are strides.
-template <class Product, class Scale, bool kBoth = true, bool kOffset = false>
+template <class Product, class Scale, bool kBoth = true, Offset kOffset = Offset::kNone>
 struct PlanarStore {
   static constexpr bool kPositive = kBoth;
   static constexpr int group = Product::group;
@@ -150,11 +153,11 @@ struct PlanarStore {
     bool whole;  // every channel of the step exists
     V positive_offset[group], negative_offset[group];
 
-    V start(int g) const { return kOffset ? negative_offset[g] : V::zero(); }
+    V start(int g) const { return kOffset == Offset::kNone ? V::zero() : negative_offset[g]; }
 
     template <bool kEdge>
     void take_positive(V (&values)[group], int64_t at, int64_t column, Lanes kept) {
-      if (kOffset) {
+      if (kOffset == Offset::kBoth) {
         for (int g = 0; g < group; ++g) values[g] = V::add(values[g], positive_offset[g]);
       }
       put<kEdge>(values, positive + at * row + column, kept);
@@ -186,9 +189,9 @@ struct PlanarStore {
 
   Taker at(int64_t index) const {
     Taker taker{positive + index * step, negative + index * step, row, (index + 1) * group <= channels, {}, {}};
-    for (int g = 0; kOffset && g < group; ++g) {
+    for (int g = 0; kOffset != Offset::kNone && g < group; ++g) {
       const int64_t c = std::min(index * group + g, channels - 1);
-      if (kBoth) taker.positive_offset[g] = V::broadcast(positive_offset[c]);
+      if (kOffset == Offset::kBoth) taker.positive_offset[g] = V::broadcast(positive_offset[c]);
       taker.negative_offset[g] = V::broadcast(negative_offset[c]);
     }
     return taker;
@@ -197,7 +200,7 @@ struct PlanarStore {
 
 // Keeps interleaved branches: ``vector``, ``pixel`` and ``row`` are the strides of a vector of channels, a pixel and a
 // row.
-template <class Product, class Scale, bool kBoth = true, bool kOffset = false>
+template <class Product, class Scale, bool kBoth = true, Offset kOffset = Offset::kNone>
 struct InterleavedStore {
   static constexpr bool kPositive = kBoth;
   using V = Vec<Scale>;
@@ -212,11 +215,12 @@ struct InterleavedStore {
     int64_t pixel, row;
     V positive_offset, negative_offset;
 
-    V start() const { return kOffset ? negative_offset : V::zero(); }
+    V start() const { return kOffset == Offset::kNone ? V::zero() : negative_offset; }
 
     template <bool kEdge>
     void take_positive(V value, int64_t at, int64_t column, Lanes kept) {
-      put<kEdge>(kOffset ? V::add(value, positive_offset) : value, positive + at * row + column * pixel, kept);
+      put<kEdge>(kOffset == Offset::kBoth ? V::add(value, positive_offset) : value,
+                 positive + at * row + column * pixel, kept);
     }
     template <bool kEdge>
     void take_negative(V value, int64_t at, int64_t column, Lanes kept) {
@@ -237,8 +241,8 @@ struct InterleavedStore {
   Taker at(int64_t channel, Lanes kept) const {
     const int64_t first = channel / V::width * vector;
     Taker taker{positive + first, negative + first, pixel, row, V::zero(), V::zero()};
-    if (kOffset && kBoth) taker.positive_offset = V::load(positive_offset + channel, kept);
-    if (kOffset) taker.negative_offset = V::load(negative_offset + channel, kept);
+    if (kOffset == Offset::kBoth) taker.positive_offset = V::load(positive_offset + channel, kept);
+    if (kOffset != Offset::kNone) taker.negative_offset = V::load(negative_offset + channel, kept);
     return taker;
   }
 };

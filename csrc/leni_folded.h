@@ -1,4 +1,4 @@
-// Folded LENI in one pass: y = weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias.
+// Folded LENI in one pass: y = weight · ([max(x, 0); taps ⋆ᵀ min(x, 0)] − mean) + bias.
 //
 // Reads x once and writes y once, 2T where T is the bytes of one activation tensor: no pass can do with less, since
 // every output needs an input and every input may matter. A tile of x is expanded into its positive part and its
@@ -12,9 +12,32 @@
 template <class Product, class Scale>
 struct Packed {
   const typename Product::Element* weight;
-  const Scale* bias;  // padded to whole vectors
+  const Scale* bias;        // padded to whole vectors
+  const Scale* minus_mean;  // of z, [C], where the product rounds
   Expansion<Scale> expansion;
 };
+
+// Whether the product rounds what it multiplies. Then z is kept less its mean; what is left may be much smaller. x is
+// exact as it is, and the bias has its mean, as it has both where nothing is rounded.
+template <class Product>
+constexpr bool kRounds = Product::group > 1;
+
+// The sum of products of two vectors of ``count`` values, of which those of the first may be rounded.
+template <bool kRound, class Scale>
+inline Scale dot(const Scale* a, const Scale* b, int64_t count) {
+  using V = Vec<Scale>;
+  V acc = V::zero();
+  for (int64_t i = 0; i < count; i += V::width) {
+    V value = load_some<V>(a + i, count - i);
+    if constexpr (kRound) {
+      BFloat16 rounded[V::width];
+      value.store(rounded);
+      value = V::load(rounded);
+    }
+    acc = V::fma(value, load_some<V>(b + i, count - i), acc);
+  }
+  return sum(acc);
+}
 
 template <class Product, class Scale>
 Packed<Product, Scale> pack(const FoldedProblem& problem, const Host& host) {
@@ -23,18 +46,28 @@ Packed<Product, Scale> pack(const FoldedProblem& problem, const Host& host) {
   const int64_t padded = round_up(channels, width), steps = branch_steps<Product>(channels);
   const int64_t weight_bytes = round_up(padded * 2 * steps * sizeof(typename Product::Element), 64);
   const int64_t taps_bytes = padded * taps * sizeof(Scale);
-  char* memory = static_cast<char*>(host.scratch(0, weight_bytes + taps_bytes + padded * sizeof(Scale)));
-  auto* weight = reinterpret_cast<typename Product::Element*>(memory);
+  const int64_t vector_bytes = (padded + channels) * sizeof(Scale);
+  char* memory = static_cast<char*>(host.scratch(0, weight_bytes + taps_bytes + vector_bytes));
+  auto* packed_weight = reinterpret_cast<typename Product::Element*>(memory);
   auto* packed_taps = reinterpret_cast<Scale*>(memory + weight_bytes);
-  auto* packed_bias = reinterpret_cast<Scale*>(memory + weight_bytes + taps_bytes);
+  Scale *bias = packed_taps + padded * taps, *minus_mean = bias + padded;
 
   pack_taps(static_cast<const Scale*>(problem.taps), problem.x, taps, padded, packed_taps);
-  std::memset(packed_bias, 0, padded * sizeof(Scale));
-  std::memcpy(packed_bias, problem.bias, channels * sizeof(Scale));
-
-  pack_weight<Product>(output_channels(problem.x),
-                       static_cast<const Scale*>(problem.weight), channels, 2, steps, weight);
-  return {weight, packed_bias, {packed_taps, padded, steps, problem.z}};
+  std::memset(bias, 0, vector_bytes);
+  std::memcpy(bias, problem.bias, channels * sizeof(Scale));
+  const auto* weight = static_cast<const Scale*>(problem.weight);
+  for (int branch = 0; branch < 2; ++branch) {
+    const auto* mean = static_cast<const Scale*>(branch == 0 ? problem.positive_mean : problem.negative_mean);
+    for (int64_t c = 0; mean != nullptr && c < channels; ++c) {
+      if (kRounds<Product> && branch == 1) {
+        minus_mean[c] = -mean[c];
+      } else {
+        bias[c] -= dot<kRounds<Product>>(weight + (2 * c + branch) * channels, mean, channels);
+      }
+    }
+  }
+  pack_weight<Product>(output_channels(problem.x), weight, channels, 2, steps, packed_weight);
+  return {packed_weight, bias, minus_mean, {packed_taps, padded, steps, problem.z}};
 }
 
 // ---- one tile ----------------------------------------------------------------------------------------------
@@ -60,13 +93,12 @@ void zero_interleaved_steps(int64_t branch, int64_t channels, int64_t pixels, Va
 template <class Product, int K, class T, class Scale>
 void planar_tile(const FoldedProblem& problem, const Packed<Product, Scale>& packed, const Tile& tile,
                  typename Product::Element* expanded, int64_t pixels) {
-  using Store = PlanarStore<Product, Scale>;
+  using Store = PlanarStore<Product, Scale, true, kRounds<Product> ? Offset::kNegative : Offset::kNone>;
   const Activation& x = problem.x;
   const int64_t plane = x.height * x.width, branch = packed.expansion.branch_steps;
   zero_planar_steps<Product>(packed.expansion, x.channels, pixels, expanded);
-  PlanarExpander<Product, K, T, Scale, Store>{
-      x, packed.expansion, tile, {expanded, expanded + branch * pixels, pixels, tile.pitch, x.channels}}
-      .run();
+  const Store store{expanded, expanded + branch * pixels, pixels, tile.pitch, x.channels, nullptr, packed.minus_mean};
+  PlanarExpander<Product, K, T, Scale, Store>{x, packed.expansion, tile, store}.run();
   const Runs runs(x, tile);
   for (int64_t run = 0; run < runs.count; ++run) {
     T* out = static_cast<T*>(problem.y) + tile.image * x.channels * plane + (tile.row + run) * x.width + tile.column;
@@ -80,14 +112,14 @@ void planar_tile(const FoldedProblem& problem, const Packed<Product, Scale>& pac
 template <class Product, int K, class T, class Scale>
 void interleaved_tile(const FoldedProblem& problem, const Packed<Product, Scale>& packed, const Tile& tile,
                       typename Product::Element* expanded, Ahead* ahead) {
-  using Store = InterleavedStore<Product, Scale>;
+  using Store = InterleavedStore<Product, Scale, true, kRounds<Product> ? Offset::kNegative : Offset::kNone>;
   const Activation& x = problem.x;
   const int64_t steps = 2 * packed.expansion.branch_steps, branch = packed.expansion.branch_steps * Product::group;
   auto* values = reinterpret_cast<typename Store::Value*>(expanded);
   zero_interleaved_steps(branch, x.channels, tile.rows * tile.pitch, values);
-  InterleavedExpander<Product, K, T, Scale, Store>{
-      x, packed.expansion, tile, {values, values + branch, Vec<Scale>::width, 2 * branch, tile.pitch * 2 * branch}}
-      .run();
+  const Store store{values, values + branch, Vec<Scale>::width, 2 * branch, tile.pitch * 2 * branch,
+                    nullptr, packed.minus_mean};
+  InterleavedExpander<Product, K, T, Scale, Store>{x, packed.expansion, tile, store}.run();
   const Runs runs(x, tile);
   for (int64_t run = 0; run < runs.count; ++run) {
     T* out =

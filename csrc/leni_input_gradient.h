@@ -10,6 +10,7 @@
 constexpr int64_t kSweepBytes = 256 * 1024;  // of what a sweep keeps: a part of the smallest L2 in wide use
 constexpr int64_t kStripVectors = 2;         // of a strip, at least
 constexpr int64_t kStepPixels = 48;          // of a step, at least: fewer leave the product's last blocks half empty
+constexpr int64_t kSummedPixels = 512;       // a lane, from which on a sum of dtaps goes on in double
 
 // How planes are cut into sweeps, and how many rows a step of one takes. With more channels a step takes more pixels,
 // since it reads all weights.
@@ -57,7 +58,8 @@ struct InputGradientJob {
   const Scale* negative_weight;
   const Scale* zeros;
   const Scale* taps;  // unflipped; [C][k²] for NCHW, [k²][C padded] else
-  Scale* partial;     // [chunk] of dtaps: [C padded][k²] vectors whose lanes are summed last, or laid out as taps
+  Scale* partial;     // [chunk]: a sum of few pixels of dtaps, [C padded][k²] vectors, or laid out as taps
+  double* total;      // [chunk]: all of dtaps, laid out as taps
   bool past_caches;   // how dx is written
 
   // What a sweep keeps, as [pixel][C padded] or [C][pixel]. In a buffer, row 0 is the strip's row ``row − half``.
@@ -72,22 +74,39 @@ struct InputGradientJob {
     const int64_t padded = expanded.expansion.padded_channels, size = sweeping.pixels * padded + padded;
     const auto memory = [&](Slot slot) { return static_cast<Scale*>(host.scratch(slot, size * sizeof(Scale))); };
     Sweep s{{}, 0, 0, 0, memory(kGradient), memory(kNegativeRaw), memory(kPositiveRaw)};
+    TapSums sums{partial + chunk * partial_size(), total + chunk * padded * K * K};
     for (int64_t index = begin; index < end; ++index) {
       s.strip = sweeping.tiling.tile(index, problem.x);
       s.left = std::max<int64_t>(s.strip.column - half, 0);
       s.columns = std::min(s.strip.column + s.strip.columns + half, problem.x.width) - s.left;
       std::fill(s.grad, s.grad + size, Scale(0));
       std::fill(s.negative, s.negative + size, Scale(0));
-      sweep(s, partial + chunk * partial_size());
+      sweep(s, sums);
     }
+    flush(sums);
     streamed();
   }
 
-  int64_t partial_size() const {
-    return expanded.expansion.padded_channels * K * K * (problem.x.channels_last ? 1 : width);
+  int64_t tap_lanes() const { return problem.x.channels_last ? 1 : width; }
+  int64_t partial_size() const { return expanded.expansion.padded_channels * K * K * tap_lanes(); }
+
+  // A chunk's sums of dtaps: in Scale over some pixels, in double over all.
+  struct TapSums {
+    Scale* partial;
+    double* total;
+    int64_t pixels = 0;  // in ``partial``
+  };
+
+  void flush(TapSums& sums) const {
+    const int64_t count = expanded.expansion.padded_channels * K * K;
+    for (int64_t i = 0; i < count; ++i) {
+      sums.total[i] += problem.x.channels_last ? sums.partial[i] : sum(V::load(sums.partial + i * width));
+    }
+    std::fill(sums.partial, sums.partial + partial_size(), Scale(0));
+    sums.pixels = 0;
   }
 
-  void sweep(Sweep& s, Scale* dtaps) const {
+  void sweep(Sweep& s, TapSums& sums) const {
     const int64_t last = s.strip.row + s.strip.rows;
     s.row = s.strip.row;
     load(s, 0, 2 * half);
@@ -96,10 +115,12 @@ struct InputGradientJob {
       load(s, 2 * half, rows);
       multiply(at(half, 0), (rows - 1) * sweeping.pitch + s.strip.columns, s.grad, positive_weight, zeros, s.positive);
       if (problem.x.channels_last) {
-        finish_interleaved(s, rows, dtaps);
+        finish_interleaved(s, rows, sums.partial);
       } else {
-        finish_planar(s, rows, dtaps);
+        finish_planar(s, rows, sums.partial);
       }
+      sums.pixels += rows * s.strip.columns;
+      if (sums.pixels >= kSummedPixels * tap_lanes()) flush(sums);
       slide(s.grad, rows);
       slide(s.negative, rows);
     }
@@ -129,11 +150,11 @@ struct InputGradientJob {
     const auto* constant = static_cast<const Scale*>(problem.constant) + x.channels;
     if (x.channels_last) {
       Scale* to = s.negative + start * padded;
-      expanded.interleaved(tile, InterleavedStore<Product, Scale, false, true>{
+      expanded.interleaved(tile, InterleavedStore<Product, Scale, false, Offset::kNegative>{
                                      nullptr, to, width, padded, sweeping.pitch * padded, nullptr, constant});
     } else {
       Scale* to = s.negative + start;
-      expanded.planar(tile, PlanarStore<Product, Scale, false, true>{nullptr, to, sweeping.pixels, sweeping.pitch,
+      expanded.planar(tile, PlanarStore<Product, Scale, false, Offset::kNegative>{nullptr, to, sweeping.pixels, sweeping.pitch,
                                                                      x.channels, nullptr, constant});
     }
     multiply(start, count, s.grad, negative_weight, nullptr, s.negative);
@@ -184,6 +205,11 @@ struct InputGradientJob {
     return problem.slope == nullptr ? nullptr : static_cast<const Scale*>(vector);
   }
 
+  // g_p. Without a slope it is not a product with 0, which an infinite x would make a NaN.
+  static V pass(V product, V x, V slope, V constant, bool sloped) {
+    return sloped ? V::add(product, V::fma(x.positive(), slope, constant)) : product;
+  }
+
   void put(V value, T* dx, Lanes lanes, bool whole) const {
     if (!whole) {
       value.store(dx, lanes);
@@ -191,6 +217,26 @@ struct InputGradientJob {
       value.stream(dx);
     } else {
       value.store(dx);
+    }
+  }
+
+  // Where g_z has no row or column, its buffer has zeros, and min(x, 0) may be infinite: their products are left out.
+  struct Reached {
+    bool row[K];
+    Reached(const Activation& x, int64_t first) {
+      for (int i = 0; i < K; ++i) row[i] = first + i - half >= 0 && first + i - half < x.height;
+    }
+  };
+
+  // The negative values whose column, j − half further, g_z has.
+  void reach(const Activation& x, int64_t column, V negative, V (&reached)[K]) const {
+    const bool interior = column >= half && column + width + half <= x.width;
+#pragma GCC unroll 8
+    for (int j = 0; j < K; ++j) {
+      const int64_t start = column + j - half;
+      reached[j] = interior ? negative
+                            : negative.keep(Lanes::range(std::clamp<int64_t>(-start, 0, width),
+                                                         std::clamp<int64_t>(x.width - start, 0, width)));
     }
   }
 
@@ -203,6 +249,7 @@ struct InputGradientJob {
       const Scale* weights = taps + c * K * K;
       const V offset = V::broadcast(slope ? constant[c] : Scale(0)), factor = V::broadcast(slope ? slope[c] : Scale(0));
       for (int64_t row = 0; row < rows; ++row) {
+        const Reached exists(x, s.row + row);
         const T* pixel = static_cast<const T*>(x.data) + s.strip.image * x.stride_batch + c * x.stride_channel +
                          (s.row + row) * x.stride_row + s.strip.column * x.stride_column;
         T* dx = static_cast<T*>(problem.dx) + ((s.strip.image * x.channels + c) * x.height + s.row + row) * x.width +
@@ -212,14 +259,19 @@ struct InputGradientJob {
         for (int64_t i = 0; i < s.strip.columns; i += width) {
           const int64_t left = s.strip.columns - i;
           const V value = load_some<V>(pixel + i, left), negative = value.negative();
-          V correlated = V::zero();
-#pragma GCC unroll 49
-          for (int tap = 0; tap < K * K; ++tap) {
-            const V shifted = V::load(corner + tap / K * sweeping.pitch + tap % K + i);
-            correlated = V::fma(V::broadcast(weights[tap]), shifted, correlated);
-            sums[tap] = V::fma(negative, shifted, sums[tap]);
+          V correlated = V::zero(), reached[K];
+          reach(x, s.strip.column + i, negative, reached);
+#pragma GCC unroll 8
+          for (int r = 0; r < K; ++r) {
+            if (!exists.row[r]) continue;
+#pragma GCC unroll 8
+            for (int j = 0; j < K; ++j) {
+              const V shifted = V::load(corner + r * sweeping.pitch + j + i);
+              correlated = V::fma(V::broadcast(weights[r * K + j]), shifted, correlated);
+              sums[r * K + j] = V::fma(reached[j], shifted, sums[r * K + j]);
+            }
           }
-          const V passed = V::add(V::load(positive + i), V::fma(value.positive(), factor, offset));
+          const V passed = pass(V::load(positive + i), value, factor, offset, slope != nullptr);
           put(V::by_sign(value, passed, correlated), dx + i, Lanes::range(0, std::min(width, left)), left >= width);
         }
       }
@@ -255,6 +307,7 @@ struct InputGradientJob {
             ((s.strip.image * x.height + s.row + row) * x.width + s.strip.column) * x.channels + c;
     const Scale* negative = s.negative + at(row, 0) * padded + c;
     const Scale* positive = s.positive + at(row + half, 0) * padded + c;
+    const Reached exists(x, s.row + row);
     V sums[K][K], acc[K], values[K];
 #pragma GCC unroll 8
     for (int i = 0; i < K; ++i) {
@@ -272,8 +325,10 @@ struct InputGradientJob {
       const bool reached = column + half < s.strip.columns;
       values[0] = reached ? some(pixel + (column + half) * x.stride_column).negative() : V::zero();
       acc[0] = V::zero();
+      const bool inside = s.strip.column + column >= 0 && s.strip.column + column < x.width;
 #pragma GCC unroll 8
       for (int i = 0; i < K; ++i) {
+        if (!inside || !exists.row[i]) continue;
         const V shifted = V::load(negative + (i * sweeping.pitch + column) * padded);
 #pragma GCC unroll 8
         for (int j = 0; j < K; ++j) {
@@ -284,7 +339,7 @@ struct InputGradientJob {
       const int64_t complete = column - half;
       if (complete < 0) continue;
       const V value = some(pixel + complete * x.stride_column);
-      const V passed = V::add(V::load(positive + complete * padded), V::fma(value.positive(), factor, offset));
+      const V passed = pass(V::load(positive + complete * padded), value, factor, offset, slope != nullptr);
       put(V::by_sign(value, passed, acc[K - 1]), dx + complete * x.channels, lanes, !kEdge);
     }
 #pragma GCC unroll 8
@@ -336,20 +391,18 @@ void input_gradient(const GradientProblem& problem, const Host& host) {
   pack_transposed(side, weight, 1, channels, transposed, negative);
   std::fill(zeros, zeros + padded, Scale(0));
   InputGradientJob<K, T, Scale> job{problem,  host,    {x, sloped, flipped}, sweeping, positive, negative, zeros,
-                                    straight, nullptr, streams<T>(x)};
-  const int64_t partial_size = job.partial_size(), lanes = partial_size / taps_size;
+                                    straight, nullptr, nullptr, streams<T>(x)};
+  const int64_t partial_size = job.partial_size();
   job.partial = static_cast<Scale*>(host.scratch(kPartial, chunks * partial_size * sizeof(Scale)));
   std::fill(job.partial, job.partial + chunks * partial_size, Scale(0));
+  job.total = static_cast<double*>(host.scratch(kPartialBias, chunks * taps_size * sizeof(double)));
+  std::fill(job.total, job.total + chunks * taps_size, 0.0);
   run_chunks(job, sweeps, chunks, host);
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t t = 0; t < taps; ++t) {
-      Scale total(0);
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        for (int64_t lane = 0; lane < lanes; ++lane) {
-          total += job.partial[chunk * partial_size + place(c, t) * lanes + lane];
-        }
-      }
-      static_cast<Scale*>(problem.dtaps)[c * taps + t] = total;
+      double total = 0;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) total += job.total[chunk * taps_size + place(c, t)];
+      static_cast<Scale*>(problem.dtaps)[c * taps + t] = static_cast<Scale>(total);
     }
   }
 }

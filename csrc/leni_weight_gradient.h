@@ -32,7 +32,7 @@ struct WeightGradientJob {
       tile.pitch = tile.columns;  // its pixels follow each other
       gather_panels(tile, pixels, grad);
       if (!x.channels_last) {
-        using Store = PlanarStore<Product, Scale, true, true>;
+        using Store = PlanarStore<Product, Scale, true, Offset::kBoth>;
         expanded.planar(tile, Store{values, values + x.channels * pixels, pixels, tile.pitch, x.channels, minus_mean,
                                     minus_mean + x.channels});
         multiply(tile, {values, pixels, 1}, features, grad, pixels, weight);
@@ -60,7 +60,7 @@ struct WeightGradientJob {
   }
 
   void keep_interleaved(const Tile& tile, Scale* values, int64_t vector, int64_t pixel, int64_t branch) const {
-    using Store = InterleavedStore<Product, Scale, true, true>;
+    using Store = InterleavedStore<Product, Scale, true, Offset::kBoth>;
     expanded.interleaved(tile, Store{values, values + branch, vector, pixel, tile.pitch * pixel, minus_mean,
                                      minus_mean + problem.x.channels});
   }
@@ -110,15 +110,13 @@ void weight_gradient(const GradientProblem& problem, const Host& host) {
     minus_mean[f] = problem.mean == nullptr ? Scale(0) : -static_cast<const Scale*>(problem.mean)[f];
   }
   auto* partial = static_cast<Scale*>(host.scratch(kPartial, chunks * features * padded * sizeof(Scale)));
-  std::fill(partial, partial + chunks * features * padded, Scale(0));
   auto* bias = static_cast<double*>(host.scratch(kPartialBias, chunks * padded * sizeof(double)));
   std::fill(bias, bias + chunks * padded, 0.0);
   const WeightGradientJob<K, T, Scale> job{problem, host, {x, problem.taps, memory, problem.z}, tiling, minus_mean,
                                            partial, bias};
-  run_chunks(job, tiles, chunks, host);
-  for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-    for (int64_t i = 0; i < features * padded; ++i) partial[i] += partial[chunk * features * padded + i];
-  }
+  sum_in_parts(tiles, 1, partial, features * padded, chunks, host, [&](int64_t begin, int64_t end) {
+    run_chunks(job, end - begin, chunks, host, begin);
+  });
   for (int64_t o = 0; o < x.channels; ++o) {
     for (int64_t f = 0; f < features; ++f) {
       static_cast<Scale*>(problem.dweight)[o * features + f] = partial[f * padded + o];

@@ -266,7 +266,7 @@ Tensor run_forward(const char* op, Function function, const Tensor& x, std::vect
   Problem problem{function, scalar, steps.sequence()};
   for (int64_t group = 0; group < parameters.groups(); ++group) {
     parameters.describe(group, problem);
-    kernels().forward(problem, y.mutable_data_ptr(), leni::current_host());
+    kernels().forward(problem, y.mutable_data_ptr(), leni::Call());
   }
   return y;
 }
@@ -291,7 +291,7 @@ std::vector<Tensor> run_backward(const char* op, Function function, const Tensor
     for (size_t j = 0; needs_parameters && j < tensors.size(); ++j) {
       problem.sums[j] = parameters.sums(j) + group * problem.period;
     }
-    kernels().backward(problem, leni::current_host());
+    kernels().backward(problem, leni::Call());
   }
   for (size_t j = 0; j < tensors.size(); ++j) {
     gradients.push_back(needs_parameters ? parameters.gradient(j) : zeros(tensors[j], false));
@@ -350,7 +350,7 @@ Tensor crelu(const Tensor& x) {
   if (y.numel() == 0) return y;
   const Steps steps(x, order);
   const int64_t inner = inner_size(x, order);
-  kernels().crelu({scalar, steps.sequence(), x.numel() / inner, inner, y.mutable_data_ptr()}, leni::current_host());
+  kernels().crelu({scalar, steps.sequence(), x.numel() / inner, inner, y.mutable_data_ptr()}, leni::Call());
   return y;
 }
 
@@ -365,7 +365,7 @@ Tensor crelu_backward(const Tensor& grad, const Tensor& x) {
   const int64_t inner = inner_size(x, order);
   kernels().crelu_backward({scalar, steps.sequence(), grad_steps.sequence(), x.numel() / inner, inner,
                             dx.mutable_data_ptr()},
-                           leni::current_host());
+                           leni::Call());
   return dx;
 }
 

@@ -174,7 +174,6 @@ struct DeconvGradientJob {
     const Buffers at{pass.tiles(kExpanded), pass.tiles(kGradient), pass.patch(kPadded), pass.patch(kNegativeRaw), grad,
                      grad + pixels};
     float* sums = partial == nullptr ? nullptr : partial + chunk * kPoints * pass.weight_size;
-    if (sums != nullptr) std::fill(sums, sums + kPoints * pass.weight_size, 0.0f);
     pass.for_blocks(begin, end, [&](int64_t first, int64_t last) {
       pass.transform<false>(problem.grad_z, first, last, at.patch, at.grad_z_tiles);
       if (problem.dx != nullptr) pass.multiply(last - first, at.grad_z_tiles, at.tiles);
@@ -250,9 +249,11 @@ inline void deconv_gradient(const DeconvGradientProblem& problem, const Host& ho
   if (problem.ddeconv_weight != nullptr) {
     partial = static_cast<float*>(host.scratch(kPartial, chunks * size * sizeof(float)));
   }
-  run_chunks(DeconvGradientJob{problem, pass, positive, partial}, pass.tiling.count, chunks, host);
-  if (partial == nullptr) return;
-  run_chunks(WinogradUnpacking{partial, chunks, channels, padded, pass.weight_size,
+  const DeconvGradientJob job{problem, pass, positive, partial};
+  const auto add = [&](int64_t begin, int64_t end) { run_chunks(job, end - begin, chunks, host, begin); };
+  if (partial == nullptr) return add(0, pass.tiling.count);
+  sum_in_parts(pass.tiling.count, pass.tiling.block, partial, size, chunks, host, add);
+  run_chunks(WinogradUnpacking{partial, channels, padded, pass.weight_size,
                                static_cast<float*>(problem.ddeconv_weight)},
              channels, std::min(channels, host.threads), host);
 }

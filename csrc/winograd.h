@@ -257,11 +257,11 @@ struct WinogradPacking {
   }
 };
 
-// Gᵀ·U·G of the chunks' sums U.
+// Gᵀ·U·G of the sums U.
 struct WinogradUnpacking {
   using V = WinogradVec;
-  const float* partial;
-  int64_t chunks, channels, padded, weight_size;
+  const float* sums;
+  int64_t channels, padded, weight_size;
   float* weight;
 
   // The output channels from ``begin`` to ``end``.
@@ -275,11 +275,7 @@ struct WinogradUnpacking {
     V lines[3][6];
     for (int j = 0; j < 6; ++j) {
       V column[6];
-      for (int i = 0; i < 6; ++i) {
-        const float* from = partial + (i * 6 + j) * weight_size + o * padded + first;
-        column[i] = V::load(from);
-        for (int64_t k = 1; k < chunks; ++k) column[i] = V::add(column[i], V::load(from + k * kPoints * weight_size));
-      }
+      for (int i = 0; i < 6; ++i) column[i] = V::load(sums + (i * 6 + j) * weight_size + o * padded + first);
       for (int tap = 0; tap < 3; ++tap) lines[tap][j] = filtered(tap, column);
     }
     float taps[9][V::width];

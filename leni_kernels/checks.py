@@ -23,10 +23,10 @@ def feature_map(name: str, x: Tensor) -> int:
     return x.shape[1]
 
 
-def floating(name: str, x: Tensor) -> None:
-    """Require a floating-point x."""
+def floating(name: str, x: Tensor, what: str = "x") -> None:
+    """Require a floating-point tensor."""
     if not x.is_floating_point():
-        raise TypeError(f"{name}: x must be floating-point, got {x.dtype}")
+        raise TypeError(f"{name}: {what} must be floating-point, got {x.dtype}")
 
 
 def shape(name: str, what: str, tensor: Tensor, wanted: tuple[int | str, ...]) -> None:

@@ -284,6 +284,10 @@ class CompileCase(NamedTuple):
         return self._replace(name=f"{self.name} wide", constants=self.constants | {"WIDE": True})
 
 
+LONGEST_RUN = 256
+"""Of tiles that a program sums over: after more of them, what is added would be lost beside the sums."""
+
+
 def power_of_two(size: int) -> int:
     """The smallest power of two that is not less than ``size``."""
     return 1 << (size - 1).bit_length()

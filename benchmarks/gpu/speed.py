@@ -239,7 +239,7 @@ def _leni_inference(case: Case, here: Gpu) -> Work:
     inputs = _activations(case, here, case.channels, case.size)
     block = _block(sides.random_leni(case.channels), case, here)
     folded = reference.fold_leni(*block.parameters_for_kernels())
-    parameters = [tensor.detach().to(inputs[0].dtype) for tensor in folded]
+    parameters = [tensor.detach().to(inputs[0].dtype) for tensor in (folded.taps, folded.weight, folded.bias)]
     functions = {"ours": FoldedLENI2d(folded), "relu": torch.relu, "copy": _copier(inputs[0])}
     if case.kind == "compiled":
         compiled = here.compile(reference.leni_folded)

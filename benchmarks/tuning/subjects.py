@@ -76,8 +76,7 @@ class Kernel(NamedTuple):
 
 
 def _leni_weight_gradient(i: Inputs) -> Outputs:
-    _, _, weight, bias = reference.leni_folded_backward(i.grad, i.x, i.taps, i.weight, (False, False, True, True))
-    return weight - bias[:, None] * i.mean, bias
+    return reference.leni_weight_gradient(i.grad, i.x, i.taps, i.mean)
 
 
 def _leni_input_gradient(i: Inputs) -> Outputs:
@@ -87,7 +86,7 @@ def _leni_input_gradient(i: Inputs) -> Outputs:
     negative = F.conv2d(negative, i.taps.flip(-1, -2)[:, None], padding=KERNEL_SIZE // 2, groups=i.x.shape[1])
     grad = torch.cat([i.grad, torch.ones_like(i.x[:, :1]), positive, negative], 1)
     weight = torch.cat([i.weight, i.constant[None], i.slope.diag()])
-    return reference.leni_folded_backward(grad, i.x, i.taps, weight, (True, True, False, False))[:2]
+    return reference.leni_folded_backward(grad, i.x, i.taps, weight, None, (True, True, False, False))[:2]
 
 
 def _reborn_statistics(i: Inputs) -> Outputs:
@@ -113,6 +112,15 @@ def _reborn_weight_gradient(i: Inputs) -> Outputs:
 def _of_z(i: Inputs) -> tuple[Tensor, Tensor]:
     channels = i.z.shape[1]
     return i.constant[:channels], i.slope[:channels]
+
+
+def _mean_of_z(i: Inputs) -> Tensor:
+    return i.mean[i.z.shape[1]:]
+
+
+def _less_mean(i: Inputs, mean: Tensor) -> Tensor:
+    """The bias, less the weight times the mean of its last features."""
+    return i.bias - (i.weight[:, -mean.shape[0]:] * mean).sum(1)
 
 
 def _conv_relu(x: Tensor, filters: Tensor, threshold: Tensor, bias: Tensor | None) -> Tensor:
@@ -153,8 +161,8 @@ def _of_conv_relu(name: str, cases: tuple[str, ...], run: Callable[[Inputs, bool
 
 KERNELS = (
     _of_leni("folded", leni, "", triton_configs.choose,
-             lambda i, last: (_launch.leni_folded_triton(i.x, i.taps, i.weight, i.bias, last),),
-             lambda i: (reference.leni_folded(i.x, i.taps, i.weight, i.bias),)),
+             lambda i, last: (_launch.leni_folded_triton(i.x, i.taps, i.weight, i.bias, last, i.mean),),
+             lambda i: (reference.leni_folded(i.x, i.taps, i.weight, _less_mean(i, i.mean)),)),
     _of_conv_relu("forward", ("forward",),
                   lambda i, last: (_launch.conv_relu_triton(i.x, i.filters, i.threshold, i.bias, *_OPTIONS, last),),
                   lambda i: (_conv_relu(i.x, i.filters, i.threshold, i.bias),)),
@@ -180,8 +188,8 @@ KERNELS = (
                           i.grad, i.x, i.filters, i.threshold, *_OPTIONS, last, False, True)[1]),
                   lambda i: _conv_relu_gradients(i, "filters", "threshold")),
     _of_reborn("tail", ("tail",), triton_configs.tail,
-               lambda i, last: (_launch.reborn_tail_triton(i.x, i.z, i.weight, i.bias, last),),
-               lambda i: (F.conv2d(_features(i), i.weight[:, :, None, None], i.bias),)),
+               lambda i, last: (_launch.reborn_tail_triton(i.x, i.z, i.weight, i.bias, last, _mean_of_z(i)),),
+               lambda i: (F.conv2d(_features(i), i.weight[:, :, None, None], _less_mean(i, _mean_of_z(i))),)),
     _of_reborn("gradient", ("negative gradient", "input gradient"), triton_configs.tail_gradient,
                lambda i, last: (_launch.reborn_negative_gradient_triton(i.grad, i.z, i.weight, *_of_z(i), last),
                                 _launch.reborn_input_gradient_triton(i.grad, i.x, i.negative, i.weight, last)),

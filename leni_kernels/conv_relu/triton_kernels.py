@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..architectures import operand_types, warp_size
 from ..triton_support import (
+    LONGEST_RUN,
     CompileCase,
     architecture,
     ceil_div,
@@ -568,7 +569,7 @@ def _correlation(problem: _Problem, grad: Tensor, threshold: Tensor, of_mask: bo
     sites = grad.numel() // grad.shape[1]
     blocks = taps * problem.blocks(problem.outputs, config.outputs) * ceil_div(problem.channels, config.channels)
     # Programs of many tiles write few shares; too few programs leave the GPU idle.
-    tiles = ceil_div(ceil_div(sites, config.sites), ceil_div(_ENOUGH_PROGRAMS, blocks))
+    tiles = min(ceil_div(ceil_div(sites, config.sites), ceil_div(_ENOUGH_PROGRAMS, blocks)), LONGEST_RUN)
     parts = ceil_div(sites, config.sites * tiles)
     partial = x.new_empty(parts, taps, *shape, dtype=accumulator)
     constants = _gradient_constants(problem, config, operand, grad) | {"OF_MASK": of_mask, "WIDE": wide(x, grad)}

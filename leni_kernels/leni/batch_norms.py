@@ -4,22 +4,31 @@ BN1's output has a known mean and variance, so the statistics of a = [p; z], p =
 determine both norms: y = weight · a + bias, and no pass over BN1's output is needed. Backward, every reduction
 that the norms ask for follows from G = Σ dy·(a − mean)ᵀ and S = Σ dy over all pixels.
 Everything here is of size C or C²; the passes over the activations are the kernels'.
+
+Statistics and all that is computed with them are in float64: powers of a variance leave float32's range long before
+the activations do, and what the norms leave of a gradient may be much smaller than what they subtract.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed
 
 
 class Statistics(NamedTuple):
-    """Mean and biased variance ``[2C]`` of a, and the count of values a channel they come from."""
+    """Mean and biased variance ``[2C]`` of a, and the count of values a channel they come from; in float64."""
 
     mean: Tensor
     variance: Tensor
     count: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor, mean: Tensor, variance: Tensor) -> Statistics:
+        """Those of ``values`` ``[N, C, *spatial]``, of which there are mean and variance."""
+        count = mean.new_full((), values.numel() // values.shape[1], dtype=torch.float64)
+        return cls(mean.double(), variance.double(), count)
 
 
 def merged(parts: Statistics) -> Statistics:
@@ -70,7 +79,9 @@ class BatchNorms(NamedTuple):
     def fusion_variance(self, variance: Tensor) -> Tensor:
         """The variance ``[2C]`` of what BN2 reads, [p; BN1(z)]."""
         positive, negative = variance.chunk(2)
-        return torch.cat([positive, self.scale_of_negative(variance).square() * negative])
+        # γ1²·v/(v + ε1), which at v = ∞ is γ1².
+        share = 1 - self.negative_eps / (negative + self.negative_eps)
+        return torch.cat([positive, share * self.negative_weight.double().square()])
 
     def scales(self, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """r2 ``[2C]``, BN1's scales of a ``[2C]`` (1 for p), and s ``[2C]``, the scales of both norms together."""
@@ -85,15 +96,16 @@ class BatchNorms(NamedTuple):
         return (Statistics(negative_mean, of_a.variance.chunk(2)[1], of_a.count),
                 Statistics(fusion_mean, self.fusion_variance(of_a.variance), of_a.count))
 
-    def fold(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """weight ``[C, 2C]`` and bias ``[C]`` of y = weight · a + bias, for a's mean and biased variance ``[2C]``."""
+    def fold(self, variance: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """weight ``[C, 2C]`` and bias ``[C]``, in float64, of y = weight · a + bias for a's mean and biased variance
+        ``[2C]``, or without a mean of y = weight · (a − mean) + bias."""
         scale = self.scales(variance)[2]
-        shift = self.fusion_bias - scale * mean
-        return self.compress_weight * scale, self.compress_bias + (self.compress_weight * shift).sum(1)
+        shift = self.fusion_bias if mean is None else self.fusion_bias - scale * mean
+        return self.compress_weight * scale, self.compress_bias + (self.compress_weight.double() * shift).sum(1)
 
 
 class BatchNormGradients(NamedTuple):
-    """The gradients of :meth:`BatchNorms.fold`: for its parameters, and for a's mean and variance."""
+    """The gradients of :meth:`BatchNorms.fold`: for its parameters, in their dtype, and for a's mean and variance."""
 
     negative_weight: Tensor
     fusion_weight: Tensor
@@ -104,29 +116,43 @@ class BatchNormGradients(NamedTuple):
     variance: Tensor
 
 
-def fold_backward(
-    norms: BatchNorms, variance: Tensor, grad_weight: Tensor, grad_bias: Tensor
-) -> BatchNormGradients:
-    """The gradients that follow from G ``[C, 2C]``, of weight for a less its mean, and S ``[C]``, of bias."""
+def fold_backward(norms: BatchNorms, weight: Tensor, variance: Tensor, grad_weight: Tensor,
+                  grad_bias: Tensor) -> BatchNormGradients:
+    """The gradients that follow from G ``[C, 2C]``, of weight for a less its mean, and S ``[C]``, of bias.
+
+    ``weight`` is the folded one as it was multiplied: where products round it, what goes through the statistics has to
+    cancel what the rounded one passes on.
+    """
     inverse, first, scale = norms.scales(variance)
     grad_compress = grad_weight * scale + grad_bias[:, None] * norms.fusion_bias
     grad_shift = (norms.compress_weight * grad_bias[:, None]).sum(0)
     grad_scale = (norms.compress_weight * grad_weight).sum(0)
-    grad_fusion_variance = -0.5 * grad_scale * norms.fusion_weight * first * inverse**3
     # BN2 all but undoes BN1's scale γ1·r1: with t = γ1²·r1²·v_z + ε2 the variance that BN2 divides by, what is left is
     # of the order of the eps. The differences t − γ1²·r1²·v_z = ε2 and r1² − r1⁴·v_z = ε1·r1⁴ are written as what
     # they are, since computed they would cancel.
-    negative_variance = variance.chunk(2)[1]
-    gamma, r1 = norms.negative_weight, torch.rsqrt(negative_variance + norms.negative_eps)
-    grad_first = (grad_scale * norms.fusion_weight).chunk(2)[1]
-    grad_positive_variance, grad_output_variance = grad_fusion_variance.chunk(2)
+    r1 = torch.rsqrt(variance.chunk(2)[1] + norms.negative_eps)
     negative_inverse = inverse.chunk(2)[1]
+    grad_first = (grad_scale * norms.fusion_weight).chunk(2)[1]
     grad_gamma = grad_first * r1 * norms.fusion_eps * negative_inverse**3
-    grad_negative_variance = (-0.5 * grad_first * negative_inverse * gamma * r1**3
-                              + grad_output_variance * gamma.square() * norms.negative_eps * r1**4)
-    return BatchNormGradients(
-        grad_gamma, grad_scale * inverse * first, grad_shift, grad_compress, grad_bias.clone(),
-        -grad_shift * scale, torch.cat([grad_positive_variance, grad_negative_variance]))
+    rest = norms.negative_eps * (norms.negative_weight * r1 * negative_inverse).square()
+    per_variance = torch.cat([inverse.chunk(2)[0].square(), r1.square() * (1 + rest)])
+    parameters = (grad_gamma, grad_scale * inverse * first, grad_shift, grad_compress, grad_bias)
+    return BatchNormGradients(*_like_parameters(norms, parameters),
+                              *_through_weight(weight, grad_weight, grad_bias, per_variance))
+
+
+def _like_parameters(parameters: tuple[Any, ...], gradients: tuple[Tensor, ...]) -> list[Tensor]:
+    """Each gradient in its parameter's dtype, and none a view of another tensor."""
+    return [gradient.to(parameter.dtype, copy=True)
+            for parameter, gradient in zip(parameters, gradients, strict=False)]
+
+
+def _through_weight(weight: Tensor, grad_weight: Tensor, grad_bias: Tensor,
+                    per_variance: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of the mean and the variance of the features of ``weight`` ``[C, K]``, whose columns change by
+    −½·``per_variance`` ``[K]`` of themselves with the variance."""
+    weight = weight.double()
+    return -(weight * grad_bias[:, None]).sum(0), -0.5 * per_variance * (weight * grad_weight).sum(0)
 
 
 def through_statistics(mean: Tensor, count: Tensor, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,15 +177,19 @@ class NegativeNorm(NamedTuple):
     """c ``[C]``."""
     eps: float
 
-    def fold(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """weight ``[C, 2C]`` and bias ``[C]`` of y = weight · [p; z] + bias, for z's mean and variance ``[C]``."""
+    def fold(self, variance: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """weight ``[C, 2C]`` and bias ``[C]``, in float64, of y = weight · [p; z] + bias for z's mean and variance
+        ``[C]``, or without a mean of y = weight · [p; z − mean] + bias."""
         positive, negative = self.compress_weight.chunk(2, dim=1)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = (negative * (self.bias - scale * mean)).sum(1)
-        return torch.cat([positive, negative * scale], dim=1), self.compress_bias + shift
+        shift = self.bias if mean is None else self.bias - scale * mean
+        shift = (negative.double() * shift).sum(1)
+        return torch.cat([positive.double(), negative * scale], dim=1), self.compress_bias + shift
 
-    def fold_backward(self, variance: Tensor, grad_weight: Tensor, grad_bias: Tensor) -> NegativeNormGradients:
-        """The gradients that follow from G ``[C, 2C]``, of weight for [p; z − mean], and S ``[C]``, of bias."""
+    def fold_backward(self, weight: Tensor, variance: Tensor, grad_weight: Tensor,
+                      grad_bias: Tensor) -> NegativeNormGradients:
+        """The gradients that follow from G ``[C, 2C]``, of weight for [p; z − mean], and S ``[C]``, of bias; ``weight``
+        is as in :func:`fold_backward`."""
         negative = self.compress_weight.chunk(2, dim=1)[1]
         grad_positive, grad_negative = grad_weight.chunk(2, dim=1)
         inverse = torch.rsqrt(variance + self.eps)
@@ -167,12 +197,13 @@ class NegativeNorm(NamedTuple):
         grad_shift = (negative * grad_bias[:, None]).sum(0)
         grad_scale = (negative * grad_negative).sum(0)
         grad_compress = torch.cat([grad_positive, grad_negative * scale + grad_bias[:, None] * self.bias], dim=1)
-        return NegativeNormGradients(grad_scale * inverse, grad_shift, grad_compress, grad_bias.clone(),
-                                     -grad_shift * scale, -0.5 * grad_scale * self.weight * inverse**3)
+        parameters = (grad_scale * inverse, grad_shift, grad_compress, grad_bias)
+        of_z = _through_weight(weight.chunk(2, dim=1)[1], grad_negative, grad_bias, inverse.square())
+        return NegativeNormGradients(*_like_parameters(self, parameters), *of_z)
 
 
 class NegativeNormGradients(NamedTuple):
-    """The gradients of :meth:`NegativeNorm.fold`: for its parameters, and for z's mean and variance."""
+    """The gradients of :meth:`NegativeNorm.fold`: for its parameters, in their dtype, and for z's mean and variance."""
 
     weight: Tensor
     bias: Tensor

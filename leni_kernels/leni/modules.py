@@ -166,12 +166,15 @@ class Reborn2d(_Block):
 
 
 class _FoldedBlock(nn.Module):
-    """Holds folded tensors as parameters that do not train."""
+    """Holds folded tensors as parameters that do not train, and their mean as a buffer."""
 
     def __init__(self, folded: Folded | FoldedReborn | FoldedRebornFeatures) -> None:
         super().__init__()
-        for name, tensor in folded._asdict().items():
-            self.register_parameter(name, nn.Parameter(tensor.detach().clone(), requires_grad=False))
+        tensors = {name: tensor.detach().clone() for name, tensor in folded._asdict().items()}
+        if "mean" in tensors:
+            self.register_buffer("mean", tensors.pop("mean"))
+        for name, tensor in tensors.items():
+            self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
     def extra_repr(self) -> str:
         return f"{self.taps.shape[0]}, kernel_size={self.taps.shape[-1]}"
@@ -180,11 +183,12 @@ class _FoldedBlock(nn.Module):
 class FoldedLENI2d(_FoldedBlock):
     """LENI2d with its norms folded, for inference: one fused operation on ``[N, C, H, W]``.
 
-    Made by :func:`leni_kernels.fold`; ``taps`` ``[C, k, k]``, ``weight`` ``[C, 2C]``, ``bias`` ``[C]``.
+    Made by :func:`leni_kernels.fold`; ``taps`` ``[C, k, k]``, ``weight`` ``[C, 2C]``, ``bias`` ``[C]``, and the norms'
+    ``mean`` ``[2C]`` of what the weight multiplies, which keeps half precision from losing deviations from it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.leni_folded(x, self.taps, self.weight, self.bias)
+        return ops.leni_folded(x, self.taps, self.weight, self.bias, self.mean)
 
 
 class FoldedReborn2d(_FoldedBlock):

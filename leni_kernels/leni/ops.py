@@ -34,7 +34,7 @@ class Kernels(NamedTuple):
     """The operators of one backend."""
 
     folded: Any
-    """(x, taps, weight, bias, channels_last) -> y"""
+    """(x, taps, weight, bias, channels_last, mean=None) -> y, for features less their mean"""
     statistics: Any
     """(x, taps, channels_last) -> mean, variance"""
     weight_gradient: Any
@@ -47,7 +47,8 @@ def empty_as(x: Tensor, channels_last: bool) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def _fake_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, channels_last: bool) -> Tensor:
+def _fake_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, channels_last: bool,
+                 mean: Tensor | None = None) -> Tensor:
     return empty_as(x, channels_last)
 
 
@@ -89,24 +90,24 @@ def operators_of(mechanism: str, backend: str, fakes: Any, names: tuple[str, ...
 
 
 def _save_folded(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, taps, weight, _, ctx.channels_last = inputs
-    ctx.save_for_backward(x, taps, weight)
+    x, taps, weight, _, ctx.channels_last, mean = inputs
+    ctx.save_for_backward(x, taps, weight, mean)
 
 
 def _backward_by_reference(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *reference.leni_folded_backward(grad, *ctx.saved_tensors, ctx.needs_input_grad[:4]), None
+    return *reference.leni_folded_backward(grad, *ctx.saved_tensors, ctx.needs_input_grad[:4]), None, None
 
 
 def _backward_by_kernels(kernels: Kernels, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():  # with create_graph: only the reference can be differentiated again
         return _backward_by_reference(ctx, grad)
-    x, taps, weight = ctx.saved_tensors
+    x, taps, weight, mean = ctx.saved_tensors
     gradients: list[Tensor | None] = [None] * 4
     if any(ctx.needs_input_grad[:2]):
         gradients[:2] = kernels.input_gradient(grad, x, taps, weight, None, None, ctx.channels_last)
     if any(ctx.needs_input_grad[2:4]):
-        gradients[2:] = kernels.weight_gradient(grad, x, taps, ctx.channels_last)
-    return *gradients, None
+        gradients[2:] = kernels.weight_gradient(grad, x, taps, ctx.channels_last, mean)
+    return *gradients, None, None
 
 
 def laid_out(x: Tensor, channels_last: bool) -> Tensor:
@@ -125,6 +126,28 @@ def _input_gradient_by_reference(grad: Tensor, x: Tensor, taps: Tensor, weight: 
 
 
 # ---- training as one operator, made of the passes ----------------------------------------------------------
+
+FEW_VALUES = 16
+"""Of a channel, up to which a batch's norms leave so little of a gradient that float32's rounding drowns it."""
+
+
+def precise(x: Tensor, channels_last: bool, *others: Tensor) -> tuple[Tensor, ...]:
+    """x, a batch, and other activations of its size: as they are, or in float64 where a channel has few values."""
+    if values_of(x) > FEW_VALUES:
+        return x, *others
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return tuple(tensor.to(torch.float64, memory_format=layout) for tensor in (x, *others))
+
+
+def rounds_products(x: Tensor) -> bool:
+    """Whether a matrix product with x rounds what it multiplies: half precision does, and TF32."""
+    return x.dtype in (torch.float16, torch.bfloat16) or (x.is_cuda and x.dtype == torch.float32)
+
+
+def as_multiplied(backend: str, weight: Tensor, x: Tensor) -> Tensor:
+    """A weight as the products of a backend's gradients with x take it, in the dtype of x's parameters."""
+    dtype = reference.folding_dtype(x.dtype)
+    return weight.to(x.dtype).to(dtype) if backend == "triton" else weight.to(dtype)
 
 
 def only_first_differentiable(ctx: Any, output: tuple[Tensor, ...]) -> None:
@@ -145,9 +168,14 @@ def _define_training(backend: str, kernels: Kernels) -> Any:
                 fusion_eps: float, channels_last: bool, group: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         norms = BatchNorms(negative_weight, fusion_weight, fusion_bias, compress_weight, compress_bias, negative_eps,
                            fusion_eps)
-        statistics = Statistics(*kernels.statistics(x, taps, channels_last), taps.new_full((), values_of(x)))
+        a, = precise(x, channels_last)
+        dtype = reference.folding_dtype(a.dtype)
+        statistics = Statistics.of(a, *kernels.statistics(a, taps.to(dtype), channels_last))
         mean, variance, count = merged_over(group, statistics) if group else statistics
-        return kernels.folded(x, taps, *norms.fold(mean, variance), channels_last), mean, variance, count
+        centre = mean.to(dtype) if rounds_products(a) else None
+        weight, bias = norms.fold(variance, mean if centre is None else None)
+        y = kernels.folded(a, taps.to(dtype), weight.to(dtype), bias.to(dtype), channels_last, centre)
+        return y.to(x.dtype), mean, variance, count
 
     def backward(grad: Tensor, x: Tensor, taps: Tensor, negative_weight: Tensor, fusion_weight: Tensor,
                  fusion_bias: Tensor, compress_weight: Tensor, compress_bias: Tensor, mean: Tensor, variance: Tensor,
@@ -156,18 +184,24 @@ def _define_training(backend: str, kernels: Kernels) -> Any:
                  ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         norms = BatchNorms(negative_weight, fusion_weight, fusion_bias, compress_weight, compress_bias, negative_eps,
                            fusion_eps)
-        g = fold_backward(norms, variance, *kernels.weight_gradient(grad, x, taps, channels_last, mean))
+        a, grad = precise(x, channels_last, grad)
+        dtype = reference.folding_dtype(a.dtype)
+        wide_taps = taps.to(dtype)
+        weight = as_multiplied(backend, norms.fold(variance)[0], a)
+        g = fold_backward(norms, weight, variance,
+                          *kernels.weight_gradient(grad, a, wide_taps, channels_last, mean.to(dtype)))
         grad_x, grad_taps = x.new_empty(0), taps.new_empty(0)
         if needs_input:
             grad_mean, grad_variance = summed_over(group, g.mean, g.variance) if group else (g.mean, g.variance)
-            constant, slope = through_statistics(mean, count, grad_mean, grad_variance)
-            weight = norms.fold(mean, variance)[0]
-            grad_x, grad_taps = kernels.input_gradient(grad, x, taps, weight, constant, slope, channels_last)
-        return grad_x, grad_taps, *g[:5]
+            through = through_statistics(mean, count, grad_mean, grad_variance)
+            grad_x, grad_taps = kernels.input_gradient(grad, a, wide_taps, weight, *(v.to(dtype) for v in through),
+                                                       channels_last)
+        return grad_x.to(x.dtype), grad_taps.to(taps.dtype), *g[:5]
 
     def fake_forward(x: Tensor, taps: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
         channels_last = rest[-2]
-        return empty_as(x, channels_last), *_fake_statistics(x, taps, channels_last), taps.new_empty(())
+        statistics = taps.new_empty(2 * x.shape[1], dtype=torch.float64)
+        return empty_as(x, channels_last), statistics, torch.empty_like(statistics), statistics.new_empty(())
 
     def fake_backward(grad: Tensor, x: Tensor, taps: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         parameters, (channels_last, _, needs_input) = rest[:5], rest[-3:]
@@ -271,14 +305,12 @@ def _why_not_triton(x: Tensor, kernel_size: int) -> str | None:
     return triton_support.why_not_here(x) or _why_no_size(kernel_size) or why_no_layout(x)
 
 
-def _run_cpp(x: Tensor, folded: Folded) -> Tensor:
+def _run(kernels: Kernels, x: Tensor, folded: Folded) -> Tensor:
     x = x.to(checks.autocast_dtype(x))
-    return _CPP.folded(x, *folded, is_channels_last(x))
-
-
-def _run_triton(x: Tensor, folded: Folded) -> Tensor:
-    x = x.to(checks.autocast_dtype(x))
-    return _TRITON.folded(x, *folded, is_channels_last(x))
+    taps, weight, bias, mean = folded
+    if mean is None or not rounds_products(x):
+        return kernels.folded(x, taps, weight, bias, is_channels_last(x))
+    return kernels.folded(x, taps, weight, reference.centred_bias(weight, bias, mean), is_channels_last(x), mean)
 
 
 # ---- LENI in its folded form -------------------------------------------------------------------------------
@@ -297,14 +329,13 @@ class FoldedCall(NamedTuple):
 
 _LENI_FOLDED = Operation(
     "leni_folded",
-    Backend("cpp", lambda call: _why_not_cpp(call.x, call.kernel_size), lambda call: _run_cpp(*call)),
-    Backend("triton", lambda call: _why_not_triton(call.x, call.kernel_size),
-            lambda call: _run_triton(*call)),
+    Backend("cpp", lambda call: _why_not_cpp(call.x, call.kernel_size), lambda call: _run(_CPP, *call)),
+    Backend("triton", lambda call: _why_not_triton(call.x, call.kernel_size), lambda call: _run(_TRITON, *call)),
     Backend("reference", lambda call: None, lambda call: reference.leni_folded(call.x, *call.folded)),
 )
 
 
-def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None = None) -> Tensor:
     """LENI with its norms folded, for inference: ``weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias``.
 
     Args:
@@ -313,6 +344,9 @@ def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor) -> Tensor
         taps: ``[C, k, k]``, k odd.
         weight: ``[C, 2C]``; the first C columns act on the positive branch.
         bias: ``[C]``.
+        mean: ``[2C]``, about the mean of what the weight multiplies, or None. The result is the same but for the
+            rounding: products that round (half precision, TF32) are of values less the mean, so that they lose little
+            where it is large against the deviations from it. It gets no gradient.
 
     Returns:
         ``[N, C, H, W]`` in x's dtype and memory format.
@@ -326,7 +360,12 @@ def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor) -> Tensor
     checks.odd_kernel("leni_folded", "taps", taps, (channels, "k", "k"))
     check_folded("leni_folded", x, taps, weight, bias)
     dtype = reference.folding_dtype(x.dtype)
-    return _LENI_FOLDED(FoldedCall(x, Folded(taps.to(dtype), weight.to(dtype), bias.to(dtype))))
+    if mean is not None:
+        checks.shape("leni_folded", "mean", mean, (2 * channels,))
+        checks.same_device("leni_folded", x=x, mean=mean)
+        checks.floating("leni_folded", mean, "mean")
+        mean = mean.detach().to(dtype)
+    return _LENI_FOLDED(FoldedCall(x, Folded(taps.to(dtype), weight.to(dtype), bias.to(dtype), mean)))
 
 
 def check_folded(name: str, x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -398,11 +437,11 @@ def _why_leni_not_triton(call: LeniCall) -> str | None:
 
 
 def _run_leni_cpp(call: LeniCall) -> Tensor:
-    return _run_training(call, _leni_training_cpp) if call.trains else _run_cpp(call.x, call.folded())
+    return _run_training(call, _leni_training_cpp) if call.trains else _run(_CPP, call.x, call.folded())
 
 
 def _run_leni_triton(call: LeniCall) -> Tensor:
-    return _run_training(call, _leni_training_triton) if call.trains else _run_triton(call.x, call.folded())
+    return _run_training(call, _leni_training_triton) if call.trains else _run(_TRITON, call.x, call.folded())
 
 
 def check_values(x: Tensor, group: str) -> None:

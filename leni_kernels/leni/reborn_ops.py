@@ -20,6 +20,7 @@ from ..conv_relu import ops as conv_relu_ops
 from . import reference, triton_tail
 from .batch_norms import NegativeNorm, Statistics, merged_over, summed_over, through_statistics
 from .ops import (
+    as_multiplied,
     check_block,
     check_folded,
     check_values,
@@ -30,6 +31,8 @@ from .ops import (
     no_double_backward,
     only_first_differentiable,
     operators_of,
+    precise,
+    rounds_products,
     values_of,
     vector_of,
     why_no_layout,
@@ -47,7 +50,7 @@ class RebornKernels(NamedTuple):
     """The operators of one backend, for z = D ⋆ᵀ min(x, 0); all activations but grad in one layout."""
 
     tail: Any
-    """(x, z, weight, bias, channels_last) -> y"""
+    """(x, z, weight, bias, channels_last, mean=None) -> y, for z less its mean"""
     statistics: Any
     """(z, channels_last) -> mean, variance"""
     weight_gradient: Any
@@ -80,7 +83,8 @@ def _fake_reborn_deconv_gradient(grad: Tensor, grad_z: Tensor, x: Tensor, deconv
             deconv_weight.new_empty(deconv_weight.shape if needs_deconv else 0))
 
 
-def _fake_reborn_tail(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, channels_last: bool) -> Tensor:
+def _fake_reborn_tail(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, channels_last: bool,
+                      mean: Tensor | None = None) -> Tensor:
     return empty_as(x, channels_last)
 
 
@@ -178,14 +182,19 @@ def _define_reborn_training(backend: str, kernels: RebornKernels) -> Any:
                 compress_bias: Tensor, mean: Tensor | None, variance: Tensor | None, eps: float, groups: int,
                 channels_last: bool, group: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         norm = NegativeNorm(norm_weight, norm_bias, compress_weight, compress_bias, eps)
-        z, *of_z = _Deconvolution(kernels, x, deconv_weight, groups, channels_last, mean is None).forward(x)
-        count = norm_weight.new_full((), values_of(x))
+        a, = precise(x, channels_last) if mean is None else (x,)
+        dtype = reference.folding_dtype(a.dtype)
+        z, *of_z = _Deconvolution(kernels, a, deconv_weight.to(a.dtype), groups, channels_last, mean is None).forward(a)
         if mean is None or variance is None:
-            statistics = Statistics(*(of_z or kernels.statistics(z, channels_last)), count)
+            statistics = Statistics.of(z, *(of_z or kernels.statistics(z, channels_last)))
             mean, variance, count = merged_over(group, statistics) if group else statistics
         else:
-            mean, variance = mean.clone(), variance.clone()  # an operator's outputs are no views of its inputs
-        return kernels.tail(x, z, *norm.fold(mean, variance), channels_last), z, mean, variance, count
+            # An operator's outputs are no views of its inputs.
+            mean, variance, count = Statistics.of(z, mean.clone(), variance.clone())
+        centre = mean.to(dtype) if rounds_products(a) else None
+        weight, bias = norm.fold(variance, mean if centre is None else None)
+        y = kernels.tail(a, z, weight.to(dtype), bias.to(dtype), channels_last, centre)
+        return y.to(x.dtype), z.to(x.dtype), mean, variance, count
 
     def backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, norm_weight: Tensor, norm_bias: Tensor,
                  compress_weight: Tensor, compress_bias: Tensor, z: Tensor, mean: Tensor, variance: Tensor,
@@ -194,25 +203,30 @@ def _define_reborn_training(backend: str, kernels: RebornKernels) -> Any:
         needs_x, needs_deconv, needs_parameters = needs
         norm = NegativeNorm(norm_weight, norm_bias, compress_weight, compress_bias, eps)
         grad_x, grad_deconv, *grad_parameters = (x.new_empty(0) for _ in range(6))
-        constant = slope = None
+        a, grad = precise(x, channels_last, grad) if trains else (x, grad)
+        dtype = reference.folding_dtype(a.dtype)
+        deconvolution = _Deconvolution(kernels, a, deconv_weight.to(a.dtype), groups, channels_last, trains)
+        if a.dtype != x.dtype:
+            z = deconvolution.forward(a)[0]
+        weight = as_multiplied(backend, norm.fold(variance)[0], a)
+        through = None, None
         if trains or needs_parameters:
-            of_features = torch.cat([torch.zeros_like(mean), mean])
+            of_features = torch.cat([torch.zeros_like(mean), mean]).to(dtype)
             *grad_parameters, grad_mean, grad_variance = norm.fold_backward(
-                variance, *kernels.weight_gradient(grad, x, z, of_features, channels_last))
+                weight, variance, *kernels.weight_gradient(grad, a, z, of_features, channels_last))
             if trains and (needs_x or needs_deconv):
                 if group:
                     grad_mean, grad_variance = summed_over(group, grad_mean, grad_variance)
-                constant, slope = through_statistics(mean, count, grad_mean, grad_variance)
+                through = (v.to(dtype) for v in through_statistics(mean, count, grad_mean, grad_variance))
         if needs_x or needs_deconv:
-            weight = norm.fold(mean, variance)[0]
-            grad_z = kernels.negative_gradient(grad, z, weight, constant, slope, channels_last)
-            deconvolution = _Deconvolution(kernels, x, deconv_weight, groups, channels_last, trains)
-            grad_x, grad_deconv = deconvolution.backward(grad, grad_z, x, weight, needs_x, needs_deconv)
-        return grad_x, grad_deconv, *grad_parameters
+            grad_z = kernels.negative_gradient(grad, z, weight, *through, channels_last)
+            grad_x, grad_deconv = deconvolution.backward(grad, grad_z, a, weight, needs_x, needs_deconv)
+        return grad_x.to(x.dtype), grad_deconv.to(deconv_weight.dtype), *grad_parameters
 
     def fake_forward(x: Tensor, deconv_weight: Tensor, norm_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         y, z = (empty_as(x, rest[-2]) for _ in range(2))
-        return y, z, *_fake_reborn_statistics(x, rest[-2]), norm_weight.new_empty(())
+        mean, variance = (norm_weight.new_empty(x.shape[1], dtype=torch.float64) for _ in range(2))
+        return y, z, mean, variance, mean.new_empty(())
 
     def fake_backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         parameters, channels_last, trains, (needs_x, needs_deconv, needs_parameters) = rest[:4], rest[-4], *rest[-2:]

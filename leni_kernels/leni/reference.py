@@ -97,12 +97,14 @@ def reborn(x: Tensor, deconv: Layer, negative_norm: Layer, compress: Layer | Non
 class Folded(NamedTuple):
     """LENI with its norms folded: ``y = weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias``.
 
-    ``taps`` ``[C, k, k]``, ``weight`` ``[C, 2C]``, ``bias`` ``[C]``.
+    ``taps`` ``[C, k, k]``, ``weight`` ``[C, 2C]``, ``bias`` ``[C]``. ``mean`` ``[2C]`` changes nothing but the
+    rounding: it is about the mean of what ``weight`` multiplies, and products that round are of values less it.
     """
 
     taps: Tensor
     weight: Tensor
     bias: Tensor
+    mean: Tensor | None = None
 
 
 def folding_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -131,7 +133,10 @@ def fold_leni(deconv_weight: Tensor, negative_norm: Norm, fusion_norm: Norm, com
     bias = (compress * fusion_shift).sum(1) + (weight[:, channels:] * negative_shift).sum(1)
     if compress_bias is not None:
         bias = bias + compress_bias.to(dtype)
-    return Folded(deconv_weight.to(dtype).squeeze(1) * negative_scale[:, None, None], weight, bias)
+    mean = (fusion_norm.running_mean.to(dtype) - F.pad(negative_shift, (channels, 0))).detach()
+    # Less a mean that is small against the deviations from it, values are not smaller.
+    mean = mean * (mean.square() > fusion_norm.running_var)
+    return Folded(deconv_weight.to(dtype).squeeze(1) * negative_scale[:, None, None], weight, bias, mean)
 
 
 class FoldedRebornFeatures(NamedTuple):
@@ -247,13 +252,23 @@ def _features(x: Tensor, taps: Tensor) -> Tensor:
     return torch.cat([positive, _deconvolve(negative, taps.to(x.dtype))], dim=1)
 
 
-def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None = None) -> Tensor:
     """``weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias`` in x's dtype, parameters as in :class:`Folded`.
 
     The stride-1 transposed convolution is written as the equal correlation with
     flipped taps, which PyTorch runs faster.
     """
-    return F.conv2d(_features(x, taps), weight.to(x.dtype)[:, :, None, None], bias.to(x.dtype))
+    if mean is None:
+        features = _features(x, taps)
+    else:
+        features = (_features(x.to(taps.dtype), taps) - mean[:, None, None]).to(x.dtype)
+        bias = centred_bias(weight, bias, mean)
+    return F.conv2d(features, weight.to(x.dtype)[:, :, None, None], bias.to(x.dtype))
+
+
+def centred_bias(weight: Tensor, bias: Tensor, mean: Tensor) -> Tensor:
+    """The bias with which ``weight · (a − mean) + bias`` is what ``weight · a + bias`` is with ``bias``."""
+    return bias + (weight * mean).sum(1)
 
 
 def leni_statistics(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
@@ -302,14 +317,15 @@ def _through(grad: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(grad, weight.to(grad.dtype).t()[:, :, None, None])
 
 
-def leni_folded_backward(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor,
+def leni_folded_backward(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, mean: Tensor | None,
                          needs: tuple[bool, bool, bool, bool]) -> tuple[Tensor | None, ...]:
-    """Gradients of :func:`leni_folded` for (x, taps, weight, bias), None where ``needs`` says so.
+    """Gradients of ``weight · ([max(x, 0); taps ⋆ᵀ min(x, 0)] − mean) + bias`` for (x, taps, weight, bias), None where
+    ``needs`` says so.
 
     Recomputes both branches from x, so that x is all that need be kept.
     """
     of_input = leni_input_gradient(grad, x, taps, weight) if any(needs[:2]) else (None, None)
-    of_weight = leni_weight_gradient(grad, x, taps) if any(needs[2:]) else (None, None)
+    of_weight = leni_weight_gradient(grad, x, taps, mean) if any(needs[2:]) else (None, None)
     return tuple(gradient if needed else None
                  for gradient, needed in zip((*of_input, *of_weight), needs, strict=True))
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..architectures import warp_size
-from ..triton_support import ceil_div, float32_operand, full_vector, itemsize, jit, tl, vector_length
+from ..triton_support import LONGEST_RUN, ceil_div, float32_operand, full_vector, itemsize, jit, tl, vector_length
 from .batch_norms import Statistics, merged
 
 
@@ -303,6 +303,13 @@ def merge_lanes(count, mean, squares, AXIS: tl.constexpr):
 
 
 @jit
+def less_mean(branch, mean, has_channel, AXIS: tl.constexpr):
+    """A branch less its mean, in its dtype; ``mean`` points at the channels' means."""
+    channel_mean = tl.expand_dims(tl.load(mean, has_channel, 0.0), AXIS)
+    return (branch.to(channel_mean.dtype) - channel_mean).to(branch.dtype)
+
+
+@jit
 def centred(branch, mean, inside, AXIS: tl.constexpr):
     """A branch less its mean, 0 where the image has ended."""
     return tl.where(inside, branch.to(mean.dtype) - tl.expand_dims(mean, AXIS), 0.0)
@@ -360,7 +367,7 @@ PROGRAMS = 256
 
 def split(tiles: int, blocks: int, least: int = 1) -> tuple[int, int]:
     """How many programs share the tiles of one block, and how many tiles each takes, ``least`` or more."""
-    each = max(least, ceil_div(tiles * blocks, PROGRAMS))
+    each = max(least, min(ceil_div(tiles * blocks, PROGRAMS), LONGEST_RUN))
     return ceil_div(tiles, each), each
 
 

@@ -1,12 +1,12 @@
-"""LENI inference in Triton: ``y = weight · [max(x, 0); taps ⋆ᵀ min(x, 0)] + bias`` in one pass.
+"""LENI inference in Triton: ``y = weight · ([max(x, 0); taps ⋆ᵀ min(x, 0)] − mean) + bias`` in one pass.
 
 Reads x once from device memory, writes y once, saves nothing: 2T, where T is the bytes of one activation.
 That is the least, since every element of x matters and every element of y is new; a ReLU moves as much. The
 halo of a tile and the k column shifts of a row come from L1 and L2. With more output channels than one tile
 has, x is read once per block of them, through L2.
 
-Both branches (``triton_features.py``) go through the matrix units into one accumulator: z is rounded to x's
-dtype, in which max(x, 0) is exact.
+Both branches (``triton_features.py``) go through the matrix units into one accumulator, rounded to x's dtype, and
+before that less their mean, if there is one: what is left may be much smaller, and so is the rounding of it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from .triton_configs import Config, choose
 from .triton_features import (
     block_positions,
     join_rows,
+    less_mean,
     loads_of_rows,
     locate,
     operand_of,
@@ -45,7 +46,18 @@ from .triton_features import (
 
 
 @jit
-def _channels_last_kernel(x, taps, weight, bias, y, height, width, positions,
+def branch_tiles(rows, deconvolved, mean, channel, C: tl.constexpr, AXIS: tl.constexpr):
+    """Rows of x and z as operands of both branches, in x's dtype; less their mean [2C], if there is one."""
+    positive = positive_part(join_rows(rows, AXIS))
+    negative = join_rows(deconvolved, AXIS)
+    if mean is not None:
+        positive = less_mean(positive, mean + channel, channel < C, AXIS)
+        negative = less_mean(negative, mean + C + channel, channel < C, AXIS)
+    return positive, negative.to(positive.dtype)
+
+
+@jit
+def _channels_last_kernel(x, taps, weight, bias, mean, y, height, width, positions,
                           stride_n, stride_h, stride_w,
                           C: tl.constexpr, KERNEL: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr,
                           BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
@@ -74,8 +86,7 @@ def _channels_last_kernel(x, taps, weight, bias, y, height, width, positions,
             rows, deconvolved = rows_channels_last(
                 base + k, taps, row, column, position < positions, k + channel, height, width,
                 stride_h, stride_w, C, KERNEL, ROWS)
-            positive = positive_part(join_rows(rows, 0))
-            negative = join_rows(deconvolved, 0).to(x.dtype.element_ty)
+            positive, negative = branch_tiles(rows, deconvolved, mean, k + channel, C, 0)
             if BLOCK_CHANNELS < C:
                 positive_weight, negative_weight = weight_tiles(weight, output, k + channel, C)
             sums = tl.dot(positive, tl.trans(positive_weight), sums, PRECISION, out_dtype=accumulator_type)
@@ -91,7 +102,7 @@ def _channels_last_kernel(x, taps, weight, bias, y, height, width, positions,
 
 
 @jit
-def _contiguous_kernel(x, taps, weight, bias, y, height, width, positions,
+def _contiguous_kernel(x, taps, weight, bias, mean, y, height, width, positions,
                        stride_n, stride_h, stride_c,
                        C: tl.constexpr, KERNEL: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr,
                        BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
@@ -121,8 +132,7 @@ def _contiguous_kernel(x, taps, weight, bias, y, height, width, positions,
             rows, deconvolved = rows_contiguous(
                 base + k * stride_c, taps, row, column * VECTOR, position < positions, k + channel, height,
                 width * VECTOR, stride_h, C, KERNEL, VECTOR, ROWS)
-            positive = positive_part(join_rows(rows, 1))
-            negative = join_rows(deconvolved, 1).to(x.dtype.element_ty)
+            positive, negative = branch_tiles(rows, deconvolved, mean, k + channel, C, 1)
             if BLOCK_CHANNELS < C:
                 positive_weight, negative_weight = weight_tiles(weight, output, k + channel, C)
             sums = tl.dot(positive_weight, positive, sums, PRECISION, out_dtype=accumulator_type)
@@ -145,8 +155,9 @@ _MOST_TILES = 4
 _ENOUGH_PROGRAMS = 1024
 
 
-def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, channels_last: bool) -> Tensor:
-    """Launch on x ``[N, C, H, W]`` with taps ``[C, k, k]``, weight ``[C, 2C]`` and bias ``[C]``; returns y.
+def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, channels_last: bool,
+                mean: Tensor | None = None) -> Tensor:
+    """Launch on x ``[N, C, H, W]`` with taps ``[C, k, k]``, weight ``[C, 2C]``, bias ``[C]``, mean ``[2C]``; returns y.
 
     The parameters are float32, or float64 for a float64 x. ``channels_last`` says whether x has stride 1
     along channels or along columns, and how y is laid out; no other stride of x matters, and x is not copied.
@@ -168,8 +179,9 @@ def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, channels_
     programs = ceil_div(tiles, constants["TILES"]) * ceil_div(channels, config.outputs)
     with on_device_of(x):
         launchable(_kernel(channels_last))[(programs,)](
-            x, taps.permute(1, 2, 0).contiguous(), weight.to(x.dtype).contiguous(), bias.contiguous(), y,
-            height, columns, positions, *strides, **constants, num_warps=config.warps, num_stages=1)
+            x, taps.permute(1, 2, 0).contiguous(), weight.to(x.dtype).contiguous(), bias.contiguous(),
+            None if mean is None else mean.contiguous(), y, height, columns, positions, *strides, **constants,
+            num_warps=config.warps, num_stages=1)
     return y
 
 
@@ -209,9 +221,12 @@ def _compile_case(channels: int, kernel_size: int, operand: str, architecture: s
         vector //= 2
     constants = _constants(channels, kernel_size, vector, operand, config, channels_last)
     constants |= {"TILES": _MOST_TILES, "WIDE": False}
+    if operand == "fp64":  # nothing is rounded, so that there is no mean
+        constants["mean"] = None
     element = "fp32" if operand == "tf32" else operand
     parameter = "fp64" if operand == "fp64" else "fp32"
-    pointers = {"x": element, "taps": parameter, "weight": element, "bias": parameter, "y": element}
+    pointers = {"x": element, "taps": parameter, "weight": element, "bias": parameter, "mean": parameter,
+                "y": element}
     kernel = _kernel(channels_last)
     signature = {name: f"*{pointers[name]}" if name in pointers else "i32"
                  for name in kernel.arg_names if name not in constants}

@@ -1,7 +1,7 @@
 """Reborn's tail in Triton: what follows the deconvolution that makes z, forward and backward.
 
 T is the bytes of one activation. Forward, ``reborn_statistics`` reads z (1T), ``reborn_tail`` reads x and z and writes
-y = weight · [max(x, 0); z] + bias (3T). Backward, ``reborn_weight_gradient`` reads x, z and dy (3T),
+y = weight · [max(x, 0); z − mean] + bias (3T). Backward, ``reborn_weight_gradient`` reads x, z and dy (3T),
 ``reborn_negative_gradient`` reads dy and z and writes dz (3T; 2T with running statistics, which need no z), and after
 the deconvolution of dz ``reborn_input_gradient`` reads dy, x and its result and writes dx (4T). Only x and z are kept.
 Less would need the deconvolution in these kernels, and it is the library's: z, dz and what it makes of dz have to be
@@ -45,6 +45,7 @@ from .triton_features import (
     dense_offsets,
     gradient_vectors,
     index,
+    less_mean,
     load_pixels,
     loads_of_rows,
     merge_lanes,
@@ -114,7 +115,7 @@ def _statistics_kernel(z, counts, means, squares, height, width, positions, all_
 
 
 @jit
-def _tail_kernel(x, z, weight, bias, y, height, width, positions, stride_n, stride_h, stride_o,
+def _tail_kernel(x, z, weight, bias, mean, y, height, width, positions, stride_n, stride_h, stride_o,
                  C: tl.constexpr, VECTOR: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
                  BLOCK_OUTPUTS: tl.constexpr, TILES: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
                  PRECISION: tl.constexpr):
@@ -142,6 +143,8 @@ def _tail_kernel(x, z, weight, bias, y, height, width, positions, stride_n, stri
             positive = load_pixels(x, image, row, column, inside, channel, stride_n, stride_h, stride_o, 1, C,
                                    CHANNELS_LAST)
             negative = _load_dense(z, image, row, column, inside, channel, height, columns, C, CHANNELS_LAST)
+            if mean is not None:
+                negative = less_mean(negative, mean + channel, channel < C, 0)
             if BLOCK_CHANNELS < C:
                 positive_weight, negative_weight = weight_tiles(weight, output, channel, C)
             sums = tl.dot(positive_part(positive), tl.trans(positive_weight), sums, PRECISION,
@@ -289,8 +292,9 @@ def reborn_statistics(z: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
     return statistics_of(counts, means, squares)
 
 
-def reborn_tail(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, channels_last: bool) -> Tensor:
-    """``weight · [max(x, 0); z] + bias`` for weight ``[C, 2C]`` and bias ``[C]``, in x's dtype."""
+def reborn_tail(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, channels_last: bool,
+                mean: Tensor | None = None) -> Tensor:
+    """``weight · [max(x, 0); z − mean] + bias`` for weight ``[C, 2C]``, bias and mean ``[C]``, in x's dtype."""
     y = _empty_like(x, channels_last)
     if x.numel() == 0:
         return y
@@ -305,8 +309,9 @@ def reborn_tail(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, channels_las
     programs = ceil_div(tiles, constants["TILES"]) * ceil_div(channels, config.outputs)
     with on_device_of(x):
         launchable(_tail_kernel)[(programs,)](
-            x, z, weight.to(x.dtype).contiguous(), bias.contiguous(), y, *_extent(x, vector, channels_last), *strides,
-            **constants, num_warps=config.warps, num_stages=config.stages)
+            x, z, weight.to(x.dtype).contiguous(), bias.contiguous(), None if mean is None else mean.contiguous(), y,
+            *_extent(x, vector, channels_last), *strides, **constants, num_warps=config.warps,
+            num_stages=config.stages)
     return y
 
 
@@ -447,7 +452,10 @@ class _CaseOf(NamedTuple):
 
     def tail(self) -> CompileCase:
         config = triton_configs.tail(*self)
-        return self._of_product("tail", _tail_kernel, config, config.pixels, config.channels, {"TILES": _MOST_TILES}, 2)
+        constants = {"TILES": _MOST_TILES}
+        if self.operand == "fp64":  # nothing is rounded, so that there is no mean
+            constants["mean"] = None
+        return self._of_product("tail", _tail_kernel, config, config.pixels, config.channels, constants, 2)
 
     def weight_gradient(self) -> CompileCase:
         config = triton_configs.tail_weight_gradient(*self)

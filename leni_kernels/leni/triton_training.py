@@ -214,9 +214,11 @@ def _correlate(ring, tap_sums, x, taps, slot, slots, slot_stride, lane_offset, r
         right = tap % KERNEL - half
         in_image = (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < columns)
         place = _wrapped(slot + down * columns + right, slots) * slot_stride
-        shifted = tl.load(ring + place[:, None] + lane_offset, in_image[:, None] & inside, 0.0).to(taps[0].dtype)
+        reached = in_image[:, None] & inside
+        shifted = tl.load(ring + place[:, None] + lane_offset, reached, 0.0).to(taps[0].dtype)
         correlated += taps[tap] * shifted
-        sums = sums + (tap_sums[tap] + negative * shifted,)
+        # Where there is no g_z, −Inf times its 0 would be a NaN.
+        sums = sums + (tap_sums[tap] + tl.where(reached, negative, 0.0) * shifted,)
     return correlated, sums
 
 

@@ -8,7 +8,6 @@ import torch
 
 import leni_kernels as lk
 from leni_kernels import extension
-from leni_kernels.leni.reference import Folded
 
 sys.path.insert(0, str(Path(__file__).parent))  # what several files of tests share
 
@@ -66,11 +65,11 @@ def make_reborn():
 
 @pytest.fixture
 def make_folded():
-    """Folded parameters whose outputs are of order 1 at any width."""
+    """Taps, weight and bias of a folded block, whose outputs are of order 1 at any width."""
 
     def make(channels, kernel_size=3, dtype=torch.float32):
-        return Folded(torch.randn(channels, kernel_size, kernel_size, dtype=dtype) / kernel_size,
-                      torch.randn(channels, 2 * channels, dtype=dtype) / channels ** 0.5,
-                      torch.randn(channels, dtype=dtype))
+        return (torch.randn(channels, kernel_size, kernel_size, dtype=dtype) / kernel_size,
+                torch.randn(channels, 2 * channels, dtype=dtype) / channels ** 0.5,
+                torch.randn(channels, dtype=dtype))
 
     return make

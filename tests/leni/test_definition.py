@@ -213,7 +213,7 @@ def test_the_written_backward_is_autograds(make_folded, kernel_size, plane):
     grad = torch.randn_like(y)
     expected = torch.autograd.grad(y, (x, *folded), grad)
     with torch.no_grad():
-        written = reference.leni_folded_backward(grad, x, *folded[:2], (True, True, True, True))
+        written = reference.leni_folded_backward(grad, x, *folded[:2], None, (True, True, True, True))
     for actual, wanted in zip(written, expected, strict=True):
         close(actual, wanted)
 
@@ -223,8 +223,8 @@ def test_the_written_backward_gives_only_what_is_needed(make_folded, only):
     taps, weight, _ = make_folded(3, dtype=torch.float64)
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
     grad = torch.randn_like(x)
-    every = reference.leni_folded_backward(grad, x, taps, weight, (True,) * 4)
-    one = reference.leni_folded_backward(grad, x, taps, weight, tuple(index == only for index in range(4)))
+    every = reference.leni_folded_backward(grad, x, taps, weight, None, (True,) * 4)
+    one = reference.leni_folded_backward(grad, x, taps, weight, None, tuple(index == only for index in range(4)))
     assert torch.equal(one[only], every[only])
     assert [gradient is None for gradient in one] == [index != only for index in range(4)]
 
@@ -234,7 +234,7 @@ def test_gradients_of_float32_parameters_sum_in_float32(make_folded, half_precis
     folded = make_folded(3)
     x = torch.randn(2, 3, 40, 40).to(half_precision)
     grad = torch.randn_like(x)
-    got = reference.leni_folded_backward(grad, x, *folded[:2], (True,) * 4)
+    got = reference.leni_folded_backward(grad, x, *folded[:2], None, (True,) * 4)
     assert [gradient.dtype for gradient in got] == [half_precision] + [torch.float32] * 3
     close(got[3], grad.float().sum((0, 2, 3)), 1e-6)
 

@@ -35,11 +35,11 @@ def feature_map(*shape: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
 
 
 def run(x: Tensor, folded: Folded, channels_last: bool) -> Tensor:
-    return torch.ops.leni_kernels.leni_folded_triton(x, *folded, channels_last)
+    return torch.ops.leni_kernels.leni_folded_triton(x, *folded[:3], channels_last)
 
 
 def truth(x: Tensor, folded: Folded) -> Tensor:
-    return reference.leni_folded(x.double(), *(parameter.double() for parameter in folded))
+    return reference.leni_folded(x.double(), *(parameter.double() for parameter in folded[:3]))
 
 
 def error(y: Tensor, wanted: Tensor) -> float:
@@ -232,7 +232,7 @@ def test_zeros_give_exactly_the_bias(channels_last):
 def test_gradients(channels_last):
     x = feature_map(2, 3, 3, 4, dtype=torch.float64, channels_last=channels_last)
     x = x.sign() * (x.abs() + 0.1)
-    inputs = [tensor.detach().requires_grad_() for tensor in (x, *parameters(3, 3, x.dtype))]
+    inputs = [tensor.detach().requires_grad_() for tensor in (x, *parameters(3, 3, x.dtype)[:3])]
     assert torch.autograd.gradcheck(lambda x, *folded: run(x, Folded(*folded), channels_last), inputs,
                                     fast_mode=True)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 
+import large_means
 import on_triton
 import pytest
 import torch
@@ -442,3 +443,12 @@ def test_the_same_bits_at_the_size_of_a_network(dtype, channels_last):
     for _ in range(5):
         again = passes(grad, x, *tensors, channels_last)
         assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+# ---- large means -------------------------------------------------------------------------------------------
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=needs_gpu)], ids=str)
+def test_half_precision_with_large_means_is_no_worse_than_composed(dtype):
+    large_means.check("triton", dtype, (4, 16, 6, 8), DEVICE)
