@@ -252,6 +252,23 @@ def test_sums_over_many_sites_keep_their_accuracy(is_channels_last):
         assert (gradient - wanted).abs().max() <= 2e-6 * wanted.abs().max()
 
 
+@pytest.mark.parametrize("is_channels_last", LAYOUTS)
+def test_long_sums_of_terms_of_one_sign_keep_theirs(is_channels_last):
+    """4 million sites in one thread, against the kernels' own sums in float64."""
+    case = ((1, 2, 2048, 2048), (2, 2, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
+    x, threshold, weight, grad = (tensor.abs() for tensor in inputs(case, torch.float32))
+    x, grad = LAYOUTS[is_channels_last](x), LAYOUTS[is_channels_last](grad)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        got, wanted = (kernels(case, *(tensor.to(dtype) for tensor in (x, threshold, weight, grad)), is_channels_last)
+                       for dtype in (torch.float32, torch.float64))
+    finally:
+        torch.set_num_threads(threads)
+    for gradient, exact in zip(got[1:], wanted[1:], strict=True):
+        assert ((gradient - exact).abs() <= 1e-5 * exact.abs()).all()
+
+
 def parity_errors() -> None:
     """Raise if the kernels of this process's instruction set are not within their tolerances."""
     torch.manual_seed(0)
