@@ -30,11 +30,17 @@ def compare(block, x, tolerance):
         torch.testing.assert_close(y, folded.double()(x.double()), rtol=tolerance, atol=tolerance, check_dtype=False)
 
 
-assert extension.why_missing is None, extension.why_missing
-assert sys.modules["leni_kernels._C"].__file__ == sys.argv[1]
-torch.manual_seed(0)
-for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
-    for layout in (torch.contiguous_format, torch.channels_last):
-        for block in BLOCKS:
-            compare(block(8).to(dtype), torch.randn(2, 8, 5, 6).to(dtype).contiguous(memory_format=layout), tolerance)
-print(torch.__version__)
+def compare_all():
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            for block in BLOCKS:
+                x = torch.randn(2, 8, 5, 6).to(dtype).contiguous(memory_format=layout)
+                compare(block(8).to(dtype), x, tolerance)
+
+
+if __name__ == "__main__":
+    assert extension.why_missing is None, extension.why_missing
+    assert sys.modules["leni_kernels._C"].__file__ == sys.argv[1]
+    torch.manual_seed(0)
+    compare_all()
+    print(torch.__version__)
