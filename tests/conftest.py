@@ -17,6 +17,14 @@ os.environ["LENI_KERNELS_CACHE"] = str(Path(__file__).parent / "no-cache")
 torch.backends.cudnn.allow_tf32 = False
 
 
+def pytest_collection_modifyitems(config, items):
+    """Tests of huge tensors run where they are asked for."""
+    if "huge" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("huge"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes and 14 GiB; pytest -m huge runs it"))
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
