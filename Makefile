@@ -1,6 +1,7 @@
 # Everything starts here, on a machine with Python >= 3.10 and a C++ compiler:
 #   make test         the tests
 #   make test-oldest  the same tests on the oldest PyTorch and Triton that the package supports
+#   make sanitize     the C++ kernels under sanitizers (make sanitize-address, sanitize-thread): suites and a fuzzer
 #   make throughput   the main benchmark, its picture and the README's numbers
 #   make codegen      compiles every GPU kernel for every GPU, without one, on the newest Triton and the oldest: hours
 #   make gpu-check    on a machine with a GPU: proves the kernels within 7 minutes, without a network, into $OUT
@@ -23,7 +24,7 @@ OLDEST_NUMPY := "numpy<2.4"
 PIP_INSTALL := pip install --quiet --disable-pip-version-check
 PYTEST := python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: install test test-oldest throughput readme codegen gpu-check gpu-rehearse clean
+.PHONY: install test test-oldest sanitize sanitize-address sanitize-thread throughput readme codegen gpu-check gpu-rehearse clean
 
 install: $(VENV)/installed
 
@@ -66,6 +67,12 @@ test: install $(PARTS)/prepared
 
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/$(PYTEST)
+
+# With GCC. SANITIZE="--seconds 0 tests/leni/test_isa.py", for example, is for one suite and no fuzzer.
+sanitize: sanitize-address sanitize-thread
+
+sanitize-address sanitize-thread: sanitize-%: install
+	$(BIN)/python tests/sanitize.py $* $(SANITIZE)
 
 throughput: install
 	$(BIN)/python benchmarks/throughput.py

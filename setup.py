@@ -28,6 +28,18 @@ except (ImportError, OSError):
 
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11
 
+# What tests/sanitize.py builds with: "address,undefined" or "thread".
+SANITIZERS = os.environ.get("LENI_KERNELS_SANITIZE", "")
+MACROS = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
+OPTIMISATION = ["-O3", "-g0"]
+LINKED = []
+if SANITIZERS:
+    LINKED = [f"-fsanitize={SANITIZERS}"]
+    # Python's own flags have -fwrapv, under which no overflow would be reported.
+    OPTIMISATION = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-wrapv", *LINKED, "-fno-sanitize-recover=all"]
+if SANITIZERS == "thread":
+    MACROS.append(("LENI_STD_THREADS", None))
+
 
 def why_not_build() -> str | None:
     """The reason the C++ extension cannot be built here, or None."""
@@ -70,12 +82,13 @@ setup(
             sorted(str(path) for path in Path("csrc").glob("*.cpp")),
             depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
             include_dirs=[str(Path("csrc").resolve())],
-            define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
+            define_macros=MACROS,
             extra_compile_args=[
-                "-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall",
+                *OPTIMISATION, "-std=c++20", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall",
                 # GCC 12's own AVX-512 intrinsics read a variable that they leave undefined on purpose.
                 "-Wno-uninitialized", "-Wno-maybe-uninitialized",
             ],
+            extra_link_args=LINKED,
             py_limited_api=True,
         )
     ],

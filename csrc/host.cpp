@@ -9,6 +9,12 @@
 #include <memory>
 #include <string>
 
+#if defined(LENI_STD_THREADS)
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+#endif
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -82,8 +88,39 @@ struct Part {
   ~Part() { thread_scratch.leave(); }
 };
 
+#if defined(LENI_STD_THREADS)
+// As PyTorch's does it, for ThreadSanitizer, which does not see how an OpenMP runtime synchronises.
+template <class Body>
+void in_threads(int64_t count, const Body& body) {
+  static thread_local bool inside = false;
+  if (inside) return body(0, count);
+  const int64_t threads = torch::stable::get_num_threads(), chunk = (count + threads - 1) / threads;
+  std::exception_ptr failure;
+  std::once_flag failed;
+  const auto run = [&](int64_t begin) {
+    inside = true;
+    try {
+      body(begin, std::min(begin + chunk, count));
+    } catch (...) {
+      std::call_once(failed, [&] { failure = std::current_exception(); });
+    }
+    inside = false;
+  };
+  std::vector<std::thread> others;
+  for (int64_t begin = chunk; begin < count; begin += chunk) others.emplace_back(run, begin);
+  if (count > 0) run(0);
+  for (std::thread& other : others) other.join();
+  if (failure) std::rethrow_exception(failure);
+}
+#else
+template <class Body>
+void in_threads(int64_t count, const Body& body) {
+  torch::stable::parallel_for(0, count, 1, body);
+}
+#endif
+
 void parallel_for(int64_t count, const void* context, void (*body)(const void*, int64_t, int64_t)) {
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+  in_threads(count, [&](int64_t begin, int64_t end) {
     const Part part;
     body(context, begin, end);
   });
