@@ -221,6 +221,8 @@ def valid(case: Case) -> bool:
 
 CHANNELS = (1, 1, 2, 3, 3, 4, 5, 7, 8, 9, 15, 16, 17, 20, 31, 32, 33, 40, 65)
 LENGTHS = (1, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 15, 16, 17, 19, 24, 31, 33, 65)
+TINY_BATCHES = ((2, (1, 1)), (1, (1, 2)), (1, (3, 1)), (2, (1, 2)), (1, (2, 2)), (5, (1, 1)))
+"""Batches and planes of so few values that the norms of training all but fix them."""
 MOST_ELEMENTS = 6000
 """Of x, and of what ConvReLU's definition makes of it."""
 
@@ -295,9 +297,9 @@ class _Draw:
     def block(self, mechanism: str, problem: dict[str, Any]) -> None:
         form = self.rng.choices(("training", "eval", "fold"), (5, 3, 2))[0]
         values = problem["batch"] * math.prod(problem["plane"])
-        if form == "training" and values == 1:
-            problem["batch"] = values = 2
-        if form == "training" and 0 < values < 6 and not self.chance(1, "tiny-batch"):
+        if form == "training" and self.chance(0.1, "tiny-batch"):
+            problem["batch"], problem["plane"] = self.rng.choice(TINY_BATCHES)
+        elif form == "training" and 0 < values < 6:
             problem["batch"], problem["plane"] = 2, (3, 3)
         problem.update(form=form, eps=self.rng.choice((1e-5, 1e-3)), affine=form == "fold" or not self.chance(0.1),
                        bias=form == "fold" or not self.chance(0.1),
@@ -433,6 +435,8 @@ class _Draw:
             # As sum() gives it, or along some dimensions.
             everything = role == "gradient" and self.chance(0.4)
             chosen = plain if everything else self.rng.sample(free, self.rng.randint(1, min(2, len(free))))
+            if self.chance(0.3):  # one of a kind for all, and otherwise as ordinary as can be
+                chosen, steps, gaps = free[:1], (), ()
             expanded = tuple(d in chosen for d in plain)
         ones = None
         if 1 in shape and self.chance(0.15, "ones", role):

@@ -168,6 +168,7 @@ class Layers:
     def __init__(self, case: Case, truth: Tensors) -> None:
         self.case, self.truth = case, truth
         self.errors: list[dict[str, float]] = []
+        self.largest_gradient = 0.0
 
     @cached_property
     def results(self) -> Tensors:
@@ -189,6 +190,8 @@ class Layers:
         is_own = case is self.case
         truth = self.truth if is_own else step(case, "reference", exactly(case, build(case)))
         results = self.results if is_own else self._run(case)
+        gradients = {name: tensor for name, tensor in truth.items() if name.startswith("d")}
+        self.largest_gradient = max(self.largest_gradient, largest_of_all(gradients))
         errors = {name: (results[name].double() - wanted).abs() for name, wanted in truth.items()}
         return {name: float(error.nan_to_num(nan=0.0, posinf=0.0).max()) if error.numel() else 0.0
                 for name, error in errors.items()}
@@ -292,13 +295,14 @@ def compare_with_layers(case: Case, name: str, got: Tensor, wanted: Tensor, laye
     if case.dtype == "float64":  # the truth has the same layers' rounding errors
         of_layers, least = 0.0, 2**-32 * largest_of_all(layers.truth)
     else:
-        least = LEAST[torch.bfloat16 if computes_in_bfloat16(case) else got.dtype] * largest + smallest(case, exact)
-        if name.startswith("d"):  # norms cancel some gradients, to rounding errors of the others
-            least += LEAST[got.dtype] / 8 * largest_of_all({other: value for other, value in layers.truth.items()
-                                                            if other.startswith("d")})
-        of_layers = layers.error(name, 1)
-        if error > FACTOR * of_layers + least:
-            of_layers = layers.error(name, 1 + NEIGHBOURS)
+        dtype = torch.bfloat16 if computes_in_bfloat16(case) else got.dtype
+        for cases in (1, 1 + NEIGHBOURS):
+            of_layers = layers.error(name, cases)
+            least = LEAST[dtype] * largest + smallest(case, exact)
+            if name.startswith("d"):  # norms cancel some gradients, to rounding errors of the others
+                least += LEAST[dtype] / 8 * layers.largest_gradient
+            if error <= FACTOR * of_layers + least:
+                return Verdict("right")
     allowed = FACTOR * of_layers + least
     if error <= allowed:
         return Verdict("right")
@@ -307,7 +311,8 @@ def compare_with_layers(case: Case, name: str, got: Tensor, wanted: Tensor, laye
 
 
 def largest_of_all(results: Tensors) -> float:
-    return max(float(tensor.nan_to_num(0.0, 0.0, 0.0).abs().max()) for tensor in results.values() if tensor.numel())
+    sizes = [float(tensor.nan_to_num(0.0, 0.0, 0.0).abs().max()) for tensor in results.values() if tensor.numel()]
+    return max(sizes, default=0.0)
 
 
 def neighbours(case: Case) -> list[Case]:
