@@ -223,8 +223,11 @@ def flipped(deconv_weight: Tensor, groups: int) -> Tensor:
 
 def reborn_deconvolve(x: Tensor, deconv_weight: Tensor, groups: int) -> Tensor:
     """z = ``D ⋆ᵀ min(x, 0)`` for D ``[C, C // groups, k, k]``."""
-    padding = deconv_weight.shape[-1] // 2
-    return F.conv2d(torch.clamp(x, max=0), flipped(deconv_weight, groups), padding=padding, groups=groups)
+    padding, negative = deconv_weight.shape[-1] // 2, torch.clamp(x, max=0)
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+        # Where the transposed one does not, the library's bfloat16 convolution makes NaNs beside an infinity.
+        return F.conv_transpose2d(negative, deconv_weight.contiguous(), padding=padding, groups=groups)
+    return F.conv2d(negative, flipped(deconv_weight, groups), padding=padding, groups=groups)
 
 
 def reborn_deconvolve_backward(grad: Tensor, deconv_weight: Tensor, groups: int) -> Tensor:

@@ -15,7 +15,7 @@ def values(shape, kind="normal", scale=1.0, mean=0.0, specials=(), seed=0):
     elif kind == "negative":
         drawn = -drawn.abs()
     elif kind == "constant channels":
-        drawn[:, ::2] = drawn[:1, ::2].flatten(2)[..., :1].reshape(1, -1, *[1] * (len(shape) - 2))
+        drawn[:, ::2] = drawn[:1, ::2].flatten(2)[..., :1].clone().reshape(1, -1, *[1] * (len(shape) - 2))
     result = drawn * scale + mean
     for position, value in specials if result.numel() else ():
         result.view(-1)[position % result.numel()] = value

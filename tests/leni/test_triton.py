@@ -194,7 +194,7 @@ def test_expanded_rows_are_read_in_place():
 @layouts
 def test_parameters_may_have_any_strides(channels_last):
     x = feature_map(1, 16, 3, 8, dtype=torch.float32, channels_last=channels_last)
-    taps, weight, bias = parameters(16, 3, x.dtype)
+    taps, weight, bias, _ = parameters(16, 3, x.dtype)
     folded = Folded(taps.permute(0, 2, 1), weight.t().contiguous().t(), bias[:1].expand(16))
     assert_right(x, folded, channels_last)
 
