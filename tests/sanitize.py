@@ -101,7 +101,7 @@ def main() -> int:
     parser.add_argument("suites", nargs="*", default=SUITES, help="test files; by default those of the C++ kernels")
     parser.add_argument("--seconds", type=int, default=60, help="of the fuzzer, on each instruction set; 0: without")
     parser.add_argument("--seed", type=int, default=0, help="of the fuzzer")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     folder = copied(arguments.kind)
     build(arguments.kind, folder)
     sanitized = environment(arguments.kind, folder)
