@@ -5,13 +5,13 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <exception>
 #include <iterator>
 #include <memory>
+#include <mutex>
 #include <string>
 
 #if defined(LENI_STD_THREADS)
-#include <exception>
-#include <mutex>
 #include <thread>
 #include <vector>
 #endif
@@ -95,22 +95,15 @@ void in_threads(int64_t count, const Body& body) {
   static thread_local bool inside = false;
   if (inside) return body(0, count);
   const int64_t threads = torch::stable::get_num_threads(), chunk = (count + threads - 1) / threads;
-  std::exception_ptr failure;
-  std::once_flag failed;
   const auto run = [&](int64_t begin) {
     inside = true;
-    try {
-      body(begin, std::min(begin + chunk, count));
-    } catch (...) {
-      std::call_once(failed, [&] { failure = std::current_exception(); });
-    }
+    body(begin, std::min(begin + chunk, count));
     inside = false;
   };
   std::vector<std::thread> others;
   for (int64_t begin = chunk; begin < count; begin += chunk) others.emplace_back(run, begin);
   if (count > 0) run(0);
   for (std::thread& other : others) other.join();
-  if (failure) std::rethrow_exception(failure);
 }
 #else
 template <class Body>
@@ -119,11 +112,19 @@ void in_threads(int64_t count, const Body& body) {
 }
 #endif
 
+// An exception is carried to the caller here: on its way through PyTorch's C interface it would lose its message.
 void parallel_for(int64_t count, const void* context, void (*body)(const void*, int64_t, int64_t)) {
+  std::exception_ptr failure;
+  std::once_flag failed;
   in_threads(count, [&](int64_t begin, int64_t end) {
     const Part part;
-    body(context, begin, end);
+    try {
+      body(context, begin, end);
+    } catch (...) {
+      std::call_once(failed, [&] { failure = std::current_exception(); });
+    }
   });
+  if (failure) std::rethrow_exception(failure);
 }
 
 #if defined(__x86_64__)

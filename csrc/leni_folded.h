@@ -13,28 +13,23 @@ template <class Product, class Scale>
 struct Packed {
   const typename Product::Element* weight;
   const Scale* bias;        // padded to whole vectors
-  const Scale* minus_mean;  // of z, [C], where the product rounds
+  const Scale* minus_mean;  // [2C]
   Expansion<Scale> expansion;
 };
 
-// Whether the product rounds what it multiplies. Then z is kept less its mean; what is left may be much smaller. x is
-// exact as it is, and the bias has its mean, as it has both where nothing is rounded.
+// Whether the product rounds what it multiplies. max(x, 0) is exact as it is: its mean is in the bias, times the rounded
+// weights, and only z is kept less its mean.
 template <class Product>
 constexpr bool kRounds = Product::group > 1;
 
-// The sum of products of two vectors of ``count`` values, of which those of the first may be rounded.
-template <bool kRound, class Scale>
-inline Scale dot(const Scale* a, const Scale* b, int64_t count) {
-  using V = Vec<Scale>;
+// The sum of products of ``count`` weights, rounded, and as many values.
+inline float rounded_dot(const float* weight, const float* values, int64_t count) {
+  using V = Vec<float>;
   V acc = V::zero();
   for (int64_t i = 0; i < count; i += V::width) {
-    V value = load_some<V>(a + i, count - i);
-    if constexpr (kRound) {
-      BFloat16 rounded[V::width];
-      value.store(rounded);
-      value = V::load(rounded);
-    }
-    acc = V::fma(value, load_some<V>(b + i, count - i), acc);
+    BFloat16 rounded[V::width];
+    load_some<V>(weight + i, count - i).store(rounded);
+    acc = V::fma(V::load(rounded), load_some<V>(values + i, count - i), acc);
   }
   return sum(acc);
 }
@@ -46,7 +41,7 @@ Packed<Product, Scale> pack(const FoldedProblem& problem, const Host& host) {
   const int64_t padded = round_up(channels, width), steps = branch_steps<Product>(channels);
   const int64_t weight_bytes = round_up(padded * 2 * steps * sizeof(typename Product::Element), 64);
   const int64_t taps_bytes = padded * taps * sizeof(Scale);
-  const int64_t vector_bytes = (padded + channels) * sizeof(Scale);
+  const int64_t vector_bytes = (padded + 2 * channels) * sizeof(Scale);
   char* memory = static_cast<char*>(host.scratch(0, weight_bytes + taps_bytes + vector_bytes));
   auto* packed_weight = reinterpret_cast<typename Product::Element*>(memory);
   auto* packed_taps = reinterpret_cast<Scale*>(memory + weight_bytes);
@@ -59,10 +54,9 @@ Packed<Product, Scale> pack(const FoldedProblem& problem, const Host& host) {
   for (int branch = 0; branch < 2; ++branch) {
     const auto* mean = static_cast<const Scale*>(branch == 0 ? problem.positive_mean : problem.negative_mean);
     for (int64_t c = 0; mean != nullptr && c < channels; ++c) {
-      if (kRounds<Product> && branch == 1) {
-        minus_mean[c] = -mean[c];
-      } else {
-        bias[c] -= dot<kRounds<Product>>(weight + (2 * c + branch) * channels, mean, channels);
+      minus_mean[branch * channels + c] = -mean[c];
+      if constexpr (kRounds<Product>) {
+        if (branch == 0) bias[c] -= rounded_dot(weight + 2 * c * channels, mean, channels);
       }
     }
   }
@@ -90,14 +84,15 @@ void zero_interleaved_steps(int64_t branch, int64_t channels, int64_t pixels, Va
   }
 }
 
-template <class Product, int K, class T, class Scale>
+template <class Product, int K, Offset kOffset, class T, class Scale>
 void planar_tile(const FoldedProblem& problem, const Packed<Product, Scale>& packed, const Tile& tile,
                  typename Product::Element* expanded, int64_t pixels) {
-  using Store = PlanarStore<Product, Scale, true, kRounds<Product> ? Offset::kNegative : Offset::kNone>;
+  using Store = PlanarStore<Product, Scale, true, kOffset>;
   const Activation& x = problem.x;
   const int64_t plane = x.height * x.width, branch = packed.expansion.branch_steps;
   zero_planar_steps<Product>(packed.expansion, x.channels, pixels, expanded);
-  const Store store{expanded, expanded + branch * pixels, pixels, tile.pitch, x.channels, nullptr, packed.minus_mean};
+  const Store store{expanded,   expanded + branch * pixels, pixels,
+                    tile.pitch, x.channels,                 packed.minus_mean, packed.minus_mean + x.channels};
   PlanarExpander<Product, K, T, Scale, Store>{x, packed.expansion, tile, store}.run();
   const Runs runs(x, tile);
   for (int64_t run = 0; run < runs.count; ++run) {
@@ -109,16 +104,16 @@ void planar_tile(const FoldedProblem& problem, const Packed<Product, Scale>& pac
   }
 }
 
-template <class Product, int K, class T, class Scale>
+template <class Product, int K, Offset kOffset, class T, class Scale>
 void interleaved_tile(const FoldedProblem& problem, const Packed<Product, Scale>& packed, const Tile& tile,
                       typename Product::Element* expanded, Ahead* ahead) {
-  using Store = InterleavedStore<Product, Scale, true, kRounds<Product> ? Offset::kNegative : Offset::kNone>;
+  using Store = InterleavedStore<Product, Scale, true, kOffset>;
   const Activation& x = problem.x;
   const int64_t steps = 2 * packed.expansion.branch_steps, branch = packed.expansion.branch_steps * Product::group;
   auto* values = reinterpret_cast<typename Store::Value*>(expanded);
   zero_interleaved_steps(branch, x.channels, tile.rows * tile.pitch, values);
-  const Store store{values, values + branch, Vec<Scale>::width, 2 * branch, tile.pitch * 2 * branch,
-                    nullptr, packed.minus_mean};
+  const Store store{values,     values + branch,         Vec<Scale>::width,
+                    2 * branch, tile.pitch * 2 * branch, packed.minus_mean, packed.minus_mean + x.channels};
   InterleavedExpander<Product, K, T, Scale, Store>{x, packed.expansion, tile, store}.run();
   const Runs runs(x, tile);
   for (int64_t run = 0; run < runs.count; ++run) {
@@ -136,7 +131,7 @@ void interleaved_tile(const FoldedProblem& problem, const Packed<Product, Scale>
 template <class Product>
 constexpr int64_t kBeyond = Product::tile_rows > 0 ? 2 * Product::tile_rows : Product::Acc::width;
 
-template <class Product, int K, class T, class Scale>
+template <class Product, int K, Offset kOffset, class T, class Scale>
 struct Job {
   const FoldedProblem& problem;
   const Host& host;
@@ -174,21 +169,32 @@ struct Job {
       const Tile tile = job.tiling.tile(index, job.problem.x);
       if (job.problem.x.channels_last) {
         Ahead ahead = index + 1 < end ? job.next(index) : Ahead{};
-        interleaved_tile<Product, K, T, Scale>(job.problem, job.packed, tile, expanded, &ahead);
+        interleaved_tile<Product, K, kOffset, T, Scale>(job.problem, job.packed, tile, expanded, &ahead);
       } else {
-        planar_tile<Product, K, T, Scale>(job.problem, job.packed, tile, expanded, pixels);
+        planar_tile<Product, K, kOffset, T, Scale>(job.problem, job.packed, tile, expanded, pixels);
       }
     }
     streamed();
   }
 };
 
-template <class Product, int K, class T, class Scale>
-void run(const FoldedProblem& problem, const Host& host) {
+template <class Product, int K, Offset kOffset, class T, class Scale>
+void run_tiles(const FoldedProblem& problem, const Host& host) {
   const int64_t pixel_bytes = 2 * branch_steps<Product>(problem.x.channels) * sizeof(typename Product::Element);
   const Tiling tiling = choose_tiling(problem.x, pixel_bytes, Product::Acc::width, host.threads, kTileBytes);
-  const Job<Product, K, T, Scale> job{problem, host, pack<Product, Scale>(problem, host), tiling};
-  host.parallel_for(tiling.tiles(problem.x), &job, &Job<Product, K, T, Scale>::tiles);
+  const Job<Product, K, kOffset, T, Scale> job{problem, host, pack<Product, Scale>(problem, host), tiling};
+  host.parallel_for(tiling.tiles(problem.x), &job, &Job<Product, K, kOffset, T, Scale>::tiles);
+}
+
+template <class Product, int K, class T, class Scale>
+void run(const FoldedProblem& problem, const Host& host) {
+  if constexpr (kRounds<Product>) {
+    run_tiles<Product, K, Offset::kNegative, T, Scale>(problem, host);
+  } else if (problem.negative_mean == nullptr) {
+    run_tiles<Product, K, Offset::kNone, T, Scale>(problem, host);
+  } else {
+    run_tiles<Product, K, Offset::kBoth, T, Scale>(problem, host);
+  }
 }
 
 template <class Product, class T, class Scale>

@@ -228,16 +228,16 @@ struct InputGradientJob {
     }
   };
 
-  // The negative values whose column, j − half further, g_z has.
-  void reach(const Activation& x, int64_t column, V negative, V (&reached)[K]) const {
+  // Whether columns of g_z that do not exist are beside infinite values of a vector at ``column``.
+  static bool beside_infinity(const Activation& x, int64_t column, V negative) {
     const bool interior = column >= half && column + width + half <= x.width;
-#pragma GCC unroll 8
-    for (int j = 0; j < K; ++j) {
-      const int64_t start = column + j - half;
-      reached[j] = interior ? negative
-                            : negative.keep(Lanes::range(std::clamp<int64_t>(-start, 0, width),
-                                                         std::clamp<int64_t>(x.width - start, 0, width)));
-    }
+    return !interior && negative.any(V::broadcast(-std::numeric_limits<Scale>::infinity()));
+  }
+
+  // The lanes of a vector at ``column`` whose column, j − half further, g_z has.
+  static Lanes reached(const Activation& x, int64_t column, int j) {
+    const int64_t start = column + j - half;
+    return Lanes::range(std::clamp<int64_t>(-start, 0, width), std::clamp<int64_t>(x.width - start, 0, width));
   }
 
   void finish_planar(const Sweep& s, int64_t rows, Scale* dtaps) const {
@@ -259,17 +259,24 @@ struct InputGradientJob {
         for (int64_t i = 0; i < s.strip.columns; i += width) {
           const int64_t left = s.strip.columns - i;
           const V value = load_some<V>(pixel + i, left), negative = value.negative();
-          V correlated = V::zero(), reached[K];
-          reach(x, s.strip.column + i, negative, reached);
+          V correlated = V::zero();
+          const auto add = [&](auto beside) __attribute__((always_inline)) {
 #pragma GCC unroll 8
-          for (int r = 0; r < K; ++r) {
-            if (!exists.row[r]) continue;
+            for (int r = 0; r < K; ++r) {
+              if (!exists.row[r]) continue;
 #pragma GCC unroll 8
-            for (int j = 0; j < K; ++j) {
-              const V shifted = V::load(corner + r * sweeping.pitch + j + i);
-              correlated = V::fma(V::broadcast(weights[r * K + j]), shifted, correlated);
-              sums[r * K + j] = V::fma(reached[j], shifted, sums[r * K + j]);
+              for (int j = 0; j < K; ++j) {
+                const V shifted = V::load(corner + r * sweeping.pitch + j + i);
+                correlated = V::fma(V::broadcast(weights[r * K + j]), shifted, correlated);
+                const V kept = beside ? negative.keep(reached(x, s.strip.column + i, j)) : negative;
+                sums[r * K + j] = V::fma(kept, shifted, sums[r * K + j]);
+              }
             }
+          };
+          if (beside_infinity(x, s.strip.column + i, negative)) [[unlikely]] {
+            add(std::true_type());
+          } else {
+            add(std::false_type());
           }
           const V passed = pass(V::load(positive + i), value, factor, offset, slope != nullptr);
           put(V::by_sign(value, passed, correlated), dx + i, Lanes::range(0, std::min(width, left)), left >= width);

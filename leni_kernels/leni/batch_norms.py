@@ -1,12 +1,12 @@
 """The batch norms of LENI, two, and Reborn, one, in training, as algebra on per-channel vectors.
 
 BN1's output has a known mean and variance, so the statistics of a = [p; z], p = max(x, 0) and z = D ⋆ᵀ min(x, 0),
-determine both norms: y = weight · a + bias, and no pass over BN1's output is needed. Backward, every reduction
+determine both norms: y = weight · (a − mean) + bias, and no pass over BN1's output is needed. Backward, every reduction
 that the norms ask for follows from G = Σ dy·(a − mean)ᵀ and S = Σ dy over all pixels.
 Everything here is of size C or C²; the passes over the activations are the kernels'.
 
-Statistics and all that is computed with them are in float64: powers of a variance leave float32's range long before
-the activations do, and what the norms leave of a gradient may be much smaller than what they subtract.
+Statistics, and the vectors that are computed with them, are in float64: powers of a variance leave float32's range long
+before the activations do, and what the norms leave of a gradient may be much smaller than what they subtract.
 """
 
 from __future__ import annotations
@@ -96,12 +96,11 @@ class BatchNorms(NamedTuple):
         return (Statistics(negative_mean, of_a.variance.chunk(2)[1], of_a.count),
                 Statistics(fusion_mean, self.fusion_variance(of_a.variance), of_a.count))
 
-    def fold(self, variance: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """weight ``[C, 2C]`` and bias ``[C]``, in float64, of y = weight · a + bias for a's mean and biased variance
-        ``[2C]``, or without a mean of y = weight · (a − mean) + bias."""
-        scale = self.scales(variance)[2]
-        shift = self.fusion_bias if mean is None else self.fusion_bias - scale * mean
-        return self.compress_weight * scale, self.compress_bias + (self.compress_weight.double() * shift).sum(1)
+    def fold(self, variance: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """weight ``[C, 2C]`` and bias ``[C]`` of y = weight · (a − mean) + bias for a's biased variance ``[2C]``."""
+        compress = self.compress_weight.to(dtype)
+        bias = self.compress_bias.to(dtype) + (compress * self.fusion_bias).sum(1)
+        return compress * self.scales(variance)[2].to(dtype), bias
 
 
 class BatchNormGradients(NamedTuple):
@@ -116,17 +115,17 @@ class BatchNormGradients(NamedTuple):
     variance: Tensor
 
 
-def fold_backward(norms: BatchNorms, weight: Tensor, variance: Tensor, grad_weight: Tensor,
-                  grad_bias: Tensor) -> BatchNormGradients:
+def fold_backward(norms: BatchNorms, variance: Tensor, grad_weight: Tensor, grad_bias: Tensor,
+                  rounded_weight: Tensor | None = None) -> BatchNormGradients:
     """The gradients that follow from G ``[C, 2C]``, of weight for a less its mean, and S ``[C]``, of bias.
 
-    ``weight`` is the folded one as it was multiplied: where products round it, what goes through the statistics has to
-    cancel what the rounded one passes on.
+    Where products round the folded weight, what goes through the statistics has to cancel what the rounded one passes
+    on, and follows from that.
     """
     inverse, first, scale = norms.scales(variance)
-    grad_compress = grad_weight * scale + grad_bias[:, None] * norms.fusion_bias
-    grad_shift = (norms.compress_weight * grad_bias[:, None]).sum(0)
-    grad_scale = (norms.compress_weight * grad_weight).sum(0)
+    compress = norms.compress_weight.to(grad_weight.dtype)
+    grad_compress = grad_weight * scale.to(grad_weight.dtype) + grad_bias[:, None] * norms.fusion_bias
+    grad_shift, grad_scale = _of_columns(compress, grad_weight, grad_bias)
     # BN2 all but undoes BN1's scale γ1·r1: with t = γ1²·r1²·v_z + ε2 the variance that BN2 divides by, what is left is
     # of the order of the eps. The differences t − γ1²·r1²·v_z = ε2 and r1² − r1⁴·v_z = ε1·r1⁴ are written as what
     # they are, since computed they would cancel.
@@ -136,23 +135,25 @@ def fold_backward(norms: BatchNorms, weight: Tensor, variance: Tensor, grad_weig
     grad_gamma = grad_first * r1 * norms.fusion_eps * negative_inverse**3
     rest = norms.negative_eps * (norms.negative_weight * r1 * negative_inverse).square()
     per_variance = torch.cat([inverse.chunk(2)[0].square(), r1.square() * (1 + rest)])
-    parameters = (grad_gamma, grad_scale * inverse * first, grad_shift, grad_compress, grad_bias)
-    return BatchNormGradients(*_like_parameters(norms, parameters),
-                              *_through_weight(weight, grad_weight, grad_bias, per_variance))
+    parameters = _like_parameters(
+        norms, (grad_gamma, grad_scale * inverse * first, grad_shift, grad_compress, grad_bias))
+    if rounded_weight is None:
+        shift, scaled = grad_shift * scale, grad_scale * scale
+    else:
+        shift, scaled = _of_columns(rounded_weight, grad_weight, grad_bias)
+    return BatchNormGradients(*parameters, -shift, -0.5 * per_variance * scaled)
+
+
+def _of_columns(weight: Tensor, grad_weight: Tensor, grad_bias: Tensor) -> tuple[Tensor, Tensor]:
+    """What the gradients of weight ``[C, K]`` and bias give a shift of its columns' features and a scale of them."""
+    return ((weight * grad_bias[:, None]).sum(0, dtype=torch.float64),
+            (weight * grad_weight).sum(0, dtype=torch.float64))
 
 
 def _like_parameters(parameters: tuple[Any, ...], gradients: tuple[Tensor, ...]) -> list[Tensor]:
     """Each gradient in its parameter's dtype, and none a view of another tensor."""
     return [gradient.to(parameter.dtype, copy=True)
             for parameter, gradient in zip(parameters, gradients, strict=False)]
-
-
-def _through_weight(weight: Tensor, grad_weight: Tensor, grad_bias: Tensor,
-                    per_variance: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of the mean and the variance of the features of ``weight`` ``[C, K]``, whose columns change by
-    −½·``per_variance`` ``[K]`` of themselves with the variance."""
-    weight = weight.double()
-    return -(weight * grad_bias[:, None]).sum(0), -0.5 * per_variance * (weight * grad_weight).sum(0)
 
 
 def through_statistics(mean: Tensor, count: Tensor, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,29 +178,32 @@ class NegativeNorm(NamedTuple):
     """c ``[C]``."""
     eps: float
 
-    def fold(self, variance: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """weight ``[C, 2C]`` and bias ``[C]``, in float64, of y = weight · [p; z] + bias for z's mean and variance
-        ``[C]``, or without a mean of y = weight · [p; z − mean] + bias."""
-        positive, negative = self.compress_weight.chunk(2, dim=1)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias if mean is None else self.bias - scale * mean
-        shift = (negative.double() * shift).sum(1)
-        return torch.cat([positive.double(), negative * scale], dim=1), self.compress_bias + shift
+    def fold(self, variance: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """weight ``[C, 2C]`` and bias ``[C]`` of y = weight · [p; z − mean] + bias for z's variance ``[C]``."""
+        positive, negative = self.compress_weight.to(dtype).chunk(2, dim=1)
+        bias = self.compress_bias.to(dtype) + (negative * self.bias).sum(1)
+        return torch.cat([positive, negative * self.scale(variance).to(dtype)], dim=1), bias
 
-    def fold_backward(self, weight: Tensor, variance: Tensor, grad_weight: Tensor,
-                      grad_bias: Tensor) -> NegativeNormGradients:
-        """The gradients that follow from G ``[C, 2C]``, of weight for [p; z − mean], and S ``[C]``, of bias; ``weight``
-        is as in :func:`fold_backward`."""
-        negative = self.compress_weight.chunk(2, dim=1)[1]
+    def scale(self, variance: Tensor) -> Tensor:
+        """γ·r, what the norm multiplies z by."""
+        return self.weight * torch.rsqrt(variance + self.eps)
+
+    def fold_backward(self, variance: Tensor, grad_weight: Tensor, grad_bias: Tensor,
+                      rounded_weight: Tensor | None = None) -> NegativeNormGradients:
+        """The gradients that follow from G ``[C, 2C]``, of weight for [p; z − mean], and S ``[C]``, of bias;
+        ``rounded_weight`` is as in :func:`fold_backward`."""
+        negative = self.compress_weight.to(grad_weight.dtype).chunk(2, dim=1)[1]
         grad_positive, grad_negative = grad_weight.chunk(2, dim=1)
-        inverse = torch.rsqrt(variance + self.eps)
-        scale = self.weight * inverse
-        grad_shift = (negative * grad_bias[:, None]).sum(0)
-        grad_scale = (negative * grad_negative).sum(0)
-        grad_compress = torch.cat([grad_positive, grad_negative * scale + grad_bias[:, None] * self.bias], dim=1)
-        parameters = (grad_scale * inverse, grad_shift, grad_compress, grad_bias)
-        of_z = _through_weight(weight.chunk(2, dim=1)[1], grad_negative, grad_bias, inverse.square())
-        return NegativeNormGradients(*_like_parameters(self, parameters), *of_z)
+        inverse, scale = torch.rsqrt(variance + self.eps), self.scale(variance)
+        grad_shift, grad_scale = _of_columns(negative, grad_negative, grad_bias)
+        of_negative = grad_negative * scale.to(grad_weight.dtype) + grad_bias[:, None] * self.bias
+        parameters = _like_parameters(self, (grad_scale * inverse, grad_shift,
+                                             torch.cat([grad_positive, of_negative], dim=1), grad_bias))
+        if rounded_weight is None:
+            shift, scaled = grad_shift * scale, grad_scale * scale
+        else:
+            shift, scaled = _of_columns(rounded_weight.chunk(2, dim=1)[1], grad_negative, grad_bias)
+        return NegativeNormGradients(*parameters, -shift, -0.5 * inverse.square() * scaled)
 
 
 class NegativeNormGradients(NamedTuple):

@@ -144,10 +144,10 @@ def rounds_products(x: Tensor) -> bool:
     return x.dtype in (torch.float16, torch.bfloat16) or (x.is_cuda and x.dtype == torch.float32)
 
 
-def as_multiplied(backend: str, weight: Tensor, x: Tensor) -> Tensor:
-    """A weight as the products of a backend's gradients with x take it, in the dtype of x's parameters."""
-    dtype = reference.folding_dtype(x.dtype)
-    return weight.to(x.dtype).to(dtype) if backend == "triton" else weight.to(dtype)
+def rounded_weight(backend: str, weight: Tensor, x: Tensor) -> Tensor | None:
+    """A weight as a backend's products of gradients like x take it, if they round it."""
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    return weight.to(x.dtype).to(weight.dtype) if backend == "triton" and half else None
 
 
 def only_first_differentiable(ctx: Any, output: tuple[Tensor, ...]) -> None:
@@ -172,9 +172,7 @@ def _define_training(backend: str, kernels: Kernels) -> Any:
         dtype = reference.folding_dtype(a.dtype)
         statistics = Statistics.of(a, *kernels.statistics(a, taps.to(dtype), channels_last))
         mean, variance, count = merged_over(group, statistics) if group else statistics
-        centre = mean.to(dtype) if rounds_products(a) else None
-        weight, bias = norms.fold(variance, mean if centre is None else None)
-        y = kernels.folded(a, taps.to(dtype), weight.to(dtype), bias.to(dtype), channels_last, centre)
+        y = kernels.folded(a, taps.to(dtype), *norms.fold(variance, dtype), channels_last, mean.to(dtype))
         return y.to(x.dtype), mean, variance, count
 
     def backward(grad: Tensor, x: Tensor, taps: Tensor, negative_weight: Tensor, fusion_weight: Tensor,
@@ -187,9 +185,10 @@ def _define_training(backend: str, kernels: Kernels) -> Any:
         a, grad = precise(x, channels_last, grad)
         dtype = reference.folding_dtype(a.dtype)
         wide_taps = taps.to(dtype)
-        weight = as_multiplied(backend, norms.fold(variance)[0], a)
-        g = fold_backward(norms, weight, variance,
-                          *kernels.weight_gradient(grad, a, wide_taps, channels_last, mean.to(dtype)))
+        weight = norms.fold(variance, dtype)[0]
+        rounded = rounded_weight(backend, weight, a)
+        g = fold_backward(norms, variance,
+                          *kernels.weight_gradient(grad, a, wide_taps, channels_last, mean.to(dtype)), rounded)
         grad_x, grad_taps = x.new_empty(0), taps.new_empty(0)
         if needs_input:
             grad_mean, grad_variance = summed_over(group, g.mean, g.variance) if group else (g.mean, g.variance)

@@ -20,7 +20,6 @@ from ..conv_relu import ops as conv_relu_ops
 from . import reference, triton_tail
 from .batch_norms import NegativeNorm, Statistics, merged_over, summed_over, through_statistics
 from .ops import (
-    as_multiplied,
     check_block,
     check_folded,
     check_values,
@@ -32,7 +31,7 @@ from .ops import (
     only_first_differentiable,
     operators_of,
     precise,
-    rounds_products,
+    rounded_weight,
     values_of,
     vector_of,
     why_no_layout,
@@ -191,9 +190,7 @@ def _define_reborn_training(backend: str, kernels: RebornKernels) -> Any:
         else:
             # An operator's outputs are no views of its inputs.
             mean, variance, count = Statistics.of(z, mean.clone(), variance.clone())
-        centre = mean.to(dtype) if rounds_products(a) else None
-        weight, bias = norm.fold(variance, mean if centre is None else None)
-        y = kernels.tail(a, z, weight.to(dtype), bias.to(dtype), channels_last, centre)
+        y = kernels.tail(a, z, *norm.fold(variance, dtype), channels_last, mean.to(dtype))
         return y.to(x.dtype), z.to(x.dtype), mean, variance, count
 
     def backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, norm_weight: Tensor, norm_bias: Tensor,
@@ -208,12 +205,13 @@ def _define_reborn_training(backend: str, kernels: RebornKernels) -> Any:
         deconvolution = _Deconvolution(kernels, a, deconv_weight.to(a.dtype), groups, channels_last, trains)
         if a.dtype != x.dtype:
             z = deconvolution.forward(a)[0]
-        weight = as_multiplied(backend, norm.fold(variance)[0], a)
+        weight = norm.fold(variance, dtype)[0]
         through = None, None
         if trains or needs_parameters:
             of_features = torch.cat([torch.zeros_like(mean), mean]).to(dtype)
             *grad_parameters, grad_mean, grad_variance = norm.fold_backward(
-                weight, variance, *kernels.weight_gradient(grad, a, z, of_features, channels_last))
+                variance, *kernels.weight_gradient(grad, a, z, of_features, channels_last),
+                rounded_weight(backend, weight, a))
             if trains and (needs_x or needs_deconv):
                 if group:
                     grad_mean, grad_variance = summed_over(group, grad_mean, grad_variance)

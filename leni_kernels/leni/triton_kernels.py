@@ -221,8 +221,6 @@ def _compile_case(channels: int, kernel_size: int, operand: str, architecture: s
         vector //= 2
     constants = _constants(channels, kernel_size, vector, operand, config, channels_last)
     constants |= {"TILES": _MOST_TILES, "WIDE": False}
-    if operand == "fp64":  # nothing is rounded, so that there is no mean
-        constants["mean"] = None
     element = "fp32" if operand == "tf32" else operand
     parameter = "fp64" if operand == "fp64" else "fp32"
     pointers = {"x": element, "taps": parameter, "weight": element, "bias": parameter, "mean": parameter,

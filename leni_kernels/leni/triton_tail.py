@@ -452,10 +452,7 @@ class _CaseOf(NamedTuple):
 
     def tail(self) -> CompileCase:
         config = triton_configs.tail(*self)
-        constants = {"TILES": _MOST_TILES}
-        if self.operand == "fp64":  # nothing is rounded, so that there is no mean
-            constants["mean"] = None
-        return self._of_product("tail", _tail_kernel, config, config.pixels, config.channels, constants, 2)
+        return self._of_product("tail", _tail_kernel, config, config.pixels, config.channels, {"TILES": _MOST_TILES}, 2)
 
     def weight_gradient(self) -> CompileCase:
         config = triton_configs.tail_weight_gradient(*self)

@@ -243,7 +243,7 @@ def test_gradients(channels_last):
 def test_opcheck(channels, channels_last):
     x = feature_map(2, channels, 3, 4, dtype=torch.float32, channels_last=channels_last).requires_grad_()
     torch.library.opcheck(torch.ops.leni_kernels.leni_folded_triton.default,
-                          (x, *parameters(channels, 3, x.dtype), channels_last))
+                          (x, *parameters(channels, 3, x.dtype)[:3], channels_last))
 
 
 @pytest.mark.skipif(triton_support.interpreting, reason="the interpreter's operator is opaque to tracing")
