@@ -220,7 +220,7 @@ struct InputGradientJob {
     }
   }
 
-  // Where g_z has no row or column, its buffer has zeros, and min(x, 0) may be infinite: their products are left out.
+  // Where g_z has no row or column, its buffer has zeros, and min(x, 0) may be −∞ or NaN: their products are left out.
   struct Reached {
     bool row[K];
     Reached(const Activation& x, int64_t first) {
@@ -228,10 +228,10 @@ struct InputGradientJob {
     }
   };
 
-  // Whether columns of g_z that do not exist are beside infinite values of a vector at ``column``.
-  static bool beside_infinity(const Activation& x, int64_t column, V negative) {
+  // Whether a vector at ``column`` has values, −∞ or NaN, that make a NaN of what g_z has where its columns end.
+  static bool spoils_ends(const Activation& x, int64_t column, V negative) {
     const bool interior = column >= half && column + width + half <= x.width;
-    return !interior && negative.any(V::broadcast(-std::numeric_limits<Scale>::infinity()));
+    return !interior && !negative.above(V::broadcast(-std::numeric_limits<Scale>::infinity()));
   }
 
   // The lanes of a vector at ``column`` whose column, j − half further, g_z has.
@@ -260,7 +260,7 @@ struct InputGradientJob {
           const int64_t left = s.strip.columns - i;
           const V value = load_some<V>(pixel + i, left), negative = value.negative();
           V correlated = V::zero();
-          const auto add = [&](auto beside) __attribute__((always_inline)) {
+          const auto add = [&](auto ends) __attribute__((always_inline)) {
 #pragma GCC unroll 8
             for (int r = 0; r < K; ++r) {
               if (!exists.row[r]) continue;
@@ -268,12 +268,12 @@ struct InputGradientJob {
               for (int j = 0; j < K; ++j) {
                 const V shifted = V::load(corner + r * sweeping.pitch + j + i);
                 correlated = V::fma(V::broadcast(weights[r * K + j]), shifted, correlated);
-                const V kept = beside ? negative.keep(reached(x, s.strip.column + i, j)) : negative;
+                const V kept = ends ? negative.keep(reached(x, s.strip.column + i, j)) : negative;
                 sums[r * K + j] = V::fma(kept, shifted, sums[r * K + j]);
               }
             }
           };
-          if (beside_infinity(x, s.strip.column + i, negative)) [[unlikely]] {
+          if (spoils_ends(x, s.strip.column + i, negative)) [[unlikely]] {
             add(std::true_type());
           } else {
             add(std::false_type());

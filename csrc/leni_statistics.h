@@ -18,14 +18,18 @@ struct Moments {
   }
 };
 
+// Squares are summed times a power of two: of the largest variances that float has, else a sum would be beyond it.
+template <class Scale>
+constexpr Scale kSquareScale = sizeof(Scale) == 4 ? Scale(0x1p-32) : Scale(1);
+
 // Adds a part of the batch, a tile or several, to the moments of one feature, if it is to be kept: its sums of
-// ``count`` distances from ``minus_shift``'s negative and of their squares. Its mean becomes the shift for the next
-// part: what that is off by there is part of the variance itself.
+// ``count`` distances from ``minus_shift``'s negative and of their scaled squares. Its mean becomes the shift for the
+// next part: what that is off by there is part of the variance itself.
 template <class Scale>
 inline void merge_part(double count, double distances, double squares, bool kept, Scale& minus_shift,
                        Moments& moments) {
-  const double mean = distances / count;
-  if (kept) moments.merge(count, mean - minus_shift, std::max(squares - mean * distances, 0.0));
+  const double mean = distances / count, unscaled = squares / kSquareScale<Scale>;
+  if (kept) moments.merge(count, mean - minus_shift, std::max(unscaled - mean * distances, 0.0));
   minus_shift = static_cast<Scale>(minus_shift - mean);
 }
 
@@ -43,21 +47,19 @@ inline void merge_chunks(const Moments* moments, int64_t chunks, int64_t feature
   }
 }
 
-// The sums over a tile of a branch's distances from ``minus_shift``'s negative, and of their squares.
+// The sums over a tile of a branch's distances from ``minus_shift``'s negative, and of their scaled squares.
 template <class Scale>
 struct BranchSums {
   using V = Vec<Scale>;
   V minus_shift, distances, squares;
 
-  void add(V value) {
-    const V distance = V::add(value, minus_shift);
+  void add(V value) { add_distance(V::add(value, minus_shift)); }
+  void add(V value, Lanes kept) { add_distance(V::add(value, minus_shift).keep(kept)); }
+
+  void add_distance(V distance) {
     distances = V::add(distances, distance);
-    squares = V::fma(distance, distance, squares);
-  }
-  void add(V value, Lanes kept) {
-    const V distance = V::add(value, minus_shift).keep(kept);
-    distances = V::add(distances, distance);
-    squares = V::fma(distance, distance, squares);
+    const V scaled = V::fma(V::broadcast(kSquareScale<Scale>), distance, V::zero());
+    squares = V::fma(scaled, distance, squares);
   }
 };
 

@@ -15,10 +15,10 @@ constexpr int kVectorRegisters = 16;
 
 // stream() stores a whole, aligned vector past the caches; streamed() then makes it visible to other threads.
 //
-// keep() makes the lanes outside a range 0, and any() says whether a lane equals the value's. max(x, 0) and min(x, 0)
-// are named positive() and negative(), max(x, bound) and min(x, bound) at_least() and at_most(): x is the operand that a
-// NaN is taken from. by_sign() is ``positive`` where x > 0, ``negative`` where x < 0, and 0 where x is 0 or NaN.
-// add_by_bound() adds a value to ``within`` where x ≤ bound, and else, as where x is NaN, to ``above``.
+// keep() makes the lanes outside a range 0. above() says whether all are above a bound, which a NaN is not. max(x, 0)
+// and min(x, 0) are named positive() and negative(), max(x, bound) and min(x, bound) at_least() and at_most(): x is the
+// operand that a NaN is taken from. by_sign() is ``positive`` where x > 0, ``negative`` where x < 0, and 0 where x is 0
+// or NaN. add_by_bound() adds a value to ``within`` where x ≤ bound, and else, as where x is NaN, to ``above``.
 
 #if defined(LENI_ISA_AVX512)
 
@@ -49,7 +49,7 @@ struct Vec<float> {
   void store(BFloat16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow()); }
   void store(BFloat16* p, Lanes lanes) const { _mm256_mask_storeu_epi16(p, lanes.low(), narrow()); }
   Vec keep(Lanes lanes) const { return {_mm512_maskz_mov_ps(lanes.low(), v)}; }
-  bool any(Vec value) const { return _mm512_cmp_ps_mask(v, value.v, _CMP_EQ_OQ) != 0; }
+  bool above(Vec bound) const { return _mm512_cmp_ps_mask(v, bound.v, _CMP_GT_OQ) == 0xffff; }
   static Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   Vec positive() const { return {_mm512_max_ps(_mm512_setzero_ps(), v)}; }
@@ -97,7 +97,7 @@ struct Vec<double> {
   void store(double* p, Lanes lanes) const { _mm512_mask_storeu_pd(p, static_cast<__mmask8>(lanes.mask), v); }
   void stream(double* p) const { _mm512_stream_pd(p, v); }
   Vec keep(Lanes lanes) const { return {_mm512_maskz_mov_pd(static_cast<__mmask8>(lanes.mask), v)}; }
-  bool any(Vec value) const { return _mm512_cmp_pd_mask(v, value.v, _CMP_EQ_OQ) != 0; }
+  bool above(Vec bound) const { return _mm512_cmp_pd_mask(v, bound.v, _CMP_GT_OQ) == 0xff; }
   static Vec add(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
   Vec positive() const { return {_mm512_max_pd(_mm512_setzero_pd(), v)}; }
@@ -216,7 +216,7 @@ struct Vec<float> {
     for (int i = lanes.first; i < lanes.last; ++i) p[i] = copy[i];
   }
   Vec keep(Lanes lanes) const { return {_mm256_and_ps(v, _mm256_castsi256_ps(lanes.mask32()))}; }
-  bool any(Vec value) const { return _mm256_movemask_ps(_mm256_cmp_ps(v, value.v, _CMP_EQ_OQ)) != 0; }
+  bool above(Vec bound) const { return _mm256_movemask_ps(_mm256_cmp_ps(v, bound.v, _CMP_GT_OQ)) == 0xff; }
   static Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   Vec positive() const { return {_mm256_max_ps(_mm256_setzero_ps(), v)}; }
@@ -247,7 +247,7 @@ struct Vec<double> {
   void store(double* p, Lanes lanes) const { _mm256_maskstore_pd(p, lanes.mask64(), v); }
   void stream(double* p) const { _mm256_stream_pd(p, v); }
   Vec keep(Lanes lanes) const { return {_mm256_and_pd(v, _mm256_castsi256_pd(lanes.mask64()))}; }
-  bool any(Vec value) const { return _mm256_movemask_pd(_mm256_cmp_pd(v, value.v, _CMP_EQ_OQ)) != 0; }
+  bool above(Vec bound) const { return _mm256_movemask_pd(_mm256_cmp_pd(v, bound.v, _CMP_GT_OQ)) == 0xf; }
   static Vec add(Vec a, Vec b) { return {_mm256_add_pd(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
   Vec positive() const { return {_mm256_max_pd(_mm256_setzero_pd(), v)}; }
@@ -296,10 +296,10 @@ struct Vec {
   void stream(S* p) const {
     store(p);
   }
-  bool any(Vec value) const {
-    bool found = false;
-    for (int i = 0; i < width; ++i) found = found || v[i] == value.v[i];
-    return found;
+  bool above(Vec bound) const {
+    bool all = true;
+    for (int i = 0; i < width; ++i) all = all && v[i] > bound.v[i];
+    return all;
   }
   Vec keep(Lanes lanes) const {
     Vec result = zero();

@@ -156,10 +156,11 @@ def _like_parameters(parameters: tuple[Any, ...], gradients: tuple[Tensor, ...])
             for parameter, gradient in zip(parameters, gradients, strict=False)]
 
 
-def through_statistics(mean: Tensor, count: Tensor, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor, Tensor]:
+def through_statistics(mean: Tensor, count: Tensor, grad_mean: Tensor, grad_variance: Tensor,
+                       dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """What the gradients of a's mean and variance add to that of each value of a: ``constant + slope · a``."""
-    slope = 2 * grad_variance / count
-    return grad_mean / count - slope * mean, slope
+    slope = (2 * grad_variance / count).to(dtype)  # rounded first: the constant has to cancel what it adds
+    return (grad_mean / count - slope * mean).to(dtype), slope
 
 
 # ---- Reborn's one norm -------------------------------------------------------------------------------------

@@ -192,9 +192,8 @@ def _define_training(backend: str, kernels: Kernels) -> Any:
         grad_x, grad_taps = x.new_empty(0), taps.new_empty(0)
         if needs_input:
             grad_mean, grad_variance = summed_over(group, g.mean, g.variance) if group else (g.mean, g.variance)
-            through = through_statistics(mean, count, grad_mean, grad_variance)
-            grad_x, grad_taps = kernels.input_gradient(grad, a, wide_taps, weight, *(v.to(dtype) for v in through),
-                                                       channels_last)
+            through = through_statistics(mean, count, grad_mean, grad_variance, dtype)
+            grad_x, grad_taps = kernels.input_gradient(grad, a, wide_taps, weight, *through, channels_last)
         return grad_x.to(x.dtype), grad_taps.to(taps.dtype), *g[:5]
 
     def fake_forward(x: Tensor, taps: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

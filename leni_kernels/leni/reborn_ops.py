@@ -215,7 +215,7 @@ def _define_reborn_training(backend: str, kernels: RebornKernels) -> Any:
             if trains and (needs_x or needs_deconv):
                 if group:
                     grad_mean, grad_variance = summed_over(group, grad_mean, grad_variance)
-                through = (v.to(dtype) for v in through_statistics(mean, count, grad_mean, grad_variance))
+                through = through_statistics(mean, count, grad_mean, grad_variance, dtype)
         if needs_x or needs_deconv:
             grad_z = kernels.negative_gradient(grad, z, weight, *through, channels_last)
             grad_x, grad_deconv = deconvolution.backward(grad, grad_z, a, weight, needs_x, needs_deconv)
