@@ -24,7 +24,8 @@ OLDEST_NUMPY := "numpy<2.4"
 PIP_INSTALL := pip install --quiet --disable-pip-version-check
 PYTEST := python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: install test test-oldest sanitize sanitize-address sanitize-thread throughput readme codegen gpu-check gpu-rehearse clean
+.PHONY: install test test-oldest sanitize sanitize-address sanitize-thread throughput readme codegen gpu-check
+.PHONY: gpu-rehearse clean
 
 install: $(VENV)/installed
 

@@ -18,6 +18,14 @@ void run_chunks(const Job& job, int64_t tiles, int64_t chunks, const Host& host,
   });
 }
 
+template <class Sum>
+struct ChunkZeros {
+  Sum* sums;
+  int64_t size;
+
+  void run(int64_t chunk, int64_t, int64_t) const { std::fill(sums + chunk * size, sums + (chunk + 1) * size, Sum(0)); }
+};
+
 // Adds the sums of chunks [chunk][size] to a total in double, if there is one. What is last is put in the first
 // chunk's place.
 template <class Sum>
@@ -44,9 +52,9 @@ struct ChunkSums {
 
 constexpr int64_t kRun = 256;  // sums that are added one after the other without double
 
-// Sums over ``items`` in chunks: add(begin, end) adds those items to ``sums`` [chunk][size], a chunk ``step`` of them at
-// a time. After long runs what is added would be lost beside the sums: part by part they go on in double. They end in
-// the first chunk's place.
+// Sums over ``items`` in chunks: add(begin, end) adds those items to ``sums`` [chunk][size], a chunk ``step`` of them
+// at a time. After long runs what is added would be lost beside the sums: part by part they go on in double. They end
+// in the first chunk's place.
 template <class Sum, class Add>
 void sum_in_parts(int64_t items, int64_t step, Sum* sums, int64_t size, int64_t chunks, const Host& host,
                   const Add& add) {
@@ -58,7 +66,7 @@ void sum_in_parts(int64_t items, int64_t step, Sum* sums, int64_t size, int64_t 
   }
   for (int64_t begin = 0; begin < items; begin += part) {
     const int64_t end = std::min(begin + part, items);
-    std::fill(sums, sums + chunks * size, Sum(0));
+    run_chunks(ChunkZeros<Sum>{sums, size}, chunks, chunks, host);
     add(begin, end);
     run_chunks(ChunkSums<Sum>{sums, size, chunks, total, end == items}, size, threads, host);
   }

@@ -84,7 +84,9 @@ Tensor gathered(const Tensor& parameter) { return torch::stable::contiguous(para
 
 // The stride of a dimension of size 1 may be any number: here it is 1, or a column's one that joins rows.
 leni::Activation activation(const Tensor& x, bool channels_last) {
-  const auto stride = [&](int dimension, int64_t of_one) { return x.size(dimension) == 1 ? of_one : x.stride(dimension); };
+  const auto stride = [&](int dimension, int64_t of_one) {
+    return x.size(dimension) == 1 ? of_one : x.stride(dimension);
+  };
   const int64_t row = stride(2, 1), column = stride(3, channels_last ? row : 1);
   return {x.const_data_ptr(), x.size(0), x.size(1), x.size(2), x.size(3), stride(0, 1), stride(1, 1), row, column,
           channels_last};

@@ -15,7 +15,8 @@ struct Activation {
 };
 
 // y = weight · ([max(x, 0); taps ⋆ᵀ min(x, 0)] − mean) + bias. taps [C, k, k], weight [C, 2C], bias [C] and both halves
-// of the mean, [C] each or null for 0, are contiguous, of double where x is, else of float; y is contiguous in x's order.
+// of the mean, [C] each or null for 0, are contiguous, of double where x is, else of float; y is contiguous in x's
+// order.
 // The mean is subtracted before the product: a sum of what is much larger than the deviations from it would lose them.
 struct FoldedProblem {
   Scalar scalar;

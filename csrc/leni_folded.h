@@ -17,8 +17,8 @@ struct Packed {
   Expansion<Scale> expansion;
 };
 
-// Whether the product rounds what it multiplies. max(x, 0) is exact as it is: its mean is in the bias, times the rounded
-// weights, and only z is kept less its mean.
+// Whether the product rounds what it multiplies. max(x, 0) is exact as it is: its mean is in the bias, times the
+// rounded weights, and only z is kept less its mean.
 template <class Product>
 constexpr bool kRounds = Product::group > 1;
 

@@ -154,8 +154,9 @@ struct InputGradientJob {
                                      nullptr, to, width, padded, sweeping.pitch * padded, nullptr, constant});
     } else {
       Scale* to = s.negative + start;
-      expanded.planar(tile, PlanarStore<Product, Scale, false, Offset::kNegative>{nullptr, to, sweeping.pixels, sweeping.pitch,
-                                                                     x.channels, nullptr, constant});
+      using Store = PlanarStore<Product, Scale, false, Offset::kNegative>;
+      expanded.planar(
+          tile, Store{nullptr, to, sweeping.pixels, sweeping.pitch, x.channels, nullptr, constant});
     }
     multiply(start, count, s.grad, negative_weight, nullptr, s.negative);
   }

@@ -18,7 +18,7 @@ void serial_for(int64_t count, const void* context, void (*body)(const void*, in
 
 // Each call gets new memory full of NaN, so that what the kernel reads without having written it shows.
 void* poisoned_scratch(int slot, int64_t bytes) {
-  static std::vector<char> buffers[8];
+  static std::vector<char> buffers[leni::kScratchSlots];
   buffers[slot].assign(bytes + 64, static_cast<char>(0xff));
   const auto address = reinterpret_cast<uintptr_t>(buffers[slot].data());
   return reinterpret_cast<void*>((address + 63) / 64 * 64);

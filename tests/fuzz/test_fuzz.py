@@ -40,7 +40,7 @@ def test_a_campaign_that_is_always_the_same():
 def test_a_new_campaign():
     seed = random.SystemRandom().randrange(10**6)  # the other tests' seed is fixed
     finished = run("run.py", "--seconds", 25, "--seed", seed)
-    print(finished.stdout)
+    print(finished.stdout)  # the seed too
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
