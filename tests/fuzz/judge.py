@@ -327,7 +327,7 @@ def compare_with_layers(case: Case, name: str, got: Tensor, wanted: Tensor, laye
     if case.dtype == "float64":  # the truth has the same layers' rounding errors
         of_layers, least = layers.sensitivity(name), 2**-32 * largest_of_all(layers.truth)
         terms = exact["x"].numel() * largest_of_all({"x": exact["x"]}) * largest_of_all({"grad": exact["grad"]})
-        least += 2**-44 * terms
+        least += (2**-30 if "tiny-batch" in case.labels else 2**-44) * terms  # of a tiny batch norms leave next to none
         if error <= factor * of_layers + least:
             return Verdict("right")
     else:
