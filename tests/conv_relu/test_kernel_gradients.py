@@ -255,7 +255,7 @@ def test_sums_over_many_sites_keep_their_accuracy(is_channels_last):
 @pytest.mark.parametrize("is_channels_last", LAYOUTS)
 def test_long_sums_of_terms_of_one_sign_keep_theirs(is_channels_last):
     """4 million sites in one thread, against the kernels' own sums in float64."""
-    case = ((1, 2, 2048, 2048), (2, 2, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
+    case = ((1, 2, 2048, 2048), (2, 2, 1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 1)
     x, threshold, weight, grad = (tensor.abs() for tensor in inputs(case, torch.float32))
     x, grad = LAYOUTS[is_channels_last](x), LAYOUTS[is_channels_last](grad)
     threads = torch.get_num_threads()
