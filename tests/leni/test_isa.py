@@ -93,8 +93,8 @@ def _check_training(dtype, shape, kernel_size, channels_last):
 @pytest.mark.parametrize("isa", ISAS)
 def test_parity_on_every_instruction_set(isa):
     best = extension.cpu_isa()
-    if os.environ.get("LENI_KERNELS_ISA") is None and ISAS.index(isa) > ISAS.index(best):
-        pytest.skip(f"this CPU has only {best}")
+    if ISAS.index(isa) > ISAS.index(best):
+        pytest.skip(f"this process has only {best}")
     script = "import sys; sys.path.insert(0, sys.argv[1]); import test_isa; test_isa.parity_errors()"
     environment = {**os.environ, "LENI_KERNELS_ISA": isa, "OMP_NUM_THREADS": "2"}
     process = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent)], cwd=ROOT, env=environment,

@@ -21,8 +21,8 @@ from leni_kernels import extension
 @pytest.mark.parametrize("isa", ISAS)
 def test_bfloat16_on_every_instruction_set(isa):
     best = extension.cpu_isa()
-    if os.environ.get("LENI_KERNELS_ISA") is None and ISAS.index(isa) > ISAS.index(best):
-        pytest.skip(f"this CPU has only {best}")
+    if ISAS.index(isa) > ISAS.index(best):
+        pytest.skip(f"this process has only {best}")
     script = ("import sys, torch; sys.path.insert(0, sys.argv[1]); import large_means;"
               "large_means.check('cpp', torch.bfloat16)")
     process = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent)], cwd=ROOT,
