@@ -129,10 +129,10 @@ void pack_taps(const Scale* raw, const Activation& x, int64_t taps, int64_t padd
 // ---- what becomes of the branches --------------------------------------------------------------------------
 // An expander hands its values to a sink: one that keeps them (below), or one that only sums (leni_statistics.h). For
 // one step of channels (NCHW) or one vector of them (channels-last), ``at`` gives what takes the values, pixel by
-// pixel, and says where z starts: at 0, or at the branch's offset. A sink without kPositive is not given the positive
-// branch.
+// pixel. A sink without kPositive is not given the positive branch.
 
-// To which branches a store adds an offset.
+// To which branches a store adds an offset, after they are rounded as they are for the statistics: less a mean of equal
+// values they are then 0.
 enum class Offset { kNone, kNegative, kBoth };
 
 // Keeps planar branches as [step][row][column]: ``step`` and ``row`` are strides.
@@ -153,8 +153,6 @@ struct PlanarStore {
     bool whole;  // every channel of the step exists
     V positive_offset[group], negative_offset[group];
 
-    V start(int g) const { return kOffset == Offset::kNone ? V::zero() : negative_offset[g]; }
-
     template <bool kEdge>
     void take_positive(V (&values)[group], int64_t at, int64_t column, Lanes kept) {
       if (kOffset == Offset::kBoth) {
@@ -164,6 +162,9 @@ struct PlanarStore {
     }
     template <bool kEdge>
     void take_negative(V (&values)[group], int64_t at, int64_t column, Lanes kept) {
+      if (kOffset != Offset::kNone) {
+        for (int g = 0; g < group; ++g) values[g] = V::add(values[g], negative_offset[g]);
+      }
       put<kEdge>(values, negative + at * row + column, kept);
     }
 
@@ -215,8 +216,6 @@ struct InterleavedStore {
     int64_t pixel, row;
     V positive_offset, negative_offset;
 
-    V start() const { return kOffset == Offset::kNone ? V::zero() : negative_offset; }
-
     template <bool kEdge>
     void take_positive(V value, int64_t at, int64_t column, Lanes kept) {
       put<kEdge>(kOffset == Offset::kBoth ? V::add(value, positive_offset) : value,
@@ -224,7 +223,8 @@ struct InterleavedStore {
     }
     template <bool kEdge>
     void take_negative(V value, int64_t at, int64_t column, Lanes kept) {
-      put<kEdge>(value, negative + at * row + column * pixel, kept);
+      put<kEdge>(kOffset == Offset::kNone ? value : V::add(value, negative_offset),
+                 negative + at * row + column * pixel, kept);
     }
     template <bool kEdge>
     static void put(V value, Value* to, Lanes kept) {
@@ -311,7 +311,7 @@ struct PlanarExpander {
     V acc[N][group][K];
     for (int n = 0; n < N; ++n) {
       for (int g = 0; g < group; ++g) {
-        for (int i = 0; i < K; ++i) acc[n][g][i] = taker.start(g);
+        for (int i = 0; i < K; ++i) acc[n][g][i] = V::zero();
       }
     }
     const int64_t first = tile.row - half, last = tile.row + tile.rows + half;
@@ -359,7 +359,7 @@ struct PlanarExpander {
           done[g] = acc[n][g][K - 1];
 #pragma GCC unroll 8
           for (int i = K - 1; i > 0; --i) acc[n][g][i] = acc[n][g][i - 1];
-          acc[n][g][0] = taker.start(g);
+          acc[n][g][0] = V::zero();
         }
         if (complete >= 0) taker.template take_negative<kEdge>(done, complete, column + n * width, kept[n]);
       }
@@ -419,7 +419,7 @@ struct InterleavedExpander {
     for (int t = 0; t < K * K; ++t) taps[t] = V::load(expansion.taps + t * expansion.padded_channels + channel);
     V acc[R][K];
     for (int r = 0; r < R; ++r) {
-      for (int j = 0; j < K; ++j) acc[r][j] = taker.start();
+      for (int j = 0; j < K; ++j) acc[r][j] = V::zero();
     }
 
     const int64_t first = tile.column - half, last = tile.column + tile.columns + half;
@@ -450,7 +450,7 @@ struct InterleavedExpander {
         if (complete >= 0) taker.template take_negative<kEdge>(acc[r][K - 1], row + r, complete, kept);
 #pragma GCC unroll 8
         for (int j = K - 1; j > 0; --j) acc[r][j] = acc[r][j - 1];
-        acc[r][0] = taker.start();
+        acc[r][0] = V::zero();
       }
     }
   }

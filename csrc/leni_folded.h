@@ -138,10 +138,11 @@ struct Job {
   Packed<Product, Scale> packed;
   Tiling tiling;
 
-  // What tile ``index`` fetches for the next one: the rows that it has not read itself. (In NCHW the expander walks
-  // down many planes at once, and fetches for itself.)
+  // What tile ``index`` fetches for the next one: the rows that it has not read itself, unless most of them is not x's.
+  // (In NCHW the expander walks down many planes at once, and fetches for itself.)
   Ahead next(int64_t index) const {
     const Activation& x = problem.x;
+    if (x.stride_column > 2 * x.channels) return {};
     const Tile tile = tiling.tile(index, x), next = tiling.tile(index + 1, x);
     const Runs runs(x, tile);
     const int64_t first = next.row + (next.row > 0 ? K / 2 : 0);

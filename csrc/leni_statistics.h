@@ -79,7 +79,6 @@ struct SumsSink {
     const SumsSink& sink;
     int64_t channel;
 
-    V start(int = 0) const { return V::zero(); }
     template <bool kEdge>
     void take_positive(V value, int64_t, int64_t, Lanes kept) {
       add<kEdge>(positive, value, kept);

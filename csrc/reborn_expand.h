@@ -41,7 +41,6 @@ struct PlanarExpander<Product, 0, T, Scale, Sink> {
       taker.template take_positive<kEdge>(values, row, column, kept);
     }
     load(*expansion.z, pixel_of<T>(*expansion.z, read, row) + column, step, left, values);
-    for (int g = 0; g < group; ++g) values[g] = V::add(values[g], taker.start(g));
     taker.template take_negative<kEdge>(values, row, column, kept);
   }
 
@@ -88,7 +87,7 @@ struct InterleavedExpander<Product, 0, T, Scale, Sink> {
         taker.template take_positive<kEdge>(value, row, column, kept);
       }
       const V value = load_some<V>(negative + column * expansion.z->stride_column, left);
-      taker.template take_negative<kEdge>(V::add(value, taker.start()), row, column, kept);
+      taker.template take_negative<kEdge>(value, row, column, kept);
     }
   }
 };

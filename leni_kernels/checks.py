@@ -113,6 +113,20 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
+def in_dtype(x: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """x ``[N, C, *spatial]`` itself, or in another dtype with channels, or else columns, at stride 1."""
+    if dtype == x.dtype:
+        return x
+    innermost = x.movedim(1, -1) if channels_last else x
+    cast = innermost.to(dtype, memory_format=torch.contiguous_format)
+    return cast.movedim(-1, 1) if channels_last else cast
+
+
+def in_autocast_dtype(x: Tensor, channels_last: bool) -> Tensor:
+    """x as :func:`in_dtype`, in autocast's dtype."""
+    return in_dtype(x, autocast_dtype(x), channels_last)
+
+
 def same_dtype(name: str, **tensors: Tensor) -> None:
     """Require one dtype, after autocast."""
     if len({autocast_dtype(tensor) for tensor in tensors.values()}) > 1:

@@ -1,5 +1,7 @@
 """Every operator takes parameters of any strides, and activations in which a dimension of size 1 has any stride."""
 
+import mmap
+import time
 from functools import partial
 
 import pytest
@@ -136,3 +138,31 @@ def test_a_dimension_of_size_1_may_have_any_stride(name, layout, shape):
         for got, exact in zip(step(function, laid, parameters, take(gradient)), step(function, x, parameters, gradient),
                               strict=True):
             torch.testing.assert_close(got, exact, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["leni, training", "leni, folded", "reborn, training", "reborn, folded", "conv_relu"])
+@layouts
+@pytest.mark.parametrize("dimensions", [(0,), (1,), (2,), (3,), (2, 3), (0, 1)], ids=str)
+def test_autocast_reads_what_is_expanded(name, layout, dimensions):
+    """Where the cast would otherwise choose a layout, as for strides of 0 it does, it may not be x's."""
+    function, *shapes = OPERATORS[name]
+    parameters = [torch.randn(size) for size in shapes]
+    x = torch.randn([1 if d in dimensions else size for d, size in enumerate((2, C, 3, 4))])
+    x = x.contiguous(memory_format=layout).expand(2, C, 3, 4)
+    if x.stride(1) != 1 and x.stride(3) != 1:
+        pytest.skip("the kernels do not serve it")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(forward(function, x, parameters), forward(function, x.contiguous(), parameters))
+
+
+def test_columns_that_are_far_apart_take_no_longer():
+    """What is between them is not fetched."""
+    channels, stride = 8, 2**30
+    pages = mmap.mmap(-1, 2 * (2 * stride + channels), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # on no memory yet
+    x = torch.frombuffer(pages, dtype=torch.bfloat16).as_strided((4, channels, 1, 3), (0, 1, 0, stride))
+    x[0].normal_()
+    parameters = [torch.randn(size) for size in ((channels, 3, 3), (channels, 2 * channels), (channels,))]
+    before = time.perf_counter()
+    y = forward(functional.leni_folded, x, parameters)
+    assert time.perf_counter() - before < 3
+    assert torch.equal(y, forward(functional.leni_folded, x.clone(memory_format=torch.channels_last), parameters))

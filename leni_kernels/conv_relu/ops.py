@@ -199,9 +199,10 @@ def why_not_triton(x: Tensor) -> str | None:
 
 def _run(kernels: Kernels, call: ConvReluCall) -> Tensor:
     x, weight, threshold, bias, stride, pads, dilation, groups = call
-    x = x.to(checks.autocast_dtype(x))
+    channels_last = _channels_last(x)
+    x = checks.in_autocast_dtype(x, channels_last)
     flat_pads = [count for pair in pads for count in pair]
-    return kernels.forward(x, weight, threshold, bias, stride, flat_pads, dilation, groups, _channels_last(x))
+    return kernels.forward(x, weight, threshold, bias, stride, flat_pads, dilation, groups, channels_last)
 
 
 def run_taps(backend: str, x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor, offsets: Sequence[int],
@@ -212,9 +213,10 @@ def run_taps(backend: str, x: Tensor, weight: Tensor, threshold: Tensor, bias: T
     ``threshold[c, t]``, or the minimum where it is ``below``. Weight is ``[O, C, T]``, threshold ``[C, T]``,
     ``offsets`` ``[2 · T]``: rows and columns.
     """
-    x = x.to(checks.autocast_dtype(x))
+    channels_last = _channels_last(x)
+    x = checks.in_autocast_dtype(x, channels_last)
     kernels = _CPP if backend == "cpp" else _TRITON
-    return kernels.taps(x, weight, threshold, bias, offsets, below, _channels_last(x))
+    return kernels.taps(x, weight, threshold, bias, offsets, below, channels_last)
 
 
 def _operation(dimensions: int) -> Operation:

@@ -135,8 +135,7 @@ def precise(x: Tensor, channels_last: bool, *others: Tensor) -> tuple[Tensor, ..
     """x, a batch, and other activations of its size: as they are, or in float64 where a channel has few values."""
     if values_of(x) > FEW_VALUES:
         return x, *others
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return tuple(tensor.to(torch.float64, memory_format=layout) for tensor in (x, *others))
+    return tuple(checks.in_dtype(tensor, torch.float64, channels_last) for tensor in (x, *others))
 
 
 def rounds_products(x: Tensor) -> bool:
@@ -304,11 +303,12 @@ def _why_not_triton(x: Tensor, kernel_size: int) -> str | None:
 
 
 def _run(kernels: Kernels, x: Tensor, folded: Folded) -> Tensor:
-    x = x.to(checks.autocast_dtype(x))
+    channels_last = is_channels_last(x)
+    x = checks.in_autocast_dtype(x, channels_last)
     taps, weight, bias, mean = folded
     if mean is None or not rounds_products(x):
-        return kernels.folded(x, taps, weight, bias, is_channels_last(x))
-    return kernels.folded(x, taps, weight, reference.centred_bias(weight, bias, mean), is_channels_last(x), mean)
+        return kernels.folded(x, taps, weight, bias, channels_last)
+    return kernels.folded(x, taps, weight, reference.centred_bias(weight, bias, mean), channels_last, mean)
 
 
 # ---- LENI in its folded form -------------------------------------------------------------------------------
@@ -453,7 +453,8 @@ def vector_of(dtype: torch.dtype, device: torch.device, tensor: Tensor | None, s
 
 
 def _run_training(call: LeniCall, operator: Any) -> Tensor:
-    x = call.x.to(checks.autocast_dtype(call.x))
+    channels_last = is_channels_last(call.x)
+    x = checks.in_autocast_dtype(call.x, channels_last)
     deconv_weight, negative, fusion, compress_weight, compress_bias = call.parameters
     channels = x.shape[1]
     check_values(x, call.group)
@@ -466,7 +467,7 @@ def _run_training(call: LeniCall, operator: Any) -> Tensor:
     gamma, *others = norms
     beta = vector(negative.bias, channels, 0)
     taps = deconv_weight.to(dtype).squeeze(1)
-    y, *statistics = operator(x, taps, gamma, beta, *others, is_channels_last(x), call.group)
+    y, *statistics = operator(x, taps, gamma, beta, *others, channels_last, call.group)
     with torch.no_grad():
         of_negative, of_fusion = norms.batch_statistics(beta, Statistics(*statistics))
         negative.update(*of_negative)

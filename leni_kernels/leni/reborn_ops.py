@@ -372,7 +372,8 @@ def _run_reborn_triton(call: RebornCall) -> Tensor:
 
 
 def _run_training(call: RebornCall, operator: Any) -> Tensor:
-    x = call.x.to(checks.autocast_dtype(call.x))
+    channels_last = is_channels_last(call.x)
+    x = checks.in_autocast_dtype(call.x, channels_last)
     deconv_weight, norm, compress_weight, compress_bias, groups = call.parameters
     channels = x.shape[1]
     if call.trains:
@@ -383,7 +384,7 @@ def _run_training(call: RebornCall, operator: Any) -> Tensor:
     y, _, *statistics = operator(
         x, deconv_weight.to(x.dtype), vector(norm.weight, channels, 1), vector(norm.bias, channels, 0),
         compress_weight.to(dtype).flatten(1), vector(compress_bias, channels, 0), *running, norm.eps, groups,
-        is_channels_last(x), call.group)
+        channels_last, call.group)
     if call.trains:
         with torch.no_grad():
             norm.update(*statistics)
