@@ -442,7 +442,7 @@ class _Draw:
         if 1 in shape and self.chance(0.15, "ones", role):
             ones = self.rng.choice((0, 1, 3, 2**40, 2**62))
         far = None
-        if self.chance(0.004, "far", role):
+        if role != "parameter" and self.chance(0.004, "far", role):  # folding copies parameters with all their storage
             far = next((d for d in free if shape[d] == 2 and not (expanded and expanded[d])), None)
         offset = self.rng.randint(1, 7) if self.chance(0.2, "misaligned", role) else 0
         return Layout(() if order == plain else order, steps, gaps, expanded, ones, far, offset)
