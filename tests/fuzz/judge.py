@@ -325,9 +325,9 @@ def compare_with_layers(case: Case, name: str, got: Tensor, wanted: Tensor, laye
     largest = float(wanted[comparable].abs().max())
     error = float((got.double() - wanted)[comparable].abs().max())
     factor = FACTOR_OF_LARGE_MEANS if case.dtype == "float32" and has_large_means(case) else FACTOR
+    terms = exact["x"].numel() * largest_of_all({"x": exact["x"]}) * largest_of_all({"grad": exact["grad"]})
     if case.dtype == "float64":  # the truth has the same layers' rounding errors
         of_layers, least = layers.sensitivity(name), 2**-32 * largest_of_all(layers.truth)
-        terms = exact["x"].numel() * largest_of_all({"x": exact["x"]}) * largest_of_all({"grad": exact["grad"]})
         least += (2**-30 if "tiny-batch" in case.labels else 2**-44) * terms  # of a tiny batch norms leave next to none
         if error <= factor * of_layers + least:
             return Verdict("right")
@@ -340,6 +340,8 @@ def compare_with_layers(case: Case, name: str, got: Tensor, wanted: Tensor, laye
             cancelled = CANCELLED * layers.largest_gradient if name.startswith("d") else 0.0
             least = LEAST[dtype] * (WINOGRAD if is_transformed(case) else 1) * (largest + cancelled)
             least += smallest(case, exact)
+            if dtype == torch.float32 and name.startswith("d"):
+                least += 2**-22 * terms
             if error <= factor * of_layers + least:
                 return Verdict("right")
     allowed = factor * of_layers + least
