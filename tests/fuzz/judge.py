@@ -199,10 +199,11 @@ class Layers:
         return max(errors[name] for errors in self.errors)
 
     def sensitivity(self, name: str) -> float:
-        """How far the truth moves when x moves by its last bit: no method in x's dtype can be asked for more."""
+        """How far the truth moves when x moves by its last bits: no method in x's dtype can be asked for more."""
         if self.moved is None:
             exact = exactly(self.case, build(self.case))
-            bits = torch.linspace(-1, 1, exact["x"].numel(), dtype=torch.float64).reshape(exact["x"].shape)
+            most = 4 if self.case.dtype == "float64" else 1  # whose last bit is what the truth itself is rounded to
+            bits = torch.linspace(-most, most, exact["x"].numel(), dtype=torch.float64).reshape(exact["x"].shape)
             exact["x"] = exact["x"] * (1 + torch.finfo(getattr(torch, self.case.dtype)).eps * bits)
             self.moved = step(self.case, "reference", exact)
         return float((self.moved[name] - self.truth[name]).abs().nan_to_num(0.0, 0.0, 0.0).max())

@@ -55,7 +55,7 @@ def test_training_is_right_wherever_the_layers_are(kernel_backend, make, exponen
 
 
 @blocks
-@pytest.mark.parametrize("exponent", [19, 22, 30, 35])
+@pytest.mark.parametrize("exponent", [20, 22, 30, 35])
 def test_where_a_variance_leaves_the_range_training_gives_what_the_layers_give(kernel_backend, make, exponent):
     block, x, grad = make(6), torch.randn(3, 6, 9, 10) * 10.0**exponent, torch.randn(3, 6, 9, 10)
     got, composed = (gradients_of(step(name, block, x, grad)) for name in (kernel_backend, "reference"))
