@@ -12,8 +12,9 @@ struct Moments {
   void merge(double other_count, double other_mean, double other_squares) {
     const double total = count + other_count, delta = other_mean - mean;
     if (total == 0) return;
-    mean += delta * other_count / total;
-    squares += other_squares + delta * delta * count * other_count / total;
+    const double share = other_count / total;  // 1 of the first part, whose mean is then taken as it is
+    mean += delta * share;
+    squares += other_squares + delta * delta * count * share;
     count = total;
   }
 };
