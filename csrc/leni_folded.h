@@ -17,23 +17,6 @@ struct Packed {
   Expansion<Scale> expansion;
 };
 
-// Whether the product rounds what it multiplies. max(x, 0) is exact as it is: its mean is in the bias, times the
-// rounded weights, and only z is kept less its mean.
-template <class Product>
-constexpr bool kRounds = Product::group > 1;
-
-// The sum of products of ``count`` weights, rounded, and as many values.
-inline float rounded_dot(const float* weight, const float* values, int64_t count) {
-  using V = Vec<float>;
-  V acc = V::zero();
-  for (int64_t i = 0; i < count; i += V::width) {
-    BFloat16 rounded[V::width];
-    load_some<V>(weight + i, count - i).store(rounded);
-    acc = V::fma(V::load(rounded), load_some<V>(values + i, count - i), acc);
-  }
-  return sum(acc);
-}
-
 template <class Product, class Scale>
 Packed<Product, Scale> pack(const FoldedProblem& problem, const Host& host) {
   constexpr int width = Product::Acc::width;
@@ -55,9 +38,6 @@ Packed<Product, Scale> pack(const FoldedProblem& problem, const Host& host) {
     const auto* mean = static_cast<const Scale*>(branch == 0 ? problem.positive_mean : problem.negative_mean);
     for (int64_t c = 0; mean != nullptr && c < channels; ++c) {
       minus_mean[branch * channels + c] = -mean[c];
-      if constexpr (kRounds<Product>) {
-        if (branch == 0) bias[c] -= rounded_dot(weight + 2 * c * channels, mean, channels);
-      }
     }
   }
   pack_weight<Product>(output_channels(problem.x), weight, channels, 2, steps, packed_weight);
@@ -189,9 +169,7 @@ void run_tiles(const FoldedProblem& problem, const Host& host) {
 
 template <class Product, int K, class T, class Scale>
 void run(const FoldedProblem& problem, const Host& host) {
-  if constexpr (kRounds<Product>) {
-    run_tiles<Product, K, Offset::kNegative, T, Scale>(problem, host);
-  } else if (problem.negative_mean == nullptr) {
+  if (problem.negative_mean == nullptr) {
     run_tiles<Product, K, Offset::kNone, T, Scale>(problem, host);
   } else {
     run_tiles<Product, K, Offset::kBoth, T, Scale>(problem, host);
