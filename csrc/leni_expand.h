@@ -131,12 +131,11 @@ void pack_taps(const Scale* raw, const Activation& x, int64_t taps, int64_t padd
 // one step of channels (NCHW) or one vector of them (channels-last), ``at`` gives what takes the values, pixel by
 // pixel. A sink without kPositive is not given the positive branch.
 
-// To which branches a store adds an offset, after they are rounded as they are for the statistics: less a mean of equal
-// values they are then 0.
-enum class Offset { kNone, kNegative, kBoth };
+// A store adds an offset to values that are rounded as they are for the statistics: less their mean, equal values are
+// then 0.
 
 // Keeps planar branches as [step][row][column]: ``step`` and ``row`` are strides.
-template <class Product, class Scale, bool kBoth = true, Offset kOffset = Offset::kNone>
+template <class Product, class Scale, bool kBoth = true, bool kOffset = false>
 struct PlanarStore {
   static constexpr bool kPositive = kBoth;
   static constexpr int group = Product::group;
@@ -155,14 +154,14 @@ struct PlanarStore {
 
     template <bool kEdge>
     void take_positive(V (&values)[group], int64_t at, int64_t column, Lanes kept) {
-      if (kOffset == Offset::kBoth) {
+      if (kOffset) {
         for (int g = 0; g < group; ++g) values[g] = V::add(values[g], positive_offset[g]);
       }
       put<kEdge>(values, positive + at * row + column, kept);
     }
     template <bool kEdge>
     void take_negative(V (&values)[group], int64_t at, int64_t column, Lanes kept) {
-      if (kOffset != Offset::kNone) {
+      if (kOffset) {
         for (int g = 0; g < group; ++g) values[g] = V::add(values[g], negative_offset[g]);
       }
       put<kEdge>(values, negative + at * row + column, kept);
@@ -190,9 +189,9 @@ struct PlanarStore {
 
   Taker at(int64_t index) const {
     Taker taker{positive + index * step, negative + index * step, row, (index + 1) * group <= channels, {}, {}};
-    for (int g = 0; kOffset != Offset::kNone && g < group; ++g) {
+    for (int g = 0; kOffset && g < group; ++g) {
       const int64_t c = std::min(index * group + g, channels - 1);
-      if (kOffset == Offset::kBoth) taker.positive_offset[g] = V::broadcast(positive_offset[c]);
+      if (kBoth) taker.positive_offset[g] = V::broadcast(positive_offset[c]);
       taker.negative_offset[g] = V::broadcast(negative_offset[c]);
     }
     return taker;
@@ -201,7 +200,7 @@ struct PlanarStore {
 
 // Keeps interleaved branches: ``vector``, ``pixel`` and ``row`` are the strides of a vector of channels, a pixel and a
 // row.
-template <class Product, class Scale, bool kBoth = true, Offset kOffset = Offset::kNone>
+template <class Product, class Scale, bool kBoth = true, bool kOffset = false>
 struct InterleavedStore {
   static constexpr bool kPositive = kBoth;
   using V = Vec<Scale>;
@@ -218,13 +217,11 @@ struct InterleavedStore {
 
     template <bool kEdge>
     void take_positive(V value, int64_t at, int64_t column, Lanes kept) {
-      put<kEdge>(kOffset == Offset::kBoth ? V::add(value, positive_offset) : value,
-                 positive + at * row + column * pixel, kept);
+      put<kEdge>(kOffset ? V::add(value, positive_offset) : value, positive + at * row + column * pixel, kept);
     }
     template <bool kEdge>
     void take_negative(V value, int64_t at, int64_t column, Lanes kept) {
-      put<kEdge>(kOffset == Offset::kNone ? value : V::add(value, negative_offset),
-                 negative + at * row + column * pixel, kept);
+      put<kEdge>(kOffset ? V::add(value, negative_offset) : value, negative + at * row + column * pixel, kept);
     }
     template <bool kEdge>
     static void put(V value, Value* to, Lanes kept) {
@@ -241,8 +238,8 @@ struct InterleavedStore {
   Taker at(int64_t channel, Lanes kept) const {
     const int64_t first = channel / V::width * vector;
     Taker taker{positive + first, negative + first, pixel, row, V::zero(), V::zero()};
-    if (kOffset == Offset::kBoth) taker.positive_offset = V::load(positive_offset + channel, kept);
-    if (kOffset != Offset::kNone) taker.negative_offset = V::load(negative_offset + channel, kept);
+    if (kOffset && kBoth) taker.positive_offset = V::load(positive_offset + channel, kept);
+    if (kOffset) taker.negative_offset = V::load(negative_offset + channel, kept);
     return taker;
   }
 };

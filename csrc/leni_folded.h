@@ -64,7 +64,7 @@ void zero_interleaved_steps(int64_t branch, int64_t channels, int64_t pixels, Va
   }
 }
 
-template <class Product, int K, Offset kOffset, class T, class Scale>
+template <class Product, int K, bool kOffset, class T, class Scale>
 void planar_tile(const FoldedProblem& problem, const Packed<Product, Scale>& packed, const Tile& tile,
                  typename Product::Element* expanded, int64_t pixels) {
   using Store = PlanarStore<Product, Scale, true, kOffset>;
@@ -84,7 +84,7 @@ void planar_tile(const FoldedProblem& problem, const Packed<Product, Scale>& pac
   }
 }
 
-template <class Product, int K, Offset kOffset, class T, class Scale>
+template <class Product, int K, bool kOffset, class T, class Scale>
 void interleaved_tile(const FoldedProblem& problem, const Packed<Product, Scale>& packed, const Tile& tile,
                       typename Product::Element* expanded, Ahead* ahead) {
   using Store = InterleavedStore<Product, Scale, true, kOffset>;
@@ -111,7 +111,7 @@ void interleaved_tile(const FoldedProblem& problem, const Packed<Product, Scale>
 template <class Product>
 constexpr int64_t kBeyond = Product::tile_rows > 0 ? 2 * Product::tile_rows : Product::Acc::width;
 
-template <class Product, int K, Offset kOffset, class T, class Scale>
+template <class Product, int K, bool kOffset, class T, class Scale>
 struct Job {
   const FoldedProblem& problem;
   const Host& host;
@@ -159,7 +159,7 @@ struct Job {
   }
 };
 
-template <class Product, int K, Offset kOffset, class T, class Scale>
+template <class Product, int K, bool kOffset, class T, class Scale>
 void run_tiles(const FoldedProblem& problem, const Host& host) {
   const int64_t pixel_bytes = 2 * branch_steps<Product>(problem.x.channels) * sizeof(typename Product::Element);
   const Tiling tiling = choose_tiling(problem.x, pixel_bytes, Product::Acc::width, host.threads, kTileBytes);
@@ -170,9 +170,9 @@ void run_tiles(const FoldedProblem& problem, const Host& host) {
 template <class Product, int K, class T, class Scale>
 void run(const FoldedProblem& problem, const Host& host) {
   if (problem.negative_mean == nullptr) {
-    run_tiles<Product, K, Offset::kNone, T, Scale>(problem, host);
+    run_tiles<Product, K, false, T, Scale>(problem, host);
   } else {
-    run_tiles<Product, K, Offset::kBoth, T, Scale>(problem, host);
+    run_tiles<Product, K, true, T, Scale>(problem, host);
   }
 }
 

@@ -150,11 +150,11 @@ struct InputGradientJob {
     const auto* constant = static_cast<const Scale*>(problem.constant) + x.channels;
     if (x.channels_last) {
       Scale* to = s.negative + start * padded;
-      expanded.interleaved(tile, InterleavedStore<Product, Scale, false, Offset::kNegative>{
+      expanded.interleaved(tile, InterleavedStore<Product, Scale, false, true>{
                                      nullptr, to, width, padded, sweeping.pitch * padded, nullptr, constant});
     } else {
       Scale* to = s.negative + start;
-      using Store = PlanarStore<Product, Scale, false, Offset::kNegative>;
+      using Store = PlanarStore<Product, Scale, false, true>;
       expanded.planar(
           tile, Store{nullptr, to, sweeping.pixels, sweeping.pitch, x.channels, nullptr, constant});
     }

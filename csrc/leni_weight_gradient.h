@@ -32,7 +32,7 @@ struct WeightGradientJob {
       tile.pitch = tile.columns;  // its pixels follow each other
       gather_panels(tile, pixels, grad);
       if (!x.channels_last) {
-        using Store = PlanarStore<Product, Scale, true, Offset::kBoth>;
+        using Store = PlanarStore<Product, Scale, true, true>;
         expanded.planar(tile, Store{values, values + x.channels * pixels, pixels, tile.pitch, x.channels, minus_mean,
                                     minus_mean + x.channels});
         multiply(tile, {values, pixels, 1}, features, grad, pixels, weight);
@@ -60,7 +60,7 @@ struct WeightGradientJob {
   }
 
   void keep_interleaved(const Tile& tile, Scale* values, int64_t vector, int64_t pixel, int64_t branch) const {
-    using Store = InterleavedStore<Product, Scale, true, Offset::kBoth>;
+    using Store = InterleavedStore<Product, Scale, true, true>;
     expanded.interleaved(tile, Store{values, values + branch, vector, pixel, tile.pitch * pixel, minus_mean,
                                      minus_mean + problem.x.channels});
   }

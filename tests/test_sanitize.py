@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from pathlib import Path
 
 import pytest
 import sanitize
@@ -29,7 +28,7 @@ def flags(kind, monkeypatch):
 @pytest.mark.skipif(shutil.which(sanitize.COMPILER[0]) is None, reason="no C++ compiler")
 @pytest.mark.parametrize(("kind", "function", "argument", "report"), FAULTS, ids=[name for _, name, _, _ in FAULTS])
 def test_a_fault_is_reported_and_fails(kind, function, argument, report, monkeypatch, tmp_path):
-    if not Path(sanitize.library(sanitize.RUNTIMES[kind])).is_absolute():
+    if sanitize.library(sanitize.RUNTIMES[kind]) == sanitize.RUNTIMES[kind]:  # as it answers where it finds none
         pytest.skip("the compiler has no sanitizers to preload")
     library = tmp_path / "faults.so"
     source = sanitize.ROOT / "tests" / "csrc" / "faults.cpp"

@@ -34,15 +34,20 @@ std::vector<float> integers(int64_t count, int low, int high) {
   return values;
 }
 
-bool same(int64_t n, int64_t c, int64_t h, int64_t w, int64_t k, bool channels_last) {
+bool same(int64_t n, int64_t c, int64_t h, int64_t w, int64_t k, bool channels_last, bool has_mean) {
   const leni::Host host{&serial_for, &poisoned_scratch, 2};
   std::vector<leni::BFloat16> x(n * c * h * w), y(x.size(), {0xffff}), expected(x.size(), {0xffff});
   for (auto& value : x) value = leni::to_bfloat16(static_cast<float>(integer(-2, 2)));
   const auto taps = integers(c * k * k, -1, 1), weight = integers(2 * c * c, -1, 1), bias = integers(c, -4, 4);
+  const auto mean = integers(2 * c, -2, 2);
   const leni::Activation activation{
       x.data(),     n, c, h, w, c * h * w, channels_last ? 1 : h * w, channels_last ? w * c : w, channels_last ? c : 1,
       channels_last};
   leni::FoldedProblem problem{leni::Scalar::BFloat16, activation, y.data(), taps.data(), weight.data(), bias.data(), k};
+  if (has_mean) {
+    problem.positive_mean = mean.data();
+    problem.negative_mean = mean.data() + c;
+  }
   leni::folded_amx(problem, host);
   problem.y = expected.data();
   leni::generic_kernels.folded(problem, host);
@@ -65,8 +70,10 @@ int main() {
       for (const int64_t k : {3, 5, 7}) {
         for (const auto& [h, w] : {std::pair<int64_t, int64_t>{1, 1}, {5, 7}, {3, 40}, {17, 16}, {9, 225}}) {
           if (c > 48 && w > 40) continue;
-          if (!same(2, c, h, w, k, channels_last)) return EXIT_FAILURE;
-          ++cases;
+          for (const bool has_mean : {false, true}) {
+            if (!same(2, c, h, w, k, channels_last, has_mean)) return EXIT_FAILURE;
+            ++cases;
+          }
         }
       }
     }
