@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import checks, extension, triton_support
 from ..backends import Backend, Operation, gradients_of, with_reference
+from ..operators import differentiable
 from . import reference, triton_kernels
 
 # ---- the operators -----------------------------------------------------------------------------------------
@@ -43,7 +44,7 @@ def _fake_crelu_backward(grad: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor | None = None) -> None:
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
@@ -80,39 +81,9 @@ def _operators(backend: str) -> dict[str, Any]:
         fakes = (reference.empty_crelu, _fake_crelu_backward) if name == "crelu" else (_fake_forward, _fake_backward)
         for operator, fake in zip((forward, backward), fakes, strict=True):
             torch.library.register_fake(f"leni_kernels::{operator}", fake)
-        register = _register_thin_autograd if backend == "cpp" else _register_autograd
-        register(forward, operators[name], partial(_backward, definition, backward_operator))
+        operators[name] = differentiable(operators[name], _save, partial(_backward, definition, backward_operator))
     return operators
 
-
-def _register_autograd(name: str, forward: Any, backward: Callable[..., Any]) -> None:
-    torch.library.register_autograd(f"leni_kernels::{name}", backward, setup_context=_save)
-
-
-def _register_thin_autograd(name: str, forward: Any, backward: Callable[..., Any]) -> None:
-    """The same, without what takes as long as a small feature map: PyTorch's walk through all arguments."""
-
-    def below_autograd(*tensors: Tensor) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            return forward(*tensors)
-
-    class Differentiable(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *tensors: Tensor) -> Tensor:
-            _save(ctx, tensors)
-            return below_autograd(*tensors)
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Any:
-            return backward(ctx, grad)
-
-    def run(*tensors: Tensor) -> Tensor:
-        return Differentiable.apply(*tensors) if torch.is_grad_enabled() else below_autograd(*tensors)
-
-    _LIBRARY.impl(name, run, "Autograd")
-
-
-_LIBRARY = torch.library.Library("leni_kernels", "FRAGMENT")
 
 if extension.why_missing is None:
     _CPP = _operators("cpp")

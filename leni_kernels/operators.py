@@ -1,0 +1,48 @@
+"""Autograd for operators, at little cost a call.
+
+``torch.library.register_autograd`` walks through all arguments at every call, which takes longer than a kernel on a
+small activation. Here an operator gets a ``torch.autograd.Function``, which callers in eager mode apply directly, and
+which PyTorch's dispatcher finds under the operator's name for everybody else: ``torch.ops``, the compiler, exporters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_LIBRARY = torch.library.Library("leni_kernels", "FRAGMENT")
+
+
+def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], None],
+                   backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Register autograd for an operator of this package, whose schema has no defaults; returns what calls it.
+
+    ``save(ctx, inputs, output)`` keeps what ``backward(ctx, *grads)`` needs; ctx is an ``autograd.Function``'s.
+    """
+
+    def below_autograd(*inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*inputs)
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = below_autograd(*inputs)
+            save(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return backward(ctx, *grads)
+
+    def run(*inputs: Any) -> Any:
+        return Differentiable.apply(*inputs) if torch.is_grad_enabled() else below_autograd(*inputs)
+
+    _LIBRARY.impl(operator._schema.name, run, "Autograd")
+
+    def call(*inputs: Any) -> Any:
+        return operator(*inputs) if torch.compiler.is_compiling() else run(*inputs)
+
+    return call
