@@ -12,7 +12,9 @@ constexpr int64_t kLineBytes = 64;
 enum class Scalar { Float32, Float64, BFloat16 };
 
 // Slots of scratch memory. Every pass names its own, from 0 on, and sum_in_parts() has the last.
-constexpr int kScratchSlots = 9, kTotalSlot = kScratchSlots - 1;
+constexpr int kTotalSlot = 8;
+// Those of who calls the kernels.
+constexpr int kCallerSlot = kTotalSlot + 1, kScratchSlots = kCallerSlot + 4;
 
 // What a kernel needs of its host. The objects that are compiled for one instruction set include no PyTorch
 // header: an inline function of one, compiled for AVX-512, could be the copy that the linker keeps for all.

@@ -1,119 +1,12 @@
-// The operators leni_kernels::leni_*_cpp and reborn_*_cpp: check what the kernels rely on, allocate, and choose the
-// instruction set.
-#include "leni.h"
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
+// The operators leni_kernels::leni_*_cpp: check what the kernels rely on, allocate, and put passes and norms together.
 #include <tuple>
 
-#include "host.h"
+#include "tensors.h"
 
+namespace leni {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-leni::Scalar scalar_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return leni::Scalar::Float32;
-    case ScalarType::Double: return leni::Scalar::Float64;
-    case ScalarType::BFloat16: return leni::Scalar::BFloat16;
-    default: STD_TORCH_CHECK(false, "leni_folded_cpp: x must be float32, float64 or bfloat16");
-  }
-}
-
-void check_parameter(const char* op, const Tensor& tensor, const char* name, const Tensor& x) {
-  const auto wanted = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
-  STD_TORCH_CHECK(tensor.scalar_type() == wanted, op, ": ", name, " must be float64 for a float64 x, else float32");
-}
-
-void check_vector(const char* op, const Tensor& tensor, const char* name, const Tensor& x, int64_t size) {
-  check_parameter(op, tensor, name, x);
-  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == size, op, ": ", name, " must be [", size, "]");
-}
-
-void check_weight(const char* op, const Tensor& weight, const Tensor& x) {
-  check_parameter(op, weight, "weight", x);
-  const int64_t channels = x.size(1);
-  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == channels && weight.size(1) == 2 * channels, op,
-                  ": weight must be [", channels, ", ", 2 * channels, "]");
-}
-
-void check_activation(const char* op, const Tensor& x, const char* name, bool channels_last) {
-  STD_TORCH_CHECK(x.is_cpu(), op, ": ", name, " must be on the CPU");
-  STD_TORCH_CHECK(x.dim() == 4, op, ": ", name, " must be [N, C, H, W], got ", x.dim(), " dimensions");
-  const int dimension = channels_last ? 1 : 3;
-  STD_TORCH_CHECK(x.size(dimension) <= 1 || x.stride(dimension) == 1, op, ": ", name, " must have stride 1 along ",
-                  channels_last ? "channels" : "columns", ", got ", x.stride(dimension));
-}
-
-// What LENI's operators ask of x and taps.
-void check_input(const char* op, const Tensor& x, const Tensor& taps, bool channels_last) {
-  check_activation(op, x, "x", channels_last);
-  check_parameter(op, taps, "taps", x);
-  STD_TORCH_CHECK(taps.dim() == 3 && taps.size(0) == x.size(1) && taps.size(1) == taps.size(2), op, ": taps must be [",
-                  x.size(1), ", k, k]");
-  const int64_t k = taps.size(1);
-  STD_TORCH_CHECK(k == 3 || k == 5 || k == 7, op, ": k must be 3, 5 or 7, got ", k);
-}
-
-bool same_shape(const Tensor& a, const Tensor& b) {
-  bool same = a.dim() == b.dim();
-  for (int i = 0; same && i < a.dim(); ++i) same = a.size(i) == b.size(i);
-  return same;
-}
-
-void check_gradient(const char* op, const Tensor& grad, const Tensor& x) {
-  STD_TORCH_CHECK(grad.is_cpu() && grad.scalar_type() == x.scalar_type(), op,
-                  ": grad must be on the CPU, of x's dtype");
-  STD_TORCH_CHECK(same_shape(grad, x), op, ": grad must have x's shape");
-}
-
-Tensor empty_as(const Tensor& x, bool channels_last) {
-  const auto format =
-      channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous;
-  return torch::stable::empty(x.sizes(), x.scalar_type(), std::nullopt, x.device(), std::nullopt, format);
-}
-
-// Parameters are small; a strided one, as a slice of a larger tensor is, is gathered.
-Tensor gathered(const Tensor& parameter) { return torch::stable::contiguous(parameter); }
-
-// The stride of a dimension of size 1 may be any number: here it is 1, or a column's one that joins rows.
-leni::Activation activation(const Tensor& x, bool channels_last) {
-  const auto stride = [&](int dimension, int64_t of_one) {
-    return x.size(dimension) == 1 ? of_one : x.stride(dimension);
-  };
-  const int64_t row = stride(2, 1), column = stride(3, channels_last ? row : 1);
-  return {x.const_data_ptr(), x.size(0), x.size(1), x.size(2), x.size(3), stride(0, 1), stride(1, 1), row, column,
-          channels_last};
-}
-
-const leni::Kernels& kernels() {
-  switch (leni::current_isa()) {
-#if defined(__x86_64__)
-    case leni::Isa::Amx:
-    case leni::Isa::Avx512Bf16:
-    case leni::Isa::Avx512: return leni::avx512_kernels;
-    case leni::Isa::Avx2: return leni::avx2_kernels;
-#endif
-    default: return leni::generic_kernels;
-  }
-}
-
-void run(const leni::FoldedProblem& problem) {
-  const leni::Call host;
-#if defined(__x86_64__)
-  if (problem.scalar == leni::Scalar::BFloat16) {
-    if (leni::current_isa() == leni::Isa::Amx) return leni::folded_amx(problem, host);
-    if (leni::current_isa() == leni::Isa::Avx512Bf16) return leni::folded_avx512_bf16(problem, host);
-  }
-#endif
-  kernels().folded(problem, host);
-}
+// ---- passes ----------------------------------------------------------------------------------------------------
 
 // The first half of a mean [2C], or the second.
 const void* half_of(const Tensor& mean, const Tensor& x, int half) {
@@ -127,11 +20,11 @@ Tensor leni_folded(const Tensor& x, const Tensor& taps, const Tensor& weight, co
   check_input(op, x, taps, channels_last);
   check_weight(op, weight, x);
   check_vector(op, bias, "bias", x, x.size(1));
-  const leni::Scalar scalar = scalar_of(x);
+  const Scalar scalar = scalar_of(x);
   Tensor y = empty_as(x, channels_last);
   if (y.numel() == 0) return y;
   const Tensor t = gathered(taps), w = gathered(weight), b = gathered(bias);
-  leni::FoldedProblem problem{scalar,
+  FoldedProblem problem{scalar,
                               activation(x, channels_last),
                               y.mutable_data_ptr(),
                               t.const_data_ptr(),
@@ -145,21 +38,21 @@ Tensor leni_folded(const Tensor& x, const Tensor& taps, const Tensor& weight, co
     problem.positive_mean = half_of(m, x, 0);
     problem.negative_mean = half_of(m, x, 1);
   }
-  run(problem);
+  run(problem, Call());
   return y;
 }
 
 std::tuple<Tensor, Tensor> leni_statistics(const Tensor& x, const Tensor& taps, bool channels_last) {
   constexpr const char* op = "leni_statistics_cpp";
   check_input(op, x, taps, channels_last);
-  const leni::Scalar scalar = scalar_of(x);
+  const Scalar scalar = scalar_of(x);
   const int64_t features = 2 * x.size(1);
   Tensor mean = torch::stable::new_empty(taps, {features}), variance = torch::stable::new_empty(taps, {features});
   if (x.numel() == 0) return {torch::stable::zero_(mean), torch::stable::zero_(variance)};
   const Tensor t = gathered(taps);
   kernels().statistics({scalar, activation(x, channels_last), t.const_data_ptr(), mean.mutable_data_ptr(),
                         variance.mutable_data_ptr(), taps.size(1)},
-                       leni::Call());
+                       Call());
   return {mean, variance};
 }
 
@@ -173,7 +66,7 @@ std::tuple<Tensor, Tensor> leni_weight_gradient(const Tensor& grad, const Tensor
   Tensor bias = torch::stable::new_empty(taps, {channels});
   if (x.numel() == 0) return {torch::stable::zero_(weight), torch::stable::zero_(bias)};
   const Tensor t = gathered(taps);
-  leni::GradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
+  GradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
                                 t.const_data_ptr()};
   Tensor m;
   if (mean.has_value()) {
@@ -184,7 +77,7 @@ std::tuple<Tensor, Tensor> leni_weight_gradient(const Tensor& grad, const Tensor
   problem.dweight = weight.mutable_data_ptr();
   problem.dbias = bias.mutable_data_ptr();
   problem.kernel_size = taps.size(1);
-  kernels().weight_gradient(problem, leni::Call());
+  kernels().weight_gradient(problem, Call());
   return {weight, bias};
 }
 
@@ -199,7 +92,7 @@ std::tuple<Tensor, Tensor> leni_input_gradient(const Tensor& grad, const Tensor&
   Tensor dx = empty_as(x, channels_last), dtaps = torch::stable::new_empty(taps, taps.sizes());
   if (x.numel() == 0) return {dx, torch::stable::zero_(dtaps)};
   const Tensor t = gathered(taps), w = gathered(weight);
-  leni::GradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
+  GradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
                                 t.const_data_ptr(), w.const_data_ptr()};
   Tensor c, s;
   if (slope.has_value()) {
@@ -213,174 +106,253 @@ std::tuple<Tensor, Tensor> leni_input_gradient(const Tensor& grad, const Tensor&
   problem.dx = dx.mutable_data_ptr();
   problem.dtaps = dtaps.mutable_data_ptr();
   problem.kernel_size = taps.size(1);
-  kernels().input_gradient(problem, leni::Call());
+  kernels().input_gradient(problem, Call());
   return {dx, dtaps};
 }
 
-// ---- Reborn's tail: what follows the deconvolution that makes z -------------------------------------------------
+// ---- whole blocks ----------------------------------------------------------------------------------------------
 
-// What every operator of the tail asks of x and z.
-void check_branches(const char* op, const Tensor& x, const Tensor& z, bool channels_last, const char* name = "z") {
-  check_activation(op, x, "x", channels_last);
-  check_activation(op, z, name, channels_last);
-  STD_TORCH_CHECK(z.scalar_type() == x.scalar_type() && same_shape(z, x), op, ": ", name,
-                  " must have x's dtype and shape");
-}
+constexpr int kTaps = kCompressSlot + 1, kWeight = kTaps + 1, kGradWeight = kWeight + 1;  // slots of scratch memory
 
-Tensor empty_parameter(const Tensor& x, std::initializer_list<int64_t> sizes) {
-  const auto dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  return torch::stable::empty(sizes, dtype, std::nullopt, x.device());
-}
+// D as the passes take it, for the duration of a call.
+template <class Scale>
+struct Taps {
+  const Scale* data;
+  int64_t kernel_size;
 
-Tensor reborn_tail(const Tensor& x, const Tensor& z, const Tensor& weight, const Tensor& bias, bool channels_last,
-                   std::optional<Tensor> mean) {
-  constexpr const char* op = "reborn_tail_cpp";
-  check_branches(op, x, z, channels_last);
-  check_weight(op, weight, x);
-  check_vector(op, bias, "bias", x, x.size(1));
-  const leni::Scalar scalar = scalar_of(x);
+  Taps(const char* op, const Tensor& x, const Tensor& deconv_weight, const Host& host)
+      : kernel_size(deconv_weight.size(2)) {
+    STD_TORCH_CHECK(deconv_weight.is_cpu() && deconv_weight.dim() == 4 && deconv_weight.size(0) == x.size(1) &&
+                        deconv_weight.size(1) == 1 && deconv_weight.size(3) == kernel_size,
+                    op, ": deconv_weight must be [", x.size(1), ", 1, k, k]");
+    check_kernel_size(op, kernel_size);
+    data = array_of<Scale>(deconv_weight, host, kTaps);
+  }
+};
+
+// y for features less their mean, [2C] or none.
+template <class Scale>
+Tensor folded_block(const Tensor& x, const Taps<Scale>& taps, const Scale* compress, const Vector& compress_bias,
+                    const Vector& scale, const Vector& shift, const double* mean, bool channels_last,
+                    const Host& host) {
   Tensor y = empty_as(x, channels_last);
   if (y.numel() == 0) return y;
-  const Tensor w = gathered(weight), b = gathered(bias);
-  const leni::Activation negative = activation(z, channels_last);
-  leni::FoldedProblem problem{scalar,
-                              activation(x, channels_last),
-                              y.mutable_data_ptr(),
-                              nullptr,
-                              w.const_data_ptr(),
-                              b.const_data_ptr(),
-                              0,
-                              &negative};
-  Tensor m;
-  if (mean.has_value()) {
-    check_vector(op, *mean, "mean", x, x.size(1));
-    m = gathered(*mean);
-    problem.negative_mean = m.const_data_ptr();
+  const int64_t channels = x.size(1), features = 2 * channels;
+  auto* weight = static_cast<Scale*>(host.scratch(kWeight, features * channels * sizeof(Scale)));
+  std::vector<Scale> bias(channels), centre;
+  fold(compress, compress_bias, scale, shift, weight, bias.data());
+  FoldedProblem problem{scalar_of(x), activation(x, channels_last), y.mutable_data_ptr(), taps.data,
+                        weight,       bias.data(),                  taps.kernel_size};
+  if (mean != nullptr) {
+    centre.assign(mean, mean + features);
+    problem.positive_mean = centre.data();
+    problem.negative_mean = centre.data() + channels;
   }
-  run(problem);
+  run(problem, host);
   return y;
 }
 
-std::tuple<Tensor, Tensor> reborn_statistics(const Tensor& z, bool channels_last) {
-  check_activation("reborn_statistics_cpp", z, "z", channels_last);
-  const leni::Scalar scalar = scalar_of(z);
-  Tensor mean = empty_parameter(z, {z.size(1)}), variance = empty_parameter(z, {z.size(1)});
-  if (z.numel() == 0) return {torch::stable::zero_(mean), torch::stable::zero_(variance)};
-  kernels().statistics(
-      {scalar, activation(z, channels_last), nullptr, mean.mutable_data_ptr(), variance.mutable_data_ptr(), 0},
-      leni::Call());
-  return {mean, variance};
-}
-
-std::tuple<Tensor, Tensor> reborn_weight_gradient(const Tensor& grad, const Tensor& x, const Tensor& z,
-                                                  const Tensor& mean, bool channels_last) {
-  constexpr const char* op = "reborn_weight_gradient_cpp";
-  check_branches(op, x, z, channels_last);
-  check_gradient(op, grad, x);
-  const int64_t channels = x.size(1);
-  check_vector(op, mean, "mean", x, 2 * channels);
-  Tensor weight = empty_parameter(x, {channels, 2 * channels}), bias = empty_parameter(x, {channels});
-  if (x.numel() == 0) return {torch::stable::zero_(weight), torch::stable::zero_(bias)};
-  const Tensor m = gathered(mean);
-  const leni::Activation negative = activation(z, channels_last);
-  leni::GradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last)};
-  problem.z = &negative;
-  problem.mean = m.const_data_ptr();
-  problem.dweight = weight.mutable_data_ptr();
-  problem.dbias = bias.mutable_data_ptr();
-  kernels().weight_gradient(problem, leni::Call());
-  return {weight, bias};
-}
-
-Tensor reborn_negative_gradient(const Tensor& grad, const Tensor& z, const Tensor& weight,
-                                std::optional<Tensor> constant, std::optional<Tensor> slope, bool channels_last) {
-  constexpr const char* op = "reborn_negative_gradient_cpp";
-  check_activation(op, z, "z", channels_last);
-  check_gradient(op, grad, z);
-  check_weight(op, weight, z);
-  STD_TORCH_CHECK(constant.has_value() == slope.has_value(), op, ": constant and slope go together");
-  Tensor dz = empty_as(z, channels_last);
-  if (z.numel() == 0) return dz;
-  const Tensor w = gathered(weight);
-  leni::BranchGradientProblem problem{scalar_of(z), activation(z, channels_last), activation(grad, channels_last),
-                                      w.const_data_ptr()};
-  Tensor c, s;
-  if (slope.has_value()) {
-    check_vector(op, *constant, "constant", z, z.size(1));
-    check_vector(op, *slope, "slope", z, z.size(1));
-    c = gathered(*constant);
-    s = gathered(*slope);
-    problem.constant = c.const_data_ptr();
-    problem.slope = s.const_data_ptr();
+// Of a = [max(x, 0); D ⋆ᵀ min(x, 0)]: the mean and the biased variance, [2C] each, and the count of values a channel.
+template <class Scale>
+Tensor statistics_of(const Tensor& x, const Taps<Scale>& taps, bool channels_last, const Host& host) {
+  const int64_t features = 2 * x.size(1);
+  std::vector<Scale> moments(2 * features);
+  if (x.numel() > 0) {
+    kernels().statistics({scalar_of(x), activation(x, channels_last), taps.data, moments.data(),
+                          moments.data() + features, taps.kernel_size},
+                         host);
   }
-  problem.out = dz.mutable_data_ptr();
-  kernels().branch_gradient(problem, leni::Call());
-  return dz;
+  return packed_statistics(moments, values_of(x));
 }
 
-Tensor reborn_input_gradient(const Tensor& grad, const Tensor& x, const Tensor& negative, const Tensor& weight,
-                             bool channels_last) {
-  constexpr const char* op = "reborn_input_gradient_cpp";
-  check_branches(op, x, negative, channels_last, "negative");
-  check_gradient(op, grad, x);
-  check_weight(op, weight, x);
-  Tensor dx = empty_as(x, channels_last);
-  if (x.numel() == 0) return dx;
-  const Tensor w = gathered(weight);
-  const leni::Activation joined = activation(negative, channels_last);
-  leni::BranchGradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
-                                      w.const_data_ptr(), &joined};
-  problem.out = dx.mutable_data_ptr();
-  kernels().branch_gradient(problem, leni::Call());
-  return dx;
-}
-
-// ---- Reborn's deconvolution, where it is dense, 3×3 and in float -----------------------------------------------
-
-void check_deconvolution(const char* op, const Tensor& x, const Tensor& deconv_weight, bool channels_last) {
+Tensor leni_batch_statistics(const Tensor& x, const Tensor& deconv_weight, bool channels_last) {
+  constexpr const char* op = "leni_batch_statistics_cpp";
   check_activation(op, x, "x", channels_last);
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, op, ": x must be float32");
-  check_parameter(op, deconv_weight, "deconv_weight", x);
+  const Call host;
+  const Tensor a = in_type(x, training_type(x), channels_last);
+  return with_scale(a, [&](auto scale) {
+    using Scale = decltype(scale);
+    return statistics_of(a, Taps<Scale>(op, a, deconv_weight, host), channels_last, host);
+  });
+}
+
+LeniNorms norms_of(const Tensor& x, const std::optional<Tensor>& negative_weight,
+                   const std::optional<Tensor>& fusion_weight, const std::optional<Tensor>& fusion_bias,
+                   double negative_eps, double fusion_eps) {
   const int64_t channels = x.size(1);
-  STD_TORCH_CHECK(deconv_weight.dim() == 4 && deconv_weight.size(0) == channels && deconv_weight.size(1) == channels &&
-                      deconv_weight.size(2) == 3 && deconv_weight.size(3) == 3,
-                  op, ": deconv_weight must be [", channels, ", ", channels, ", 3, 3]");
+  return {vector_of(negative_weight, channels, 1), vector_of(fusion_weight, 2 * channels, 1),
+          vector_of(fusion_bias, 2 * channels, 0), negative_eps, fusion_eps};
 }
 
-std::tuple<Tensor, Tensor, Tensor> reborn_deconvolve(const Tensor& x, const Tensor& deconv_weight, bool channels_last) {
-  check_deconvolution("reborn_deconvolve_cpp", x, deconv_weight, channels_last);
-  Tensor z = empty_as(x, channels_last);
-  Tensor mean = empty_parameter(x, {x.size(1)}), variance = empty_parameter(x, {x.size(1)});
-  if (z.numel() == 0) return {z, torch::stable::zero_(mean), torch::stable::zero_(variance)};
-  const Tensor d = gathered(deconv_weight);
-  kernels().deconvolve({activation(x, channels_last), d.const_data_ptr(), z.mutable_data_ptr(), mean.mutable_data_ptr(),
-                        variance.mutable_data_ptr()},
-                       leni::Call());
-  return {z, mean, variance};
+std::tuple<Tensor, Tensor> leni_training(const Tensor& x, const Tensor& deconv_weight,
+                                         std::optional<Tensor> negative_weight, std::optional<Tensor> /*cancels*/,
+                                         std::optional<Tensor> fusion_weight, std::optional<Tensor> fusion_bias,
+                                         const Tensor& compress_weight, std::optional<Tensor> compress_bias,
+                                         std::optional<Tensor> statistics, double negative_eps, double fusion_eps,
+                                         bool channels_last) {
+  constexpr const char* op = "leni_training_cpp";
+  check_activation(op, x, "x", channels_last);
+  const int64_t channels = x.size(1);
+  const LeniNorms norms = norms_of(x, negative_weight, fusion_weight, fusion_bias, negative_eps, fusion_eps);
+  const Call host;
+  const Tensor a = in_type(x, training_type(x), channels_last);
+  return with_scale(a, [&](auto scale) -> std::tuple<Tensor, Tensor> {
+    using Scale = decltype(scale);
+    const Taps<Scale> taps(op, a, deconv_weight, host);
+    const auto* compress = compress_of<Scale>(op, compress_weight, channels, host);
+    const Tensor of_batch = statistics.has_value() ? nothing(x) : statistics_of(a, taps, channels_last, host);
+    const double* mean = check_statistics(op, statistics.value_or(of_batch), 2 * channels);
+    const Tensor y = folded_block(a, taps, compress, vector_of(compress_bias, channels, 0),
+                                  norms.scale(mean + 2 * channels), norms.fusion_bias, mean, channels_last, host);
+    return {in_type(y, x.scalar_type(), channels_last), of_batch};
+  });
 }
 
-std::tuple<Tensor, Tensor> reborn_deconv_gradient(const Tensor& grad, const Tensor& grad_z, const Tensor& x,
-                                                  const Tensor& deconv_weight, const Tensor& weight, bool needs_input,
-                                                  bool needs_deconv, bool channels_last) {
-  constexpr const char* op = "reborn_deconv_gradient_cpp";
-  check_deconvolution(op, x, deconv_weight, channels_last);
-  check_branches(op, x, grad_z, channels_last, "grad_z");
+// The gradients of all parameters and of the statistics, and with needs_input those of x and D; given those of the
+// statistics, summed over the processes that share them, those of x and D alone.
+using LeniGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+LeniGradients leni_training_backward(const Tensor& grad, const Tensor& x, const Tensor& deconv_weight,
+                                     std::optional<Tensor> negative_weight, std::optional<Tensor> negative_bias,
+                                     std::optional<Tensor> fusion_weight, std::optional<Tensor> fusion_bias,
+                                     const Tensor& compress_weight, const Tensor& statistics,
+                                     std::optional<Tensor> grad_statistics, double negative_eps, double fusion_eps,
+                                     bool channels_last, bool needs_input) {
+  constexpr const char* op = "leni_training_backward_cpp";
+  check_activation(op, x, "x", channels_last);
   check_gradient(op, grad, x);
-  check_weight(op, weight, x);
-  Tensor dx = needs_input ? empty_as(x, channels_last) : torch::stable::new_empty(x, {0});
-  Tensor ddeconv = needs_deconv ? torch::stable::new_empty(deconv_weight, deconv_weight.sizes())
-                                : torch::stable::new_empty(deconv_weight, {0});
-  if (x.numel() == 0) return {dx, torch::stable::zero_(ddeconv)};
-  const Tensor d = gathered(deconv_weight), w = gathered(weight);
-  kernels().deconv_gradient({activation(x, channels_last), activation(grad, channels_last),
-                             activation(grad_z, channels_last), d.const_data_ptr(), w.const_data_ptr(),
-                             needs_input ? dx.mutable_data_ptr() : nullptr,
-                             needs_deconv ? ddeconv.mutable_data_ptr() : nullptr},
-                            leni::Call());
-  return {dx, ddeconv};
+  const int64_t channels = x.size(1), features = 2 * channels;
+  const LeniNorms norms = norms_of(x, negative_weight, fusion_weight, fusion_bias, negative_eps, fusion_eps);
+  const double* mean = check_statistics(op, statistics, features);
+  const double *variance = mean + features, count = variance[features];
+  const Vector scale = norms.scale(variance);
+  const Call host;
+  const Tensor a = in_type(x, training_type(x), channels_last);
+  const Tensor g = in_type(grad, a.scalar_type(), channels_last);
+  return with_scale(a, [&](auto type) -> LeniGradients {
+    using Scale = decltype(type);
+    const Taps<Scale> taps(op, a, deconv_weight, host);
+    const auto* compress = compress_of<Scale>(op, compress_weight, channels, host);
+    GradientProblem problem{scalar_of(a), activation(a, channels_last), activation(g, channels_last), taps.data};
+    problem.kernel_size = taps.kernel_size;
+    const Tensor none = nothing(x);
+    LeniGradients result{none, none, none, none, none, none, none, none, none};
+    Vector through;  // the gradient of a's mean, and of its variance
+    if (grad_statistics.has_value()) {
+      const double* given = check_packed(op, *grad_statistics, 2 * features);
+      through.assign(given, given + 2 * features);
+    } else {
+      const std::vector<Scale> centre(mean, mean + features);
+      std::vector<Scale> grad_bias(channels);
+      auto* grad_weight = static_cast<Scale*>(host.scratch(kGradWeight, features * channels * sizeof(Scale)));
+      problem.mean = centre.data();
+      problem.dweight = grad_weight;
+      problem.dbias = grad_bias.data();
+      if (x.numel() > 0) {
+        kernels().weight_gradient(problem, host);
+      } else {
+        std::fill_n(grad_weight, features * channels, Scale(0));
+      }
+      const auto folded =
+          fold_backward(compress, scale, norms.fusion_bias, grad_weight, grad_bias.data());
+      const LeniNormGradients of_norms = norms_backward(norms, variance, folded.scale, folded.shift);
+      std::get<2>(result) = like(negative_weight, of_norms.negative_weight, x);
+      std::get<3>(result) = like(negative_bias, Vector(channels), x);  // β1 shifts what BN2 centres
+      std::get<4>(result) = like(fusion_weight, of_norms.fusion_weight, x);
+      std::get<5>(result) = like(fusion_bias, of_norms.fusion_bias, x);
+      std::get<6>(result) = new_like(compress_weight);
+      scatter(folded.compress, std::get<6>(result));
+      std::get<7>(result) = empty(compress_weight.scalar_type(), channels);
+      scatter(grad_bias.data(), std::get<7>(result));
+      through = of_norms.mean;
+      through.insert(through.end(), of_norms.variance.begin(), of_norms.variance.end());
+      std::get<8>(result) = empty(ScalarType::Double, 2 * features);
+      scatter(through.data(), std::get<8>(result));
+    }
+    if (!needs_input) return result;
+
+    Tensor dx = empty_as(a, channels_last);
+    std::vector<Scale> constant(features), slope(features), bias(channels);
+    std::vector<Scale> grad_taps(channels * taps.kernel_size * taps.kernel_size);
+    through_statistics(mean, count, through.data(), through.data() + features, features, constant.data(),
+                       slope.data());
+    auto* weight = static_cast<Scale*>(host.scratch(kWeight, features * channels * sizeof(Scale)));
+    fold(compress, Vector(channels), scale, norms.fusion_bias, weight, bias.data());
+    problem.weight = weight;
+    problem.constant = constant.data();
+    problem.slope = slope.data();
+    problem.dx = dx.mutable_data_ptr();
+    problem.dtaps = grad_taps.data();
+    if (x.numel() > 0) kernels().input_gradient(problem, host);
+    std::get<0>(result) = in_type(dx, x.scalar_type(), channels_last);
+    std::get<1>(result) = new_like(deconv_weight);
+    scatter(grad_taps.data(), std::get<1>(result));
+    return result;
+  });
+}
+
+// Inference with both norms' running statistics. Products in bfloat16 are of features less their mean, where that is
+// large against the deviations from it: less a small one, values are not smaller.
+Tensor leni_eval(const Tensor& x, const Tensor& deconv_weight, const Tensor& negative_mean,
+                 const Tensor& negative_variance, std::optional<Tensor> negative_weight,
+                 std::optional<Tensor> negative_bias, const Tensor& fusion_mean, const Tensor& fusion_variance,
+                 std::optional<Tensor> fusion_weight, std::optional<Tensor> fusion_bias,
+                 const Tensor& compress_weight, std::optional<Tensor> compress_bias, double negative_eps,
+                 double fusion_eps, bool channels_last) {
+  constexpr const char* op = "leni_eval_cpp";
+  check_activation(op, x, "x", channels_last);
+  const int64_t channels = x.size(1), features = 2 * channels;
+  const Vector first_mean = vector_of(negative_mean, channels, 0), gamma = vector_of(negative_weight, channels, 1);
+  const Vector first_variance = vector_of(negative_variance, channels, 1);
+  const Vector second_variance = vector_of(fusion_variance, features, 1);
+  const Vector beta = vector_of(negative_bias, channels, 0);
+  Vector mean = vector_of(fusion_mean, features, 0), scale = vector_of(fusion_weight, features, 1);
+  Vector shift = vector_of(fusion_bias, features, 0);
+  const bool centred = x.scalar_type() == ScalarType::BFloat16;
+  for (int64_t f = 0; f < features; ++f) {
+    double variance = second_variance[f];
+    scale[f] *= inverse_root(variance, fusion_eps);
+    if (const int64_t c = f - channels; c >= 0) {
+      shift[f] += scale[f] * (beta[c] - mean[f]);
+      scale[f] *= gamma[c] * inverse_root(first_variance[c], negative_eps);
+      mean[f] = first_mean[c];
+      variance = first_variance[c];
+    }
+    if (!centred || mean[f] * mean[f] <= variance) {
+      shift[f] -= scale[f] * mean[f];
+      mean[f] = 0;
+    }
+  }
+  const Call host;
+  return with_scale(x, [&](auto type) {
+    using Scale = decltype(type);
+    const Taps<Scale> taps(op, x, deconv_weight, host);
+    return folded_block(x, taps, compress_of<Scale>(op, compress_weight, channels, host), vector_of(compress_bias, channels, 0), scale, shift,
+                        centred ? mean.data() : nullptr, channels_last, host);
+  });
+}
+
+void leni_running_statistics(const Tensor& statistics, std::optional<Tensor> negative_weight,
+                             std::optional<Tensor> negative_bias, std::optional<Tensor> negative_mean,
+                             std::optional<Tensor> negative_variance, std::optional<Tensor> negative_batches,
+                             std::optional<double> negative_momentum, std::optional<Tensor> fusion_mean,
+                             std::optional<Tensor> fusion_variance, std::optional<Tensor> fusion_batches,
+                             std::optional<double> fusion_momentum, double negative_eps) {
+  const int64_t features = statistics.numel() / 2, channels = features / 2;
+  const double* mean = check_statistics("leni_running_statistics_cpp", statistics, features);
+  const double *variance = mean + features, count = variance[features];
+  const LeniNorms norms{vector_of(negative_weight, channels, 1), {}, {}, negative_eps, 0};
+  update_running(negative_mean, negative_variance, negative_batches, negative_momentum,
+                 Vector(mean + channels, mean + features), Vector(variance + channels, variance + features), count);
+  Vector fused_mean(mean, mean + channels), fused_variance(features);
+  const Vector beta = vector_of(negative_bias, channels, 0);
+  fused_mean.insert(fused_mean.end(), beta.begin(), beta.end());
+  for (int64_t f = 0; f < features; ++f) fused_variance[f] = norms.fusion_variance(variance, f);
+  update_running(fusion_mean, fusion_variance, fusion_batches, fusion_momentum, fused_mean, fused_variance, count);
 }
 
 }  // namespace
+}  // namespace leni
 
 STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
   m.def(
@@ -393,34 +365,36 @@ STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
   m.def(
       "leni_input_gradient_cpp(Tensor grad, Tensor x, Tensor taps, Tensor weight, Tensor? constant, Tensor? slope, "
       "bool channels_last) -> (Tensor, Tensor)");
-  m.def("reborn_deconvolve_cpp(Tensor x, Tensor deconv_weight, bool channels_last) -> (Tensor, Tensor, Tensor)");
+  m.def("leni_batch_statistics_cpp(Tensor x, Tensor deconv_weight, bool channels_last) -> Tensor");
   m.def(
-      "reborn_deconv_gradient_cpp(Tensor grad, Tensor grad_z, Tensor x, Tensor deconv_weight, Tensor weight, "
-      "bool needs_input, bool needs_deconv, bool channels_last) -> (Tensor, Tensor)");
+      "leni_training_cpp(Tensor x, Tensor deconv_weight, Tensor? negative_weight, Tensor? negative_bias, "
+      "Tensor? fusion_weight, Tensor? fusion_bias, Tensor compress_weight, Tensor? compress_bias, "
+      "Tensor? statistics, float negative_eps, float fusion_eps, bool channels_last) -> (Tensor, Tensor)");
   m.def(
-      "reborn_tail_cpp(Tensor x, Tensor z, Tensor weight, Tensor bias, bool channels_last, Tensor? mean=None) "
-      "-> Tensor");
-  m.def("reborn_statistics_cpp(Tensor z, bool channels_last) -> (Tensor, Tensor)");
+      "leni_training_backward_cpp(Tensor grad, Tensor x, Tensor deconv_weight, Tensor? negative_weight, "
+      "Tensor? negative_bias, Tensor? fusion_weight, Tensor? fusion_bias, Tensor compress_weight, Tensor statistics, "
+      "Tensor? grad_statistics, float negative_eps, float fusion_eps, bool channels_last, bool needs_input) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "reborn_weight_gradient_cpp(Tensor grad, Tensor x, Tensor z, Tensor mean, bool channels_last) "
-      "-> (Tensor, Tensor)");
+      "leni_eval_cpp(Tensor x, Tensor deconv_weight, Tensor negative_mean, Tensor negative_variance, "
+      "Tensor? negative_weight, Tensor? negative_bias, Tensor fusion_mean, Tensor fusion_variance, "
+      "Tensor? fusion_weight, Tensor? fusion_bias, Tensor compress_weight, Tensor? compress_bias, "
+      "float negative_eps, float fusion_eps, bool channels_last) -> Tensor");
   m.def(
-      "reborn_negative_gradient_cpp(Tensor grad, Tensor z, Tensor weight, Tensor? constant, Tensor? slope, "
-      "bool channels_last) -> Tensor");
-  m.def(
-      "reborn_input_gradient_cpp(Tensor grad, Tensor x, Tensor negative, Tensor weight, bool channels_last) -> Tensor");
+      "leni_running_statistics_cpp(Tensor statistics, Tensor? negative_weight, Tensor? negative_bias, "
+      "Tensor(a!)? negative_mean, Tensor(b!)? negative_variance, Tensor(c!)? negative_batches, "
+      "float? negative_momentum, Tensor(d!)? fusion_mean, Tensor(e!)? fusion_variance, Tensor(f!)? fusion_batches, "
+      "float? fusion_momentum, float negative_eps) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(leni_kernels, CPU, m) {
-  m.impl("leni_folded_cpp", TORCH_BOX(&leni_folded));
-  m.impl("leni_statistics_cpp", TORCH_BOX(&leni_statistics));
-  m.impl("leni_weight_gradient_cpp", TORCH_BOX(&leni_weight_gradient));
-  m.impl("leni_input_gradient_cpp", TORCH_BOX(&leni_input_gradient));
-  m.impl("reborn_deconvolve_cpp", TORCH_BOX(&reborn_deconvolve));
-  m.impl("reborn_deconv_gradient_cpp", TORCH_BOX(&reborn_deconv_gradient));
-  m.impl("reborn_tail_cpp", TORCH_BOX(&reborn_tail));
-  m.impl("reborn_statistics_cpp", TORCH_BOX(&reborn_statistics));
-  m.impl("reborn_weight_gradient_cpp", TORCH_BOX(&reborn_weight_gradient));
-  m.impl("reborn_negative_gradient_cpp", TORCH_BOX(&reborn_negative_gradient));
-  m.impl("reborn_input_gradient_cpp", TORCH_BOX(&reborn_input_gradient));
+  m.impl("leni_folded_cpp", TORCH_BOX(&leni::leni_folded));
+  m.impl("leni_statistics_cpp", TORCH_BOX(&leni::leni_statistics));
+  m.impl("leni_weight_gradient_cpp", TORCH_BOX(&leni::leni_weight_gradient));
+  m.impl("leni_input_gradient_cpp", TORCH_BOX(&leni::leni_input_gradient));
+  m.impl("leni_batch_statistics_cpp", TORCH_BOX(&leni::leni_batch_statistics));
+  m.impl("leni_training_cpp", TORCH_BOX(&leni::leni_training));
+  m.impl("leni_training_backward_cpp", TORCH_BOX(&leni::leni_training_backward));
+  m.impl("leni_eval_cpp", TORCH_BOX(&leni::leni_eval));
+  m.impl("leni_running_statistics_cpp", TORCH_BOX(&leni::leni_running_statistics));
 }

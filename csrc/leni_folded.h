@@ -64,6 +64,21 @@ void zero_interleaved_steps(int64_t branch, int64_t channels, int64_t pixels, Va
   }
 }
 
+// The last vector of a run of pixels may reach past them, where it meets numbers that go nowhere; but those that memory
+// happens to hold may be denormal, which are a hundred times slower to multiply.
+template <class Product>
+void zero_past_runs(const Runs& runs, const Tile& tile, int64_t steps, int64_t pixels,
+                    typename Product::Element* expanded) {
+  const int64_t length = round_up(runs.length, Product::Acc::width);
+  for (int64_t step = 0; length > runs.length && step < steps; ++step) {
+    for (int64_t run = 0; run < runs.count; ++run) {
+      typename Product::Element* begin = expanded + step * pixels + run * tile.pitch;
+      std::fill(begin + runs.length, begin + (run + 1 < runs.count ? std::min(length, tile.pitch) : length),
+                typename Product::Element{});
+    }
+  }
+}
+
 template <class Product, int K, bool kOffset, class T, class Scale>
 void planar_tile(const FoldedProblem& problem, const Packed<Product, Scale>& packed, const Tile& tile,
                  typename Product::Element* expanded, int64_t pixels) {
@@ -75,6 +90,7 @@ void planar_tile(const FoldedProblem& problem, const Packed<Product, Scale>& pac
                     tile.pitch, x.channels,                 packed.minus_mean, packed.minus_mean + x.channels};
   PlanarExpander<Product, K, T, Scale, Store>{x, packed.expansion, tile, store}.run();
   const Runs runs(x, tile);
+  zero_past_runs<Product>(runs, tile, 2 * branch, pixels, expanded);
   for (int64_t run = 0; run < runs.count; ++run) {
     T* out = static_cast<T*>(problem.y) + tile.image * x.channels * plane + (tile.row + run) * x.width + tile.column;
     multiply_all<Product, Channels::kRows, T, Scale>(

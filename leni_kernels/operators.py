@@ -11,8 +11,34 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _LIBRARY = torch.library.Library("leni_kernels", "FRAGMENT")
+
+
+def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Define an operator of this package in Python, for CPUs and GPUs, without autograd; returns it."""
+    name = schema[:schema.index("(")]
+    _LIBRARY.define(schema)
+    for device in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, function, device)
+    torch.library.register_fake(f"leni_kernels::{name}", fake)
+    return getattr(torch.ops.leni_kernels, name).default
+
+
+def below_autograd(operator: Any, *inputs: Any) -> Any:
+    """What the operator returns, without a look at who wants gradients."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*inputs)
+
+
+def once_differentiable(operator: Any, message: str) -> None:
+    """Register that nothing can be differentiated through a backward's operator: it raises the message."""
+
+    def raise_it(ctx: Any, *grads: Tensor) -> None:
+        raise NotImplementedError(message)
+
+    torch.library.register_autograd(operator._schema.name, raise_it, setup_context=lambda *_, **__: None)
 
 
 def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], None],
@@ -22,14 +48,10 @@ def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], No
     ``save(ctx, inputs, output)`` keeps what ``backward(ctx, *grads)`` needs; ctx is an ``autograd.Function``'s.
     """
 
-    def below_autograd(*inputs: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator(*inputs)
-
     class Differentiable(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
-            output = below_autograd(*inputs)
+            output = below_autograd(operator, *inputs)
             save(ctx, inputs, output)
             return output
 
@@ -38,7 +60,7 @@ def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], No
             return backward(ctx, *grads)
 
     def run(*inputs: Any) -> Any:
-        return Differentiable.apply(*inputs) if torch.is_grad_enabled() else below_autograd(*inputs)
+        return Differentiable.apply(*inputs) if torch.is_grad_enabled() else below_autograd(operator, *inputs)
 
     _LIBRARY.impl(operator._schema.name, run, "Autograd")
 

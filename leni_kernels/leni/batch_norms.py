@@ -39,21 +39,21 @@ def merged(parts: Statistics) -> Statistics:
     return Statistics(mean, ((parts.variance + (parts.mean - mean).square()) * counts).sum(0) / count, count)
 
 
-def merged_over(group: str, own: Statistics) -> Statistics:
-    """The statistics of all processes of a group together, whose batches may differ in size."""
+def merged_over(group: str, own: Tensor) -> Tensor:
+    """The packed statistics of all processes of a group together, whose batches may differ in size."""
     process_group = distributed.distributed_c10d._resolve_process_group(group)
-    packed = torch.cat([own.mean, own.variance, own.count[None]])
-    gathered = [torch.empty_like(packed) for _ in range(process_group.size())]
-    distributed.all_gather(gathered, packed, group=process_group)
+    gathered = [torch.empty_like(own) for _ in range(process_group.size())]
+    distributed.all_gather(gathered, own, group=process_group)
     everyone = torch.stack(gathered)
-    return merged(Statistics(*everyone[:, :-1].chunk(2, dim=1), everyone[:, -1]))
+    whole = merged(Statistics(*everyone[:, :-1].chunk(2, dim=1), everyone[:, -1]))
+    return torch.cat([whole.mean, whole.variance, whole.count[None]])
 
 
-def summed_over(group: str, *vectors: Tensor) -> tuple[Tensor, ...]:
-    """Each vector summed over the processes of a group, in one exchange."""
-    total = torch.cat(vectors)
+def summed_over(group: str, vector: Tensor) -> Tensor:
+    """A vector summed over the processes of a group."""
+    total = vector.clone()
     distributed.all_reduce(total, group=distributed.distributed_c10d._resolve_process_group(group))
-    return total.split([vector.shape[0] for vector in vectors])
+    return total
 
 
 class BatchNorms(NamedTuple):

@@ -7,6 +7,7 @@ from here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from .. import checks, extension, triton_support
 from ..backends import Backend, Operation, with_reference
+from ..operators import below_autograd, define, differentiable, once_differentiable
 from . import reference, triton_kernels, triton_training
-from .batch_norms import BatchNorms, Statistics, fold_backward, merged_over, summed_over, through_statistics
-from .reference import Folded, Layer, Norm
+from .batch_norms import merged_over, summed_over
+from .reference import UNTRACKED, Folded, Layer, Norm
 
 KERNEL_SIZES = (3, 5, 7)
 """The deconvolution sizes that the fused kernels have; the reference takes any odd one."""
@@ -125,28 +127,75 @@ def _input_gradient_by_reference(grad: Tensor, x: Tensor, taps: Tensor, weight: 
     return laid_out(grad_x, channels_last), grad_taps
 
 
-# ---- training as one operator, made of the passes ----------------------------------------------------------
-
-FEW_VALUES = 16
-"""Of a channel, up to which a batch's norms leave so little of a gradient that float32's rounding drowns it."""
-
-
-def precise(x: Tensor, channels_last: bool, *others: Tensor) -> tuple[Tensor, ...]:
-    """x, a batch, and other activations of its size: as they are, or in float64 where a channel has few values."""
-    if values_of(x) > FEW_VALUES:
-        return x, *others
-    return tuple(checks.in_dtype(tensor, torch.float64, channels_last) for tensor in (x, *others))
+# ---- training: a block is one operator, and its backward another --------------------------------------------
+# Statistics are one float64 tensor [4C + 1]: mean and biased variance, [2C] each, of a = [max(x, 0); D ⋆ᵀ min(x, 0)],
+# and the count of values a channel they come from. Parameters are as their layers hold them.
 
 
-def rounds_products(x: Tensor) -> bool:
-    """Whether a matrix product with x rounds what it multiplies: half precision does, and TF32."""
-    return x.dtype in (torch.float16, torch.bfloat16) or (x.is_cuda and x.dtype == torch.float32)
+class Steps(NamedTuple):
+    """The operators of one backend for whole blocks."""
+
+    eval: Any
+    """(x, D, BN1's mean, variance, γ1, β1, BN2's mean, variance, γ2, β2, P, c, both eps, channels_last) -> y"""
+    batch_statistics: Any
+    """(x, D, channels_last) -> statistics"""
+    training: Any
+    """(x, D, γ1, β1, γ2, β2, P, c, statistics, both eps, channels_last) -> y, the statistics if none were given"""
+    training_backward: Any
+    """(grad, x, D, γ1, β1, γ2, β2, P, statistics, their gradient, both eps, channels_last, needs_input) -> the
+    gradients of x and D, empty unless needed, of γ1, β1, γ2, β2, P, c, and of the statistics [4C]; given the latter,
+    only those of x and D"""
+    running_statistics: Any
+    """(statistics, γ1, β1, BN1's mean, variance, batches, momentum, BN2's, BN1's eps): moves the running ones"""
 
 
-def rounded_weight(backend: str, weight: Tensor, x: Tensor) -> Tensor | None:
-    """A weight as a backend's products of gradients like x take it, if they round it."""
-    half = x.dtype in (torch.float16, torch.bfloat16)
-    return weight.to(x.dtype).to(weight.dtype) if backend == "triton" and half else None
+def _fake_eval(x: Tensor, *rest: Any) -> Tensor:
+    return empty_as(x, rest[-1])
+
+
+def _fake_batch_statistics(x: Tensor, deconv_weight: Tensor, channels_last: bool) -> Tensor:
+    return x.new_empty(4 * x.shape[1] + 1, dtype=torch.float64)
+
+
+def _fake_training(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    statistics, channels_last = rest[-4], rest[-1]
+    size = 4 * x.shape[1] + 1 if statistics is None else 0
+    return empty_as(x, channels_last), x.new_empty(size, dtype=torch.float64)
+
+
+def _fake_training_backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *parameters, _, grad_statistics, _, _, channels_last, needs_input = rest
+    nothing = x.new_empty(0)
+    inputs = (empty_as(x, channels_last), deconv_weight.new_empty(deconv_weight.shape)) if needs_input else (
+        nothing, nothing)
+    if grad_statistics is not None:
+        return *inputs, *[nothing] * 7
+    compress_weight = parameters[-1]
+    return (*inputs, *(nothing if parameter is None else parameter.new_empty(parameter.shape)
+                       for parameter in parameters),
+            compress_weight.new_empty(x.shape[1]), x.new_empty(4 * x.shape[1], dtype=torch.float64))
+
+
+def _fake_running_statistics(*arguments: Any) -> None:
+    return None
+
+
+_STEP_FAKES = Steps(_fake_eval, _fake_batch_statistics, _fake_training, _fake_training_backward,
+                    _fake_running_statistics)
+
+DOUBLE_BACKWARD = ("leni_kernels: double backward through the training kernels is not supported; "
+                   "use_backend('reference') supports it")
+
+
+def steps_of(mechanism: str, backend: str, fakes: Any) -> Any:
+    """The operators leni_kernels::<mechanism>_<name>_<backend> of whole blocks, with their fakes registered."""
+    steps = []
+    for name, fake in fakes._asdict().items():
+        torch.library.register_fake(f"leni_kernels::{mechanism}_{name}_{backend}", fake)
+        steps.append(getattr(torch.ops.leni_kernels, f"{mechanism}_{name}_{backend}").default)
+    steps = type(fakes)(*steps)
+    once_differentiable(steps.training_backward, DOUBLE_BACKWARD)
+    return steps
 
 
 def only_first_differentiable(ctx: Any, output: tuple[Tensor, ...]) -> None:
@@ -155,92 +204,111 @@ def only_first_differentiable(ctx: Any, output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _define_training(backend: str, kernels: Kernels) -> Any:
-    """Define leni_kernels::leni_training_<backend>: y and the batch's mean, variance and count of values.
+def only_needed(gradients: tuple[Tensor, ...], needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    """Of an operator's gradients, for the first of its inputs, those that are needed; None for all other inputs."""
+    wanted = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=False)]
+    return *wanted, *[None] * (len(needs) - len(wanted))
 
-    Only x and vectors of channels are kept for backward. With the name of a process ``group`` the statistics, and
-    in backward their gradients, are those of all its processes, which is what SyncBatchNorm computes.
-    """
 
-    def forward(x: Tensor, taps: Tensor, negative_weight: Tensor, negative_bias: Tensor, fusion_weight: Tensor,
-                fusion_bias: Tensor, compress_weight: Tensor, compress_bias: Tensor, negative_eps: float,
-                fusion_eps: float, channels_last: bool, group: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        norms = BatchNorms(negative_weight, fusion_weight, fusion_bias, compress_weight, compress_bias, negative_eps,
-                           fusion_eps)
-        a, = precise(x, channels_last)
-        dtype = reference.folding_dtype(a.dtype)
-        statistics = Statistics.of(a, *kernels.statistics(a, taps.to(dtype), channels_last))
-        mean, variance, count = merged_over(group, statistics) if group else statistics
-        y = kernels.folded(a, taps.to(dtype), *norms.fold(variance, dtype), channels_last, mean.to(dtype))
-        return y.to(x.dtype), mean, variance, count
+def _save_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:7], output[1])
+    only_first_differentiable(ctx, output)
 
-    def backward(grad: Tensor, x: Tensor, taps: Tensor, negative_weight: Tensor, fusion_weight: Tensor,
-                 fusion_bias: Tensor, compress_weight: Tensor, compress_bias: Tensor, mean: Tensor, variance: Tensor,
-                 count: Tensor, negative_eps: float, fusion_eps: float, channels_last: bool, group: str,
-                 needs_input: bool,
-                 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        norms = BatchNorms(negative_weight, fusion_weight, fusion_bias, compress_weight, compress_bias, negative_eps,
-                           fusion_eps)
-        a, grad = precise(x, channels_last, grad)
-        dtype = reference.folding_dtype(a.dtype)
-        wide_taps = taps.to(dtype)
-        weight = norms.fold(variance, dtype)[0]
-        rounded = rounded_weight(backend, weight, a)
-        g = fold_backward(norms, variance,
-                          *kernels.weight_gradient(grad, a, wide_taps, channels_last, mean.to(dtype)), rounded)
-        grad_x, grad_taps = x.new_empty(0), taps.new_empty(0)
-        if needs_input:
-            grad_mean, grad_variance = summed_over(group, g.mean, g.variance) if group else (g.mean, g.variance)
-            through = through_statistics(mean, count, grad_mean, grad_variance, dtype)
-            grad_x, grad_taps = kernels.input_gradient(grad, a, wide_taps, weight, *through, channels_last)
-        return grad_x.to(x.dtype), grad_taps.to(taps.dtype), *g[:5]
 
-    def fake_forward(x: Tensor, taps: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-        channels_last = rest[-2]
-        statistics = taps.new_empty(2 * x.shape[1], dtype=torch.float64)
-        return empty_as(x, channels_last), statistics, torch.empty_like(statistics), statistics.new_empty(())
-
-    def fake_backward(grad: Tensor, x: Tensor, taps: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        parameters, (channels_last, _, needs_input) = rest[:5], rest[-3:]
-        inputs = (empty_as(x, channels_last), torch.empty_like(taps)) if needs_input else (
-            x.new_empty(0), taps.new_empty(0))
-        return *inputs, *map(torch.empty_like, parameters)
+def _training(steps: Steps) -> Callable[..., tuple[Tensor, Tensor]]:
+    """What trains a process' own batch, with autograd: ``steps.training`` without statistics."""
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, taps, negative_weight, _, *fusion_and_compress = inputs[:8]
-        ctx.save_for_backward(x, taps, negative_weight, *fusion_and_compress, *output[1:])
-        ctx.options = inputs[8:]
-        only_first_differentiable(ctx, output)
+        _save_training(ctx, inputs, output)
+        ctx.options = inputs[9:]
 
-    def run_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * len(ctx.needs_input_grad)
-        needs_input = any(ctx.needs_input_grad[:2])
-        grad_x, grad_taps, grad_gamma, *others = backward_operator(grad, *ctx.saved_tensors, *ctx.options, needs_input)
-        inputs = (grad_x, grad_taps) if needs_input else (None, None)
-        # β1 shifts what BN2 centres: its gradient is 0.
-        return *inputs, grad_gamma, torch.zeros_like(grad_gamma), *others, None, None, None, None
+            return (None,) * 12
+        needs = ctx.needs_input_grad
+        operator = steps.training_backward
+        inputs = (grad, *ctx.saved_tensors, None, *ctx.options, needs[0] or needs[1])
+        gradients = operator(*inputs) if torch.is_grad_enabled() else below_autograd(operator, *inputs)
+        return only_needed(gradients, needs)
 
-    forward_operator = torch.library.custom_op(f"leni_kernels::leni_training_{backend}", forward, mutates_args=())
-    backward_operator = torch.library.custom_op(f"leni_kernels::leni_training_backward_{backend}", backward,
-                                                mutates_args=())
-    forward_operator.register_fake(fake_forward)
-    backward_operator.register_fake(fake_backward)
-    forward_operator.register_autograd(run_backward, setup_context=save)
-    backward_operator.register_autograd(no_double_backward, setup_context=lambda *_, **__: None)
-    return forward_operator
+    return differentiable(steps.training, save, backward)
+
+
+def _define_synchronised(backend: str, steps: Steps) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The same with the statistics, and in backward their gradients, of all processes of a group, by its name.
+
+    It is what SyncBatchNorm computes. Only x and vectors of channels are kept for backward.
+    """
+    tensors = ("Tensor x, Tensor deconv_weight, Tensor? negative_weight, Tensor? negative_bias, Tensor? fusion_weight, "
+               "Tensor? fusion_bias, Tensor compress_weight, ")
+    options = "float negative_eps, float fusion_eps, bool channels_last, str group"
+
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        *tensors, negative_eps, fusion_eps, channels_last, group = inputs
+        statistics = merged_over(group, steps.batch_statistics(*tensors[:2], channels_last))
+        return steps.training(*tensors, statistics, negative_eps, fusion_eps, channels_last)[0], statistics
+
+    def backward(*inputs: Any) -> tuple[Tensor, ...]:
+        *tensors, negative_eps, fusion_eps, channels_last, group, needs_input = inputs
+        options = (negative_eps, fusion_eps, channels_last)
+        gradients = steps.training_backward(*tensors, None, *options, False)
+        of_input = gradients[:2]
+        if needs_input:
+            of_input = steps.training_backward(*tensors, summed_over(group, gradients[-1]), *options, True)[:2]
+        return *of_input, *gradients[2:8]
+
+    def fake_forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        return _fake_training(x, None, *rest[-4:-1])
+
+    def fake_backward(*inputs: Any) -> tuple[Tensor, ...]:
+        *tensors, negative_eps, fusion_eps, channels_last, _, needs_input = inputs
+        return _fake_training_backward(*tensors, None, negative_eps, fusion_eps, channels_last, needs_input)[:8]
+
+    forward_operator = define(f"leni_synchronised_{backend}({tensors}Tensor? compress_bias, {options}) "
+                              "-> (Tensor, Tensor)", forward, fake_forward)
+    backward_operator = define(f"leni_synchronised_backward_{backend}(Tensor grad, {tensors}Tensor statistics, "
+                               f"{options}, bool needs_input) -> ({', '.join(['Tensor'] * 8)})", backward,
+                               fake_backward)
+    once_differentiable(backward_operator, DOUBLE_BACKWARD)
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _save_training(ctx, inputs, output)
+        ctx.options = inputs[8:]
+
+    def run_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 12
+        needs = ctx.needs_input_grad
+        gradients = backward_operator(grad, *ctx.saved_tensors, *ctx.options, needs[0] or needs[1])
+        return only_needed(gradients, needs)
+
+    return differentiable(forward_operator, save, run_backward)
+
+
+class Training(NamedTuple):
+    """How one backend trains a block."""
+
+    steps: Steps
+    alone: Callable[..., tuple[Tensor, Tensor]]
+    """(x, D, γ1, β1, γ2, β2, P, c, None, both eps, channels_last) -> y, statistics"""
+    synchronised: Callable[..., tuple[Tensor, Tensor]]
+    """(x, D, γ1, β1, γ2, β2, P, c, both eps, channels_last, group) -> y, statistics"""
+
+
+def _define_training(backend: str, steps: Steps) -> Training:
+    return Training(steps, _training(steps), _define_synchronised(backend, steps))
 
 
 if extension.why_missing is None:
     _CPP = Kernels(*operators_of("leni", "cpp", _FAKES, Kernels._fields))
     torch.library.register_autograd("leni_kernels::leni_folded_cpp", partial(_backward_by_kernels, _CPP),
                                     setup_context=_save_folded)
-    _leni_training_cpp = _define_training("cpp", _CPP)
+    _TRAINING_CPP = _define_training("cpp", steps_of("leni", "cpp", _STEP_FAKES))
 
 
 @triton_support.operators_when_needed
 def _define_triton() -> None:
-    global _TRITON, _leni_training_triton
+    global _TRITON, _TRAINING_TRITON
     for name, launch in zip(Kernels._fields, (
             triton_kernels.leni_folded, triton_training.leni_statistics, triton_training.leni_weight_gradient,
             triton_training.leni_input_gradient), strict=True):
@@ -253,7 +321,6 @@ def _define_triton() -> None:
                                       _input_gradient_by_reference))
     torch.library.register_autograd("leni_kernels::leni_folded_triton", partial(_backward_by_kernels, _TRITON),
                                     setup_context=_save_folded)
-    _leni_training_triton = _define_training("triton", _TRITON)
 
 
 # ---- which backend, and why --------------------------------------------------------------------------------
@@ -300,6 +367,11 @@ def _why_not_cpp(x: Tensor, kernel_size: int) -> str | None:
 
 def _why_not_triton(x: Tensor, kernel_size: int) -> str | None:
     return triton_support.why_not_here(x) or _why_no_size(kernel_size) or why_no_layout(x)
+
+
+def rounds_products(x: Tensor) -> bool:
+    """Whether a matrix product with x rounds what it multiplies: half precision does, and TF32."""
+    return x.dtype in (torch.float16, torch.bfloat16) or (x.is_cuda and x.dtype == torch.float32)
 
 
 def _run(kernels: Kernels, x: Tensor, folded: Folded) -> Tensor:
@@ -435,11 +507,15 @@ def _why_leni_not_triton(call: LeniCall) -> str | None:
 
 
 def _run_leni_cpp(call: LeniCall) -> Tensor:
-    return _run_training(call, _leni_training_cpp) if call.trains else _run(_CPP, call.x, call.folded())
+    if call.trains:
+        return _run_training(call, _TRAINING_CPP)
+    return _run_eval(call, _TRAINING_CPP.steps, _CPP)
 
 
 def _run_leni_triton(call: LeniCall) -> Tensor:
-    return _run_training(call, _leni_training_triton) if call.trains else _run(_TRITON, call.x, call.folded())
+    if call.trains:
+        return _run_training(call, _TRAINING_TRITON)
+    return _run_eval(call, _TRAINING_TRITON.steps, _TRITON)
 
 
 def check_values(x: Tensor, group: str) -> None:
@@ -448,30 +524,33 @@ def check_values(x: Tensor, group: str) -> None:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
 
 
-def vector_of(dtype: torch.dtype, device: torch.device, tensor: Tensor | None, size: int, default: float) -> Tensor:
-    return torch.full((size,), default, dtype=dtype, device=device) if tensor is None else tensor.to(dtype)
-
-
-def _run_training(call: LeniCall, operator: Any) -> Tensor:
+def _run_eval(call: LeniCall, steps: Steps, kernels: Kernels) -> Tensor:
+    if torch.is_grad_enabled():  # the folding has gradients of its own
+        return _run(kernels, call.x, reference.fold_leni(*call.parameters))
     channels_last = is_channels_last(call.x)
     x = checks.in_autocast_dtype(call.x, channels_last)
     deconv_weight, negative, fusion, compress_weight, compress_bias = call.parameters
-    channels = x.shape[1]
+    return steps.eval(x, deconv_weight, *negative[:4], *fusion[:4], compress_weight, compress_bias, negative.eps,
+                      fusion.eps, channels_last)
+
+
+def _run_training(call: LeniCall, training: Training) -> Tensor:
+    channels_last = is_channels_last(call.x)
+    x = checks.in_autocast_dtype(call.x, channels_last)
+    deconv_weight, negative, fusion, compress_weight, compress_bias = call.parameters
     check_values(x, call.group)
-    dtype = reference.folding_dtype(x.dtype)
-    vector = partial(vector_of, dtype, x.device)
-    norms = BatchNorms(
-        vector(negative.weight, channels, 1), vector(fusion.weight, 2 * channels, 1),
-        vector(fusion.bias, 2 * channels, 0), compress_weight.to(dtype).flatten(1),
-        vector(compress_bias, channels, 0), negative.eps, fusion.eps)
-    gamma, *others = norms
-    beta = vector(negative.bias, channels, 0)
-    taps = deconv_weight.to(dtype).squeeze(1)
-    y, *statistics = operator(x, taps, gamma, beta, *others, channels_last, call.group)
-    with torch.no_grad():
-        of_negative, of_fusion = norms.batch_statistics(beta, Statistics(*statistics))
-        negative.update(*of_negative)
-        fusion.update(*of_fusion)
+    tensors = (x, deconv_weight, negative.weight, negative.bias, fusion.weight, fusion.bias, compress_weight,
+               compress_bias)
+    options = (negative.eps, fusion.eps, channels_last)
+    if call.group:
+        y, statistics = training.synchronised(*tensors, *options, call.group)
+    else:
+        y, statistics = training.alone(*tensors, None, *options)
+    first, second = negative.tracked(), fusion.tracked()
+    if first is not UNTRACKED or second is not UNTRACKED:
+        with torch.no_grad():
+            training.steps.running_statistics(statistics, negative.weight, negative.bias, *first, *second,
+                                              negative.eps)
     return y
 
 

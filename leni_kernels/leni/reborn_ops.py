@@ -6,7 +6,7 @@ No arithmetic here: the definitions and the folding are in ``reference.py``, the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,262 +15,190 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks, extension, triton_support
-from ..backends import Backend, Operation, with_reference
+from ..backends import Backend, Operation
 from ..conv_relu import ops as conv_relu_ops
-from . import reference, triton_tail
-from .batch_norms import NegativeNorm, Statistics, merged_over, summed_over, through_statistics
+from ..operators import below_autograd, define, differentiable, once_differentiable
+from . import reference
+from .batch_norms import merged_over, summed_over
 from .ops import (
+    DOUBLE_BACKWARD,
     check_block,
     check_folded,
     check_values,
     deconv_layer,
     empty_as,
     is_channels_last,
-    laid_out,
-    no_double_backward,
     only_first_differentiable,
-    operators_of,
-    precise,
-    rounded_weight,
+    only_needed,
+    steps_of,
     values_of,
-    vector_of,
     why_no_layout,
     why_not_on_cpu,
 )
-from .reference import Layer, Norm
+from .reference import UNTRACKED, Layer, Norm
 
 # ---- the operators -----------------------------------------------------------------------------------------
-# The deconvolution makes z; the tail behind it, [max(x, 0); z] and the folded 1×1 convolution, is one operator, and
-# each pass of its backward another. On the CPU a dense 3×3 deconvolution of few enough channels, in float32 and with
-# the batch's statistics, has kernels of its own; any other is the library's.
+# A block is one operator, and its backward another: the deconvolution, which makes z = D ⋆ᵀ min(x, 0), the norm, and
+# the tail behind it, [max(x, 0); z] and the folded 1×1 convolution. On the CPU a dense 3×3 deconvolution of few enough
+# channels, in float32 and with the batch's statistics, has kernels of its own; any other is the library's.
+# Statistics are one float64 tensor [2C + 1]: mean and biased variance of z, [C] each, and the count of values a channel
+# they come from. Parameters are as their layers hold them.
 
 
-class RebornKernels(NamedTuple):
-    """The operators of one backend, for z = D ⋆ᵀ min(x, 0); all activations but grad in one layout."""
+class Steps(NamedTuple):
+    """The operators of one backend."""
 
-    tail: Any
-    """(x, z, weight, bias, channels_last, mean=None) -> y, for z less its mean"""
-    statistics: Any
-    """(z, channels_last) -> mean, variance"""
-    weight_gradient: Any
-    """(grad, x, z, mean, channels_last) -> weight's gradient, for [max(x, 0); z] less ``mean``, and bias's"""
-    negative_gradient: Any
-    """(grad, z, weight, constant, slope, channels_last) -> z's gradient"""
-    input_gradient: Any
-    """(grad, x, negative, weight, channels_last) -> x's gradient, ``negative`` where x < 0"""
-    deconvolve: Any = None
-    """(x, D, channels_last) -> z, mean, variance, for a dense 3×3 D"""
-    deconv_gradient: Any = None
-    """(grad, z's gradient, x, D, weight, needs_input, needs_deconv, channels_last) -> x's and D's gradients"""
+    batch_statistics: Any
+    """(x, D, groups, channels_last) -> z, statistics"""
+    training: Any
+    """(x, D, γ, β, P, c, z, mean, variance, eps, groups, channels_last) -> y, z if none was given, statistics; with a
+    mean and a variance but no z in eval mode"""
+    training_backward: Any
+    """(grad, x, D, γ, β, P, z, statistics, their gradient, eps, groups, channels_last, trains, needs_x, needs_deconv,
+    needs_parameters) -> the gradients of x, D, γ, β, P, c and of the statistics [2C], empty unless needed; given the
+    latter, those of x and D alone"""
+    running_statistics: Any
+    """(statistics, mean, variance, batches, momentum): moves the running ones"""
 
 
-_TAIL = tuple(name for name in RebornKernels._fields if name not in RebornKernels._field_defaults)
-"""What every backend has; without the others the library deconvolves."""
+def _statistics_like(x: Tensor) -> Tensor:
+    return x.new_empty(2 * x.shape[1] + 1, dtype=torch.float64)
 
 
-def _parameter_of(x: Tensor, *shape: int) -> Tensor:
-    return x.new_empty(shape, dtype=reference.folding_dtype(x.dtype))
+def _fake_batch_statistics(x: Tensor, deconv_weight: Tensor, groups: int, channels_last: bool) -> tuple[Tensor, Tensor]:
+    return empty_as(x, channels_last), _statistics_like(x)
 
 
-def _fake_reborn_deconvolve(x: Tensor, deconv_weight: Tensor, channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_as(x, channels_last), *_fake_reborn_statistics(x, channels_last)
+def _fake_training(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    z, channels_last = rest[5], rest[-1]
+    return (empty_as(x, channels_last), empty_as(x, channels_last) if z is None else x.new_empty(0),
+            _statistics_like(x))
 
 
-def _fake_reborn_deconv_gradient(grad: Tensor, grad_z: Tensor, x: Tensor, deconv_weight: Tensor, weight: Tensor,
-                                 needs_input: bool, needs_deconv: bool, channels_last: bool) -> tuple[Tensor, Tensor]:
-    return (empty_as(x, channels_last) if needs_input else x.new_empty(0),
-            deconv_weight.new_empty(deconv_weight.shape if needs_deconv else 0))
+def _fake_training_backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    parameters, grad_statistics = rest[:3], rest[5]
+    channels_last, trains, needs_x, needs_deconv, needs_parameters = rest[-5:]
+    nothing = x.new_empty(0)
+    inputs = (empty_as(x, channels_last) if needs_x else nothing,
+              deconv_weight.new_empty(deconv_weight.shape) if needs_deconv else nothing)
+    if grad_statistics is not None or not (trains or needs_parameters):
+        return *inputs, *[nothing] * 5
+    return (*inputs, *(nothing if parameter is None else parameter.new_empty(parameter.shape)
+                       for parameter in parameters),
+            parameters[-1].new_empty(x.shape[1]), x.new_empty(2 * x.shape[1], dtype=torch.float64))
 
 
-def _fake_reborn_tail(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, channels_last: bool,
-                      mean: Tensor | None = None) -> Tensor:
-    return empty_as(x, channels_last)
+def _fake_running_statistics(*arguments: Any) -> None:
+    return None
 
 
-def _fake_reborn_statistics(z: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
-    return _parameter_of(z, z.shape[1]), _parameter_of(z, z.shape[1])
+_FAKES = Steps(_fake_batch_statistics, _fake_training, _fake_training_backward, _fake_running_statistics)
 
 
-def _fake_reborn_weight_gradient(grad: Tensor, x: Tensor, z: Tensor, mean: Tensor,
-                                 channels_last: bool) -> tuple[Tensor, Tensor]:
-    channels = x.shape[1]
-    return _parameter_of(x, channels, 2 * channels), _parameter_of(x, channels)
+def _save(ctx: Any, inputs: tuple[Any, ...], z: Tensor, statistics: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:5], z, statistics)
 
 
-def _fake_reborn_negative_gradient(grad: Tensor, z: Tensor, weight: Tensor, constant: Tensor | None,
-                                   slope: Tensor | None, channels_last: bool) -> Tensor:
-    return empty_as(z, channels_last)
+def _needs(ctx: Any) -> tuple[bool, bool, bool]:
+    needs_x, needs_deconv, *needs_parameters = ctx.needs_input_grad[:6]
+    return needs_x, needs_deconv, any(needs_parameters)
 
 
-def _fake_reborn_input_gradient(grad: Tensor, x: Tensor, negative: Tensor, weight: Tensor,
-                                channels_last: bool) -> Tensor:
-    return empty_as(x, channels_last)
+def _training(steps: Steps) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """A block with autograd, on a process' own batch or with running statistics: ``steps.training`` without a z.
 
-
-_REBORN_FAKES = RebornKernels(
-    _fake_reborn_tail, _fake_reborn_statistics, _fake_reborn_weight_gradient, _fake_reborn_negative_gradient,
-    _fake_reborn_input_gradient, _fake_reborn_deconvolve, _fake_reborn_deconv_gradient)
-
-
-def _weight_gradient_by_reference(grad: Tensor, x: Tensor, z: Tensor, mean: Tensor,
-                                  channels_last: bool) -> tuple[Tensor, Tensor]:
-    return reference.reborn_weight_gradient(grad, x, z, mean)
-
-
-def _negative_gradient_by_reference(grad: Tensor, z: Tensor, weight: Tensor, constant: Tensor | None,
-                                    slope: Tensor | None, channels_last: bool) -> Tensor:
-    return laid_out(reference.reborn_negative_gradient(grad, z, weight, constant, slope), channels_last)
-
-
-def _input_gradient_by_reference(grad: Tensor, x: Tensor, negative: Tensor, weight: Tensor,
-                                 channels_last: bool) -> Tensor:
-    return laid_out(reference.reborn_input_gradient(grad, x, negative, weight), channels_last)
-
-
-_PASSES_BY_REFERENCE = {"weight_gradient": _weight_gradient_by_reference,
-                        "negative_gradient": _negative_gradient_by_reference,
-                        "input_gradient": _input_gradient_by_reference}
-
-MOST_CONVOLVED_CHANNELS = 256
-"""Beyond them a thread would keep more than 9 MiB of transformed weights."""
-
-
-class _Deconvolution:
-    """z = D ⋆ᵀ min(x, 0) and the last pass of backward, by the backend's kernels or else the library, in x's layout."""
-
-    def __init__(self, kernels: RebornKernels, x: Tensor, weight: Tensor, groups: int, channels_last: bool,
-                 trains: bool) -> None:
-        self.kernels, self.weight, self.groups, self.channels_last = kernels, weight, groups, channels_last
-        # The kernels spread a NaN over a tile of pixels: no harm where the batch's statistics spread it to all.
-        self.fused = (kernels.deconvolve is not None and trains and groups == 1 and weight.shape[-1] == 3
-                      and x.dtype == torch.float32 and x.shape[1] <= MOST_CONVOLVED_CHANNELS)
-
-    def _of_library(self, tensor: Tensor) -> Tensor:
-        # A copy only where sizes of 1 let the library choose the other of two equal layouts.
-        return tensor.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """z, and its mean and variance where they come with it."""
-        if self.fused:
-            return self.kernels.deconvolve(x, self.weight, self.channels_last)
-        return self._of_library(reference.reborn_deconvolve(x, self.weight, self.groups)),
-
-    def backward(self, grad: Tensor, grad_z: Tensor, x: Tensor, weight: Tensor, needs_x: bool,
-                 needs_deconv: bool) -> tuple[Tensor, Tensor]:
-        """The gradients of x, through both branches of the tail with this ``weight``, and D; empty unless needed."""
-        if self.fused:
-            return self.kernels.deconv_gradient(grad, grad_z, x, self.weight, weight, needs_x, needs_deconv,
-                                                self.channels_last)
-        grad_x = grad_deconv = x.new_empty(0)
-        if needs_x:
-            negative = self._of_library(reference.reborn_deconvolve_backward(grad_z, self.weight, self.groups))
-            grad_x = self.kernels.input_gradient(grad, x, negative, weight, self.channels_last)
-        if needs_deconv:
-            grad_deconv = reference.reborn_deconv_gradient(grad_z, x, self.weight, self.groups).contiguous()
-        return grad_x, grad_deconv
-
-
-def _define_reborn_training(backend: str, kernels: RebornKernels) -> Any:
-    """Define leni_kernels::reborn_training_<backend>: y, z, and the norm's mean, variance and count of values.
-
-    Given a mean and a variance, the running ones, the norm uses those and no gradient goes through them. Only x, z
-    and vectors of channels are kept for backward. ``group`` is as in LENI's training.
+    Only x, z and vectors of channels are kept for backward.
     """
 
-    def forward(x: Tensor, deconv_weight: Tensor, norm_weight: Tensor, norm_bias: Tensor, compress_weight: Tensor,
-                compress_bias: Tensor, mean: Tensor | None, variance: Tensor | None, eps: float, groups: int,
-                channels_last: bool, group: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        norm = NegativeNorm(norm_weight, norm_bias, compress_weight, compress_bias, eps)
-        a, = precise(x, channels_last) if mean is None else (x,)
-        dtype = reference.folding_dtype(a.dtype)
-        z, *of_z = _Deconvolution(kernels, a, deconv_weight.to(a.dtype), groups, channels_last, mean is None).forward(a)
-        if mean is None or variance is None:
-            statistics = Statistics.of(z, *(of_z or kernels.statistics(z, channels_last)))
-            mean, variance, count = merged_over(group, statistics) if group else statistics
-        else:
-            # An operator's outputs are no views of its inputs.
-            mean, variance, count = Statistics.of(z, mean.clone(), variance.clone())
-        y = kernels.tail(a, z, *norm.fold(variance, dtype), channels_last, mean.to(dtype))
-        return y.to(x.dtype), z.to(x.dtype), mean, variance, count
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _save(ctx, inputs, *output[1:])
+        ctx.options = *inputs[9:], inputs[7] is None
+        only_first_differentiable(ctx, output)
 
-    def backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, norm_weight: Tensor, norm_bias: Tensor,
-                 compress_weight: Tensor, compress_bias: Tensor, z: Tensor, mean: Tensor, variance: Tensor,
-                 count: Tensor, eps: float, groups: int, channels_last: bool, group: str, trains: bool,
-                 needs: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        needs_x, needs_deconv, needs_parameters = needs
-        norm = NegativeNorm(norm_weight, norm_bias, compress_weight, compress_bias, eps)
-        grad_x, grad_deconv, *grad_parameters = (x.new_empty(0) for _ in range(6))
-        a, grad = precise(x, channels_last, grad) if trains else (x, grad)
-        dtype = reference.folding_dtype(a.dtype)
-        deconvolution = _Deconvolution(kernels, a, deconv_weight.to(a.dtype), groups, channels_last, trains)
-        if a.dtype != x.dtype:
-            z = deconvolution.forward(a)[0]
-        weight = norm.fold(variance, dtype)[0]
-        through = None, None
-        if trains or needs_parameters:
-            of_features = torch.cat([torch.zeros_like(mean), mean]).to(dtype)
-            *grad_parameters, grad_mean, grad_variance = norm.fold_backward(
-                variance, *kernels.weight_gradient(grad, a, z, of_features, channels_last),
-                rounded_weight(backend, weight, a))
-            if trains and (needs_x or needs_deconv):
-                if group:
-                    grad_mean, grad_variance = summed_over(group, grad_mean, grad_variance)
-                through = through_statistics(mean, count, grad_mean, grad_variance, dtype)
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 12
+        operator = steps.training_backward
+        inputs = (grad, *ctx.saved_tensors, None, *ctx.options, *_needs(ctx))
+        gradients = operator(*inputs) if torch.is_grad_enabled() else below_autograd(operator, *inputs)
+        return only_needed(gradients, ctx.needs_input_grad)
+
+    return differentiable(steps.training, save, backward)
+
+
+def _define_synchronised(backend: str, steps: Steps) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """The same in training, with the statistics of all processes of a group, as LENI's."""
+    tensors = ("Tensor x, Tensor deconv_weight, Tensor? norm_weight, Tensor? norm_bias, Tensor compress_weight, ")
+    options = "float eps, int groups, bool channels_last, str group"
+
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *tensors, eps, groups, channels_last, group = inputs
+        z, own = steps.batch_statistics(*tensors[:2], groups, channels_last)
+        statistics = merged_over(group, own)
+        mean, variance = statistics[:-1].chunk(2)
+        return steps.training(*tensors, z, mean, variance, eps, groups, channels_last)[0], z, statistics
+
+    def backward(*inputs: Any) -> tuple[Tensor, ...]:
+        *tensors, eps, groups, channels_last, group, needs_x, needs_deconv = inputs
+        options = (eps, groups, channels_last, True)
+        gradients = steps.training_backward(*tensors, None, *options, False, False, True)
+        of_input = gradients[:2]
         if needs_x or needs_deconv:
-            grad_z = kernels.negative_gradient(grad, z, weight, *through, channels_last)
-            grad_x, grad_deconv = deconvolution.backward(grad, grad_z, a, weight, needs_x, needs_deconv)
-        return grad_x.to(x.dtype), grad_deconv.to(deconv_weight.dtype), *grad_parameters
+            of_input = steps.training_backward(*tensors, summed_over(group, gradients[-1]), *options, needs_x,
+                                               needs_deconv, False)[:2]
+        return *of_input, *gradients[2:6]
 
-    def fake_forward(x: Tensor, deconv_weight: Tensor, norm_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        y, z = (empty_as(x, rest[-2]) for _ in range(2))
-        mean, variance = (norm_weight.new_empty(x.shape[1], dtype=torch.float64) for _ in range(2))
-        return y, z, mean, variance, mean.new_empty(())
+    def fake_forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return empty_as(x, rest[-2]), empty_as(x, rest[-2]), _statistics_like(x)
 
-    def fake_backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        parameters, channels_last, trains, (needs_x, needs_deconv, needs_parameters) = rest[:4], rest[-4], *rest[-2:]
-        return (empty_as(x, channels_last) if needs_x else x.new_empty(0),
-                deconv_weight.new_empty(deconv_weight.shape) if needs_deconv else x.new_empty(0),
-                *(torch.empty_like(parameter) if trains or needs_parameters else x.new_empty(0)
-                  for parameter in parameters))
+    def fake_backward(*inputs: Any) -> tuple[Tensor, ...]:
+        *tensors, eps, groups, channels_last, _, needs_x, needs_deconv = inputs
+        needs = (needs_x, needs_deconv, True)
+        return _fake_training_backward(*tensors, None, eps, groups, channels_last, True, *needs)[:6]
+
+    forward_operator = define(f"reborn_synchronised_{backend}({tensors}Tensor? compress_bias, {options}) "
+                              "-> (Tensor, Tensor, Tensor)", forward, fake_forward)
+    backward_operator = define(
+        f"reborn_synchronised_backward_{backend}(Tensor grad, {tensors}Tensor z, Tensor statistics, {options}, "
+        f"bool needs_x, bool needs_deconv) -> ({', '.join(['Tensor'] * 6)})", backward, fake_backward)
+    once_differentiable(backward_operator, DOUBLE_BACKWARD)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:6], *output[1:])
-        ctx.options = *inputs[8:], inputs[6] is None
+        _save(ctx, inputs, *output[1:])
+        ctx.options = inputs[6:]
         only_first_differentiable(ctx, output)
 
     def run_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * len(ctx.needs_input_grad)
-        needs_x, needs_deconv, *needs_parameters = ctx.needs_input_grad[:6]
-        needs = [needs_x, needs_deconv, any(needs_parameters)]
-        gradients = backward_operator(grad, *ctx.saved_tensors, *ctx.options, needs)
-        asked = zip(gradients, ctx.needs_input_grad[:6], strict=True)
-        return *(gradient if needed else None for gradient, needed in asked), *[None] * 6
+            return (None,) * 10
+        gradients = backward_operator(grad, *ctx.saved_tensors, *ctx.options, *_needs(ctx)[:2])
+        return only_needed(gradients, ctx.needs_input_grad)
 
-    forward_operator = torch.library.custom_op(f"leni_kernels::reborn_training_{backend}", forward, mutates_args=())
-    backward_operator = torch.library.custom_op(f"leni_kernels::reborn_training_backward_{backend}", backward,
-                                                mutates_args=())
-    forward_operator.register_fake(fake_forward)
-    backward_operator.register_fake(fake_backward)
-    forward_operator.register_autograd(run_backward, setup_context=save)
-    backward_operator.register_autograd(no_double_backward, setup_context=lambda *_, **__: None)
-    return forward_operator
+    return differentiable(forward_operator, save, run_backward)
+
+
+class Training(NamedTuple):
+    """How one backend runs a block."""
+
+    steps: Steps
+    alone: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    """(x, D, γ, β, P, c, None, mean, variance, eps, groups, channels_last) -> y, z, statistics"""
+    synchronised: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    """(x, D, γ, β, P, c, eps, groups, channels_last, group) -> y, z, statistics"""
+
+
+def _define_training(backend: str) -> Training:
+    steps = steps_of("reborn", backend, _FAKES)
+    return Training(steps, _training(steps), _define_synchronised(backend, steps))
 
 
 if extension.why_missing is None:
-    _reborn_training_cpp = _define_reborn_training("cpp", RebornKernels(
-        *operators_of("reborn", "cpp", _REBORN_FAKES, RebornKernels._fields)))
+    _CPP = _define_training("cpp")
 
 
 @triton_support.operators_when_needed
 def _define_triton() -> None:
-    global _reborn_training_triton
-    for name in _TAIL:
-        triton_support.define_operator(f"reborn_{name}_triton", getattr(triton_tail, f"reborn_{name}"))
-    kernels = RebornKernels(*operators_of("reborn", "triton", _REBORN_FAKES, _TAIL))
-    _reborn_training_triton = _define_reborn_training("triton", kernels._replace(
-        **{name: with_reference(f"reborn_{name}", "triton", getattr(kernels, name), by_reference)
-           for name, by_reference in _PASSES_BY_REFERENCE.items()}))
+    global _TRITON
 
 
 # ---- Reborn ------------------------------------------------------------------------------------------------
@@ -363,38 +291,30 @@ def _why_reborn_not_triton(call: RebornCall) -> str | None:
     return call.why_not_fused() or triton_support.why_not_here(call.x) or why_no_layout(call.x)
 
 
-def _run_reborn_cpp(call: RebornCall) -> Tensor:
-    return _run_training(call, _reborn_training_cpp)
-
-
-def _run_reborn_triton(call: RebornCall) -> Tensor:
-    return _run_training(call, _reborn_training_triton)
-
-
-def _run_training(call: RebornCall, operator: Any) -> Tensor:
+def _run(call: RebornCall, training: Training) -> Tensor:
     channels_last = is_channels_last(call.x)
     x = checks.in_autocast_dtype(call.x, channels_last)
     deconv_weight, norm, compress_weight, compress_bias, groups = call.parameters
-    channels = x.shape[1]
-    if call.trains:
-        check_values(x, call.group)
-    dtype = reference.folding_dtype(x.dtype)
-    vector = partial(vector_of, dtype, x.device)
-    running = (None, None) if call.trains else (norm.running_mean.to(dtype), norm.running_var.to(dtype))
-    y, _, *statistics = operator(
-        x, deconv_weight.to(x.dtype), vector(norm.weight, channels, 1), vector(norm.bias, channels, 0),
-        compress_weight.to(dtype).flatten(1), vector(compress_bias, channels, 0), *running, norm.eps, groups,
-        channels_last, call.group)
-    if call.trains:
+    tensors = (x, deconv_weight, norm.weight, norm.bias, compress_weight, compress_bias)
+    options = (norm.eps, groups, channels_last)
+    if not call.trains:
+        return training.alone(*tensors, None, norm.running_mean, norm.running_var, *options)[0]
+    check_values(x, call.group)
+    if call.group:
+        y, _, statistics = training.synchronised(*tensors, *options, call.group)
+    else:
+        y, _, statistics = training.alone(*tensors, None, None, None, *options)
+    tracked = norm.tracked()
+    if tracked is not UNTRACKED:
         with torch.no_grad():
-            norm.update(*statistics)
+            training.steps.running_statistics(statistics, *tracked)
     return y
 
 
 _REBORN = Operation(
     "reborn",
-    Backend("cpp", _why_reborn_not_cpp, _run_reborn_cpp),
-    Backend("triton", _why_reborn_not_triton, _run_reborn_triton),
+    Backend("cpp", _why_reborn_not_cpp, lambda call: _run(call, _CPP)),
+    Backend("triton", _why_reborn_not_triton, lambda call: _run(call, _TRITON)),
     Backend("reference", lambda call: None, lambda call: reference.reborn(call.x, *call.layers)),
 )
 _REBORN_FEATURES_FOLDED = Operation("reborn_features_folded", Backend(

@@ -37,14 +37,13 @@ class Norm(NamedTuple):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
                             self.uses_batch_statistics, self._count_batch(), self.eps)
 
-    def update(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Move the running statistics towards a batch's mean and biased variance ``[C]`` over ``count`` values."""
-        momentum = self._count_batch()
-        if self.training and self.running_mean is not None and self.running_var is not None:
-            unbiased = variance * (count / (count - 1))
-            with torch.no_grad():
-                self.running_mean.mul_(1 - momentum).add_(mean.to(self.running_mean.dtype) * momentum)
-                self.running_var.mul_(1 - momentum).add_(unbiased.to(self.running_var.dtype) * momentum)
+    def tracked(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, float | None]:
+        """What a batch in training moves: running mean and variance, count of batches, and the momentum."""
+        if not self.training:
+            return UNTRACKED
+        running = (None, None) if self.running_mean is None or self.running_var is None else (
+            self.running_mean, self.running_var)
+        return *running, self.num_batches_tracked, self.momentum
 
     def _count_batch(self) -> float:
         """Count a batch in training; returns the weight of its statistics in the running ones."""
@@ -68,6 +67,10 @@ class Norm(NamedTuple):
             scale = scale * self.weight.to(dtype)
         shift = -self.running_mean.to(dtype) * scale
         return scale, shift if self.bias is None else shift + self.bias.to(dtype)
+
+
+UNTRACKED = (None, None, None, None)
+""":meth:`Norm.tracked` of a norm that is not in training."""
 
 
 def split_signs(x: Tensor) -> tuple[Tensor, Tensor]:

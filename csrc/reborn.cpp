@@ -1,0 +1,557 @@
+// The operators leni_kernels::reborn_*_cpp: check what the kernels rely on, allocate, and put the deconvolution, the
+// passes behind it and the norm together.
+#include <algorithm>
+#include <tuple>
+
+#include "tensors.h"
+
+namespace leni {
+namespace {
+
+// ---- Reborn's tail: what follows the deconvolution that makes z -------------------------------------------------
+
+// What every operator of the tail asks of x and z.
+void check_branches(const char* op, const Tensor& x, const Tensor& z, bool channels_last, const char* name = "z") {
+  check_activation(op, x, "x", channels_last);
+  check_activation(op, z, name, channels_last);
+  STD_TORCH_CHECK(z.scalar_type() == x.scalar_type() && same_shape(z, x), op, ": ", name,
+                  " must have x's dtype and shape");
+}
+
+Tensor empty_parameter(const Tensor& x, std::initializer_list<int64_t> sizes) {
+  const auto dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  return torch::stable::empty(sizes, dtype, std::nullopt, x.device());
+}
+
+Tensor reborn_tail(const Tensor& x, const Tensor& z, const Tensor& weight, const Tensor& bias, bool channels_last,
+                   std::optional<Tensor> mean) {
+  constexpr const char* op = "reborn_tail_cpp";
+  check_branches(op, x, z, channels_last);
+  check_weight(op, weight, x);
+  check_vector(op, bias, "bias", x, x.size(1));
+  const Scalar scalar = scalar_of(x);
+  Tensor y = empty_as(x, channels_last);
+  if (y.numel() == 0) return y;
+  const Tensor w = gathered(weight), b = gathered(bias);
+  const Activation negative = activation(z, channels_last);
+  FoldedProblem problem{scalar,
+                              activation(x, channels_last),
+                              y.mutable_data_ptr(),
+                              nullptr,
+                              w.const_data_ptr(),
+                              b.const_data_ptr(),
+                              0,
+                              &negative};
+  Tensor m;
+  if (mean.has_value()) {
+    check_vector(op, *mean, "mean", x, x.size(1));
+    m = gathered(*mean);
+    problem.negative_mean = m.const_data_ptr();
+  }
+  run(problem, Call());
+  return y;
+}
+
+std::tuple<Tensor, Tensor> reborn_statistics(const Tensor& z, bool channels_last) {
+  check_activation("reborn_statistics_cpp", z, "z", channels_last);
+  const Scalar scalar = scalar_of(z);
+  Tensor mean = empty_parameter(z, {z.size(1)}), variance = empty_parameter(z, {z.size(1)});
+  if (z.numel() == 0) return {torch::stable::zero_(mean), torch::stable::zero_(variance)};
+  kernels().statistics(
+      {scalar, activation(z, channels_last), nullptr, mean.mutable_data_ptr(), variance.mutable_data_ptr(), 0},
+      Call());
+  return {mean, variance};
+}
+
+std::tuple<Tensor, Tensor> reborn_weight_gradient(const Tensor& grad, const Tensor& x, const Tensor& z,
+                                                  const Tensor& mean, bool channels_last) {
+  constexpr const char* op = "reborn_weight_gradient_cpp";
+  check_branches(op, x, z, channels_last);
+  check_gradient(op, grad, x);
+  const int64_t channels = x.size(1);
+  check_vector(op, mean, "mean", x, 2 * channels);
+  Tensor weight = empty_parameter(x, {channels, 2 * channels}), bias = empty_parameter(x, {channels});
+  if (x.numel() == 0) return {torch::stable::zero_(weight), torch::stable::zero_(bias)};
+  const Tensor m = gathered(mean);
+  const Activation negative = activation(z, channels_last);
+  GradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last)};
+  problem.z = &negative;
+  problem.mean = m.const_data_ptr();
+  problem.dweight = weight.mutable_data_ptr();
+  problem.dbias = bias.mutable_data_ptr();
+  kernels().weight_gradient(problem, Call());
+  return {weight, bias};
+}
+
+Tensor reborn_negative_gradient(const Tensor& grad, const Tensor& z, const Tensor& weight,
+                                std::optional<Tensor> constant, std::optional<Tensor> slope, bool channels_last) {
+  constexpr const char* op = "reborn_negative_gradient_cpp";
+  check_activation(op, z, "z", channels_last);
+  check_gradient(op, grad, z);
+  check_weight(op, weight, z);
+  STD_TORCH_CHECK(constant.has_value() == slope.has_value(), op, ": constant and slope go together");
+  Tensor dz = empty_as(z, channels_last);
+  if (z.numel() == 0) return dz;
+  const Tensor w = gathered(weight);
+  BranchGradientProblem problem{scalar_of(z), activation(z, channels_last), activation(grad, channels_last),
+                                      w.const_data_ptr()};
+  Tensor c, s;
+  if (slope.has_value()) {
+    check_vector(op, *constant, "constant", z, z.size(1));
+    check_vector(op, *slope, "slope", z, z.size(1));
+    c = gathered(*constant);
+    s = gathered(*slope);
+    problem.constant = c.const_data_ptr();
+    problem.slope = s.const_data_ptr();
+  }
+  problem.out = dz.mutable_data_ptr();
+  kernels().branch_gradient(problem, Call());
+  return dz;
+}
+
+Tensor reborn_input_gradient(const Tensor& grad, const Tensor& x, const Tensor& negative, const Tensor& weight,
+                             bool channels_last) {
+  constexpr const char* op = "reborn_input_gradient_cpp";
+  check_branches(op, x, negative, channels_last, "negative");
+  check_gradient(op, grad, x);
+  check_weight(op, weight, x);
+  Tensor dx = empty_as(x, channels_last);
+  if (x.numel() == 0) return dx;
+  const Tensor w = gathered(weight);
+  const Activation joined = activation(negative, channels_last);
+  BranchGradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
+                                      w.const_data_ptr(), &joined};
+  problem.out = dx.mutable_data_ptr();
+  kernels().branch_gradient(problem, Call());
+  return dx;
+}
+
+// ---- Reborn's deconvolution, where it is dense, 3×3 and in float -----------------------------------------------
+
+void check_deconvolution(const char* op, const Tensor& x, const Tensor& deconv_weight, bool channels_last) {
+  check_activation(op, x, "x", channels_last);
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, op, ": x must be float32");
+  check_parameter(op, deconv_weight, "deconv_weight", x);
+  const int64_t channels = x.size(1);
+  STD_TORCH_CHECK(deconv_weight.dim() == 4 && deconv_weight.size(0) == channels && deconv_weight.size(1) == channels &&
+                      deconv_weight.size(2) == 3 && deconv_weight.size(3) == 3,
+                  op, ": deconv_weight must be [", channels, ", ", channels, ", 3, 3]");
+}
+
+std::tuple<Tensor, Tensor, Tensor> reborn_deconvolve(const Tensor& x, const Tensor& deconv_weight, bool channels_last) {
+  check_deconvolution("reborn_deconvolve_cpp", x, deconv_weight, channels_last);
+  Tensor z = empty_as(x, channels_last);
+  Tensor mean = empty_parameter(x, {x.size(1)}), variance = empty_parameter(x, {x.size(1)});
+  if (z.numel() == 0) return {z, torch::stable::zero_(mean), torch::stable::zero_(variance)};
+  const Tensor d = gathered(deconv_weight);
+  kernels().deconvolve({activation(x, channels_last), d.const_data_ptr(), z.mutable_data_ptr(), mean.mutable_data_ptr(),
+                        variance.mutable_data_ptr()},
+                       Call());
+  return {z, mean, variance};
+}
+
+std::tuple<Tensor, Tensor> reborn_deconv_gradient(const Tensor& grad, const Tensor& grad_z, const Tensor& x,
+                                                  const Tensor& deconv_weight, const Tensor& weight, bool needs_input,
+                                                  bool needs_deconv, bool channels_last) {
+  constexpr const char* op = "reborn_deconv_gradient_cpp";
+  check_deconvolution(op, x, deconv_weight, channels_last);
+  check_branches(op, x, grad_z, channels_last, "grad_z");
+  check_gradient(op, grad, x);
+  check_weight(op, weight, x);
+  Tensor dx = needs_input ? empty_as(x, channels_last) : torch::stable::new_empty(x, {0});
+  Tensor ddeconv = needs_deconv ? torch::stable::new_empty(deconv_weight, deconv_weight.sizes())
+                                : torch::stable::new_empty(deconv_weight, {0});
+  if (x.numel() == 0) return {dx, torch::stable::zero_(ddeconv)};
+  const Tensor d = gathered(deconv_weight), w = gathered(weight);
+  kernels().deconv_gradient({activation(x, channels_last), activation(grad, channels_last),
+                             activation(grad_z, channels_last), d.const_data_ptr(), w.const_data_ptr(),
+                             needs_input ? dx.mutable_data_ptr() : nullptr,
+                             needs_deconv ? ddeconv.mutable_data_ptr() : nullptr},
+                            Call());
+  return {dx, ddeconv};
+}
+
+// ---- the deconvolution, by the kernels or else by the library ----------------------------------------------------
+
+constexpr int kDeconv = kCompressSlot + 1, kWeight = kDeconv + 1, kGradWeight = kWeight + 1;  // slots of scratch memory
+
+// Beyond them a thread would keep more than 9 MiB of transformed weights.
+constexpr int64_t kMostConvolvedChannels = 256;
+
+Tensor call(const char* name, StableIValue* stack) {
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+using torch::stable::detail::from;
+using Integers = std::vector<int64_t>;
+
+Tensor convolution(const Tensor& x, const Tensor& weight, bool transposed, int64_t groups) {
+  const Integers ones{1, 1}, padding(2, weight.size(2) / 2);
+  StableIValue stack[] = {from(x),    from(weight),     from(std::optional<Tensor>()), from(ones), from(padding),
+                          from(ones), from(transposed), from(Integers{0, 0}),          from(groups)};
+  return call("aten::convolution", stack);
+}
+
+Tensor negative_part(const Tensor& x) {
+  Tensor zero = empty(x.scalar_type(), int64_t{1});
+  scatter(Vector{0}.data(), zero);
+  StableIValue stack[] = {from(x), from(zero)};
+  return call("aten::minimum", stack);
+}
+
+// Of the library's: a copy only where sizes of 1 let it choose the other of two equal layouts.
+Tensor laid_out(const Tensor& x, bool channels_last) {
+  using torch::headeronly::MemoryFormat;
+  return torch::stable::contiguous(x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+// D of the convolution that equals the stride-1 transposed one; libraries run it faster.
+Tensor flipped(const Tensor& deconv_weight, int64_t groups) {
+  const int64_t inputs = deconv_weight.size(0) / groups, outputs = deconv_weight.size(1);
+  const int64_t taps = deconv_weight.size(2) * deconv_weight.size(3);
+  const Tensor from = gathered(deconv_weight);
+  Tensor to = empty(from.scalar_type(), groups * outputs, inputs, from.size(2), from.size(3));
+  with_type(from.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    const auto* source = static_cast<const T*>(from.const_data_ptr());
+    auto* target = static_cast<T*>(to.mutable_data_ptr());
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t i = 0; i < inputs; ++i) {
+        for (int64_t o = 0; o < outputs; ++o) {
+          const T* tap = source + ((g * inputs + i) * outputs + o) * taps;
+          std::reverse_copy(tap, tap + taps, target + ((g * outputs + o) * inputs + i) * taps);
+        }
+      }
+    }
+  });
+  return to;
+}
+
+// A parameter in x's dtype.
+Tensor parameter_like(const Tensor& x, const Tensor& parameter) {
+  if (parameter.scalar_type() == x.scalar_type()) return parameter;
+  Tensor result = empty(x.scalar_type(), parameter.size(0), parameter.size(1), parameter.size(2), parameter.size(3));
+  Vector values(parameter.numel());
+  gather(parameter, values.data());
+  scatter(values.data(), result);
+  return result;
+}
+
+// z = D ⋆ᵀ min(x, 0) and the last pass of backward, in x's layout.
+struct Deconvolution {
+  Tensor weight;
+  int64_t groups;
+  bool channels_last, fused;
+  const Host& host;
+
+  Deconvolution(const char* op, const Tensor& x, const Tensor& deconv_weight, int64_t groups_, bool channels_last_,
+                bool trains, const Host& host_)
+      : weight(parameter_like(x, deconv_weight)), groups(groups_), channels_last(channels_last_), host(host_) {
+    const int64_t channels = x.size(1), size = weight.size(2);
+    STD_TORCH_CHECK(groups > 0 && channels % groups == 0 && weight.is_cpu() && weight.dim() == 4 &&
+                        weight.size(0) == channels && weight.size(1) == channels / groups && size % 2 == 1 &&
+                        weight.size(3) == size,
+                    op, ": deconv_weight must be [C, C // groups, k, k], k odd");
+    // The kernels spread a NaN over a tile of pixels: no harm where the batch's statistics spread it to all.
+    fused = trains && groups == 1 && size == 3 && x.scalar_type() == ScalarType::Float &&
+            channels <= kMostConvolvedChannels;
+  }
+
+  // z, and with ``moments`` its means and variances [2C].
+  template <class Scale>
+  Tensor forward(const Tensor& x, std::vector<Scale>* moments) const {
+    const int64_t channels = x.size(1);
+    if (!fused || x.numel() == 0) {
+      Tensor z = x.numel() == 0 ? empty_as(x, channels_last) : of_library(x);
+      if (moments != nullptr && x.numel() > 0) {
+        kernels().statistics({scalar_of(z), activation(z, channels_last), nullptr, moments->data(),
+                              moments->data() + channels, 0},
+                             host);
+      }
+      return z;
+    }
+    std::vector<float> own(2 * channels);
+    Tensor z = empty_as(x, channels_last);
+    kernels().deconvolve({activation(x, channels_last), array_of<float>(weight, host, kDeconv), z.mutable_data_ptr(),
+                          own.data(), own.data() + channels},
+                         host);
+    if (moments != nullptr) moments->assign(own.begin(), own.end());
+    return z;
+  }
+
+  Tensor of_library(const Tensor& x) const {
+    const Tensor negative = negative_part(x);
+    // Where the transposed one does not, the library's bfloat16 convolution makes NaNs beside an infinity.
+    const bool transposed = x.scalar_type() == ScalarType::BFloat16;
+    return laid_out(transposed ? convolution(negative, gathered(weight), true, groups)
+                               : convolution(negative, flipped(weight, groups), false, groups),
+                    channels_last);
+  }
+
+  // The gradients of x, through both branches of the tail with this ``compress``, and of D, in x's dtype; each where
+  // it is not null.
+  void backward(const Tensor& grad, const Tensor& grad_z, const Tensor& x, const void* compress, Tensor* dx,
+                Tensor* ddeconv) const {
+    if (fused) {
+      if (dx != nullptr) *dx = empty_as(x, channels_last);
+      if (ddeconv != nullptr) *ddeconv = new_like(weight);
+      kernels().deconv_gradient({activation(x, channels_last), activation(grad, channels_last),
+                                 activation(grad_z, channels_last), array_of<float>(weight, host, kDeconv), compress,
+                                 dx == nullptr ? nullptr : dx->mutable_data_ptr(),
+                                 ddeconv == nullptr ? nullptr : ddeconv->mutable_data_ptr()},
+                                host);
+      return;
+    }
+    if (dx != nullptr) {
+      const Tensor negative = laid_out(convolution(grad_z, weight, false, groups), channels_last);
+      const Activation joined = activation(negative, channels_last);
+      *dx = empty_as(x, channels_last);
+      BranchGradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
+                                    compress, &joined};
+      problem.out = dx->mutable_data_ptr();
+      kernels().branch_gradient(problem, host);
+    }
+    if (ddeconv != nullptr) *ddeconv = gathered(deconv_gradient(grad_z, x));
+  }
+
+  // With the parts swapped, the gradient of the weight of the convolution by D of z's gradient.
+  Tensor deconv_gradient(const Tensor& grad_z, const Tensor& x) const {
+    const Integers ones{1, 1}, padding(2, weight.size(2) / 2);
+    const bool wanted[] = {false, true, false};
+    StableIValue stack[] = {from(negative_part(x)),
+                            from(grad_z),
+                            from(weight),
+                            from(std::optional<Integers>()),
+                            from(ones),
+                            from(padding),
+                            from(ones),
+                            from(false),
+                            from(Integers{0, 0}),
+                            from(groups),
+                            from(torch::headeronly::HeaderOnlyArrayRef<bool>(wanted, 3))};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution_backward", "", stack, TORCH_ABI_VERSION));
+    Tensor gradients[3];  // all are to be owned, of which the outer ones are undefined
+    for (int i = 0; i < 3; ++i) gradients[i] = torch::stable::detail::to<Tensor>(stack[i]);
+    return gradients[1];
+  }
+};
+
+// ---- whole blocks ----------------------------------------------------------------------------------------------
+
+// z, and its statistics [2C + 1]: mean, biased variance, and the count of values a channel.
+std::tuple<Tensor, Tensor> reborn_batch_statistics(const Tensor& x, const Tensor& deconv_weight, int64_t groups,
+                                                   bool channels_last) {
+  constexpr const char* op = "reborn_batch_statistics_cpp";
+  check_activation(op, x, "x", channels_last);
+  const Call host;
+  const Tensor a = in_type(x, training_type(x), channels_last);
+  const Deconvolution deconvolution(op, a, deconv_weight, groups, channels_last, true, host);
+  return with_scale(a, [&](auto type) -> std::tuple<Tensor, Tensor> {
+    std::vector<decltype(type)> moments(2 * x.size(1));
+    const Tensor z = deconvolution.forward(a, &moments);
+    return {in_type(z, x.scalar_type(), channels_last), packed_statistics(moments, values_of(x))};
+  });
+}
+
+// Without a mean and a variance, or with z beside them, the norm is in training: of a batch, or of a group's. Else they
+// are the running ones.
+std::tuple<Tensor, Tensor, Tensor> reborn_training(const Tensor& x, const Tensor& deconv_weight,
+                                                   std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias,
+                                                   const Tensor& compress_weight, std::optional<Tensor> compress_bias,
+                                                   std::optional<Tensor> z, std::optional<Tensor> mean,
+                                                   std::optional<Tensor> variance, double eps, int64_t groups,
+                                                   bool channels_last) {
+  constexpr const char* op = "reborn_training_cpp";
+  check_activation(op, x, "x", channels_last);
+  STD_TORCH_CHECK(mean.has_value() == variance.has_value(), op, ": mean and variance go together");
+  const int64_t channels = x.size(1);
+  const RebornNorm norm{vector_of(norm_weight, channels, 1), vector_of(norm_bias, channels, 0), eps};
+  const bool trains = !mean.has_value() || z.has_value();
+  const Call host;
+  const Tensor a = trains ? in_type(x, training_type(x), channels_last) : x;
+  return with_scale(a, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor> {
+    using Scale = decltype(type);
+    std::vector<Scale> moments(2 * channels);
+    const bool given = z.has_value() && a.scalar_type() == x.scalar_type();
+    const Tensor deconvolved =
+        given ? *z
+              : Deconvolution(op, a, deconv_weight, groups, channels_last, trains, host)
+                    .template forward<Scale>(a, mean.has_value() ? nullptr : &moments);
+    check_branches(op, a, deconvolved, channels_last);
+    Vector statistics(moments.begin(), moments.end());
+    if (mean.has_value()) {
+      statistics = vector_of(mean, channels, 0);
+      const Vector given_variance = vector_of(variance, channels, 1);
+      statistics.insert(statistics.end(), given_variance.begin(), given_variance.end());
+    }
+    const Tensor kept = z.has_value() ? nothing(x) : in_type(deconvolved, x.scalar_type(), channels_last);
+    Tensor y = empty_as(a, channels_last);
+    if (y.numel() == 0) return {in_type(y, x.scalar_type(), channels_last), kept, packed_statistics(statistics, 0)};
+
+    auto* weight = static_cast<Scale*>(host.scratch(kWeight, 2 * channels * channels * sizeof(Scale)));
+    std::vector<Scale> bias(channels);
+    const std::vector<Scale> centre(statistics.begin(), statistics.begin() + channels);
+    fold(compress_of<Scale>(op, compress_weight, channels, host), vector_of(compress_bias, channels, 0),
+         norm.scale(statistics.data() + channels), norm.shift(), weight, bias.data());
+    const Activation negative = activation(deconvolved, channels_last);
+    FoldedProblem problem{scalar_of(a), activation(a, channels_last), y.mutable_data_ptr(), nullptr, weight,
+                          bias.data(),  0,                            &negative};
+    problem.negative_mean = centre.data();
+    run(problem, host);
+    return {in_type(y, x.scalar_type(), channels_last), kept, packed_statistics(statistics, values_of(x))};
+  });
+}
+
+// The gradients of x and D, each where needed; where the norm trains or they are needed those of the parameters; and
+// where it trains those of the statistics [2C]. Given the latter, summed over the processes that share them, those of
+// x and D alone.
+using RebornGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+RebornGradients reborn_training_backward(const Tensor& grad, const Tensor& x, const Tensor& deconv_weight,
+                                         std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias,
+                                         const Tensor& compress_weight, const Tensor& z, const Tensor& statistics,
+                                         std::optional<Tensor> grad_statistics, double eps, int64_t groups,
+                                         bool channels_last, bool trains, bool needs_x, bool needs_deconv,
+                                         bool needs_parameters) {
+  constexpr const char* op = "reborn_training_backward_cpp";
+  check_activation(op, x, "x", channels_last);
+  check_gradient(op, grad, x);
+  const int64_t channels = x.size(1), features = 2 * channels;
+  const RebornNorm norm{vector_of(norm_weight, channels, 1), vector_of(norm_bias, channels, 0), eps};
+  const double* mean = check_statistics(op, statistics, channels);
+  const double *variance = mean + channels, count = variance[channels];
+  const Vector scale = norm.scale(variance), shift = norm.shift();
+  const Call host;
+  const Tensor a = trains ? in_type(x, training_type(x), channels_last) : x;
+  const Tensor g = in_type(grad, a.scalar_type(), channels_last);
+  const Deconvolution deconvolution(op, a, deconv_weight, groups, channels_last, trains, host);
+  return with_scale(a, [&](auto type) -> RebornGradients {
+    using Scale = decltype(type);
+    const Tensor deconvolved =
+        a.scalar_type() == x.scalar_type() ? z : deconvolution.template forward<Scale>(a, nullptr);
+    check_branches(op, a, deconvolved, channels_last);
+    const auto* compress = compress_of<Scale>(op, compress_weight, channels, host);
+    const Activation negative = activation(deconvolved, channels_last);
+    const Tensor none = nothing(x);
+    RebornGradients result{none, none, none, none, none, none, none};
+    Vector through;  // the gradient of z's mean, and of its variance
+    if (grad_statistics.has_value()) {
+      const double* given = check_packed(op, *grad_statistics, features);
+      through.assign(given, given + features);
+    } else if (trains || needs_parameters) {
+      std::vector<Scale> centre(features), grad_bias(channels);
+      std::copy(mean, mean + channels, centre.begin() + channels);
+      auto* grad_weight = static_cast<Scale*>(host.scratch(kGradWeight, features * channels * sizeof(Scale)));
+      GradientProblem problem{scalar_of(a), activation(a, channels_last), activation(g, channels_last)};
+      problem.z = &negative;
+      problem.mean = centre.data();
+      problem.dweight = grad_weight;
+      problem.dbias = grad_bias.data();
+      if (x.numel() > 0) {
+        kernels().weight_gradient(problem, host);
+      } else {
+        std::fill_n(grad_weight, features * channels, Scale(0));
+      }
+      const auto folded = fold_backward(compress, scale, shift, grad_weight, grad_bias.data());
+      const RebornNormGradients of_norm = norm_backward(norm, variance, folded.scale, folded.shift);
+      std::get<2>(result) = like(norm_weight, of_norm.weight, x);
+      std::get<3>(result) = like(norm_bias, of_norm.bias, x);
+      std::get<4>(result) = new_like(compress_weight);
+      scatter(folded.compress, std::get<4>(result));
+      std::get<5>(result) = empty(compress_weight.scalar_type(), channels);
+      scatter(grad_bias.data(), std::get<5>(result));
+      through = of_norm.mean;
+      through.insert(through.end(), of_norm.variance.begin(), of_norm.variance.end());
+      std::get<6>(result) = empty(ScalarType::Double, features);
+      scatter(through.data(), std::get<6>(result));
+    }
+    if (!needs_x && !needs_deconv) return result;
+
+    auto* weight = static_cast<Scale*>(host.scratch(kWeight, features * channels * sizeof(Scale)));
+    std::vector<Scale> constant(channels), slope(channels), bias(channels);
+    fold(compress, Vector(channels), scale, shift, weight, bias.data());
+    Tensor dx = none, ddeconv = none, dz = empty_as(a, channels_last);
+    if (x.numel() > 0) {
+      BranchGradientProblem problem{scalar_of(a), negative, activation(g, channels_last), weight};
+      if (trains) {
+        through_statistics(mean, count, through.data(), through.data() + channels, channels, constant.data(),
+                           slope.data());
+        problem.constant = constant.data();
+        problem.slope = slope.data();
+      }
+      problem.out = dz.mutable_data_ptr();
+      kernels().branch_gradient(problem, host);
+      deconvolution.backward(g, dz, a, weight, needs_x ? &dx : nullptr, needs_deconv ? &ddeconv : nullptr);
+      dx = in_type(dx, x.scalar_type(), channels_last);
+    } else {
+      if (needs_x) dx = empty_as(x, channels_last);
+      if (needs_deconv) {
+        ddeconv = new_like(deconv_weight);
+        torch::stable::zero_(ddeconv);
+      }
+    }
+    std::get<0>(result) = dx;
+    std::get<1>(result) = needs_deconv ? parameter_like(deconv_weight, ddeconv) : none;
+    return result;
+  });
+}
+
+void reborn_running_statistics(const Tensor& statistics, std::optional<Tensor> mean, std::optional<Tensor> variance,
+                               std::optional<Tensor> batches, std::optional<double> momentum) {
+  const int64_t channels = statistics.numel() / 2;
+  const double* of_batch = check_statistics("reborn_running_statistics_cpp", statistics, channels);
+  update_running(mean, variance, batches, momentum, Vector(of_batch, of_batch + channels),
+                 Vector(of_batch + channels, of_batch + 2 * channels), of_batch[2 * channels]);
+}
+
+}  // namespace
+}  // namespace leni
+
+STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
+  m.def("reborn_deconvolve_cpp(Tensor x, Tensor deconv_weight, bool channels_last) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "reborn_deconv_gradient_cpp(Tensor grad, Tensor grad_z, Tensor x, Tensor deconv_weight, Tensor weight, "
+      "bool needs_input, bool needs_deconv, bool channels_last) -> (Tensor, Tensor)");
+  m.def(
+      "reborn_tail_cpp(Tensor x, Tensor z, Tensor weight, Tensor bias, bool channels_last, Tensor? mean=None) "
+      "-> Tensor");
+  m.def("reborn_statistics_cpp(Tensor z, bool channels_last) -> (Tensor, Tensor)");
+  m.def(
+      "reborn_weight_gradient_cpp(Tensor grad, Tensor x, Tensor z, Tensor mean, bool channels_last) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "reborn_negative_gradient_cpp(Tensor grad, Tensor z, Tensor weight, Tensor? constant, Tensor? slope, "
+      "bool channels_last) -> Tensor");
+  m.def(
+      "reborn_input_gradient_cpp(Tensor grad, Tensor x, Tensor negative, Tensor weight, bool channels_last) -> Tensor");
+  m.def(
+      "reborn_batch_statistics_cpp(Tensor x, Tensor deconv_weight, int groups, bool channels_last) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "reborn_training_cpp(Tensor x, Tensor deconv_weight, Tensor? norm_weight, Tensor? norm_bias, "
+      "Tensor compress_weight, Tensor? compress_bias, Tensor? z, Tensor? mean, Tensor? variance, float eps, "
+      "int groups, bool channels_last) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "reborn_training_backward_cpp(Tensor grad, Tensor x, Tensor deconv_weight, Tensor? norm_weight, "
+      "Tensor? norm_bias, Tensor compress_weight, Tensor z, Tensor statistics, Tensor? grad_statistics, float eps, "
+      "int groups, bool channels_last, bool trains, bool needs_x, bool needs_deconv, bool needs_parameters) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "reborn_running_statistics_cpp(Tensor statistics, Tensor(a!)? mean, Tensor(b!)? variance, "
+      "Tensor(c!)? batches, float? momentum) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(leni_kernels, CPU, m) {
+  m.impl("reborn_deconvolve_cpp", TORCH_BOX(&leni::reborn_deconvolve));
+  m.impl("reborn_deconv_gradient_cpp", TORCH_BOX(&leni::reborn_deconv_gradient));
+  m.impl("reborn_tail_cpp", TORCH_BOX(&leni::reborn_tail));
+  m.impl("reborn_statistics_cpp", TORCH_BOX(&leni::reborn_statistics));
+  m.impl("reborn_weight_gradient_cpp", TORCH_BOX(&leni::reborn_weight_gradient));
+  m.impl("reborn_negative_gradient_cpp", TORCH_BOX(&leni::reborn_negative_gradient));
+  m.impl("reborn_input_gradient_cpp", TORCH_BOX(&leni::reborn_input_gradient));
+  m.impl("reborn_batch_statistics_cpp", TORCH_BOX(&leni::reborn_batch_statistics));
+  m.impl("reborn_training_cpp", TORCH_BOX(&leni::reborn_training));
+  m.impl("reborn_training_backward_cpp", TORCH_BOX(&leni::reborn_training_backward));
+  m.impl("reborn_running_statistics_cpp", TORCH_BOX(&leni::reborn_running_statistics));
+}
