@@ -30,6 +30,7 @@ from .ops import (
     is_channels_last,
     only_first_differentiable,
     only_needed,
+    operators_of,
     steps_of,
     values_of,
     why_no_layout,
@@ -192,8 +193,75 @@ def _define_training(backend: str) -> Training:
     return Training(steps, _training(steps), _define_synchronised(backend, steps))
 
 
+# ---- the passes, for whoever wants one alone -----------------------------------------------------------------
+
+
+class Passes(NamedTuple):
+    """What a block is made of, one by one, for z = D ⋆ᵀ min(x, 0); all activations but grad in one layout."""
+
+    tail: Any
+    """(x, z, weight, bias, channels_last, mean=None) -> y, for z less its mean"""
+    statistics: Any
+    """(z, channels_last) -> mean, variance"""
+    weight_gradient: Any
+    """(grad, x, z, mean, channels_last) -> weight's gradient, for [max(x, 0); z] less ``mean``, and bias's"""
+    negative_gradient: Any
+    """(grad, z, weight, constant, slope, channels_last) -> z's gradient"""
+    input_gradient: Any
+    """(grad, x, negative, weight, channels_last) -> x's gradient, ``negative`` where x < 0"""
+    deconvolve: Any
+    """(x, D, channels_last) -> z, mean, variance, for a dense 3×3 D"""
+    deconv_gradient: Any
+    """(grad, z's gradient, x, D, weight, needs_input, needs_deconv, channels_last) -> x's and D's gradients"""
+
+
+def _parameter_of(x: Tensor, *shape: int) -> Tensor:
+    return x.new_empty(shape, dtype=reference.folding_dtype(x.dtype))
+
+
+def _fake_deconvolve(x: Tensor, deconv_weight: Tensor, channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return empty_as(x, channels_last), *_fake_statistics(x, channels_last)
+
+
+def _fake_deconv_gradient(grad: Tensor, grad_z: Tensor, x: Tensor, deconv_weight: Tensor, weight: Tensor,
+                                 needs_input: bool, needs_deconv: bool, channels_last: bool) -> tuple[Tensor, Tensor]:
+    return (empty_as(x, channels_last) if needs_input else x.new_empty(0),
+            deconv_weight.new_empty(deconv_weight.shape if needs_deconv else 0))
+
+
+def _fake_tail(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, channels_last: bool,
+                      mean: Tensor | None = None) -> Tensor:
+    return empty_as(x, channels_last)
+
+
+def _fake_statistics(z: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
+    return _parameter_of(z, z.shape[1]), _parameter_of(z, z.shape[1])
+
+
+def _fake_weight_gradient(grad: Tensor, x: Tensor, z: Tensor, mean: Tensor,
+                                 channels_last: bool) -> tuple[Tensor, Tensor]:
+    channels = x.shape[1]
+    return _parameter_of(x, channels, 2 * channels), _parameter_of(x, channels)
+
+
+def _fake_negative_gradient(grad: Tensor, z: Tensor, weight: Tensor, constant: Tensor | None,
+                                   slope: Tensor | None, channels_last: bool) -> Tensor:
+    return empty_as(z, channels_last)
+
+
+def _fake_input_gradient(grad: Tensor, x: Tensor, negative: Tensor, weight: Tensor,
+                                channels_last: bool) -> Tensor:
+    return empty_as(x, channels_last)
+
+
+_PASS_FAKES = Passes(
+    _fake_tail, _fake_statistics, _fake_weight_gradient, _fake_negative_gradient,
+    _fake_input_gradient, _fake_deconvolve, _fake_deconv_gradient)
+
+
 if extension.why_missing is None:
     _CPP = _define_training("cpp")
+    operators_of("reborn", "cpp", _PASS_FAKES, Passes._fields)
 
 
 @triton_support.operators_when_needed
