@@ -98,8 +98,29 @@ struct DeconvGradientProblem {
   void* ddeconv_weight;
 };
 
+// z = deconv_weight ⋆ᵀ min(x, 0) of few values, any odd size; or ``backward``, where x stands for z's gradient, what
+// that gives x. deconv_weight [C, C/groups, k, k] is contiguous, of double where x is, else of float; out is contiguous
+// in x's order.
+struct FewDeconvolution {
+  Scalar scalar;
+  Activation x;
+  const void* deconv_weight;
+  int64_t groups, kernel_size;
+  bool backward;
+  void* out;
+};
+
+// The gradient of deconv_weight in the same for a gradient ``grad_z`` of z.
+struct FewDeconvGradient {
+  Scalar scalar;
+  Activation x;
+  Activation grad_z;
+  int64_t groups, kernel_size;
+  void* ddeconv_weight;
+};
+
 // The kernels of one instruction set. The first four are for kernel sizes 3, 5 and 7, and all of these but
-// input_gradient for 0 as well: Reborn, whose deconvolution is not theirs. The last three are Reborn's alone.
+// input_gradient for 0 as well: Reborn, whose deconvolution is not theirs. The last five are Reborn's alone.
 struct Kernels {
   void (*folded)(const FoldedProblem& problem, const Host& host);
   void (*statistics)(const StatisticsProblem& problem, const Host& host);
@@ -108,6 +129,8 @@ struct Kernels {
   void (*branch_gradient)(const BranchGradientProblem& problem, const Host& host);
   void (*deconvolve)(const DeconvolutionProblem& problem, const Host& host);
   void (*deconv_gradient)(const DeconvGradientProblem& problem, const Host& host);
+  void (*few_deconvolve)(const FewDeconvolution& problem, const Host& host);
+  void (*few_deconv_gradient)(const FewDeconvGradient& problem, const Host& host);
 };
 
 extern const Kernels generic_kernels;

@@ -29,11 +29,14 @@ namespace leni::avx2 {
 #include "reborn_training.h"
 #include "winograd.h"
 #include "reborn_convolution.h"
+#include "reborn_few.h"
 }  // namespace leni::avx2
 
 namespace leni {
-const Kernels avx2_kernels{&avx2::folded, &avx2::statistics, &avx2::weight_gradient, &avx2::input_gradient,
-                           &avx2::branch_gradient, &avx2::deconvolve, &avx2::deconv_gradient};
+const Kernels avx2_kernels{
+    &avx2::folded,          &avx2::statistics, &avx2::weight_gradient, &avx2::input_gradient,
+    &avx2::branch_gradient, &avx2::deconvolve, &avx2::deconv_gradient, &avx2::few_deconvolve,
+    &avx2::few_deconv_gradient};
 }  // namespace leni
 
 #endif

@@ -29,11 +29,14 @@ namespace leni::avx512 {
 #include "reborn_training.h"
 #include "winograd.h"
 #include "reborn_convolution.h"
+#include "reborn_few.h"
 }  // namespace leni::avx512
 
 namespace leni {
-const Kernels avx512_kernels{&avx512::folded, &avx512::statistics, &avx512::weight_gradient, &avx512::input_gradient,
-                             &avx512::branch_gradient, &avx512::deconvolve, &avx512::deconv_gradient};
+const Kernels avx512_kernels{
+    &avx512::folded,          &avx512::statistics, &avx512::weight_gradient, &avx512::input_gradient,
+    &avx512::branch_gradient, &avx512::deconvolve, &avx512::deconv_gradient, &avx512::few_deconvolve,
+    &avx512::few_deconv_gradient};
 }  // namespace leni
 
 #endif

@@ -23,9 +23,12 @@ namespace leni::generic {
 #include "reborn_training.h"
 #include "winograd.h"
 #include "reborn_convolution.h"
+#include "reborn_few.h"
 }  // namespace leni::generic
 
 namespace leni {
-const Kernels generic_kernels{&generic::folded, &generic::statistics, &generic::weight_gradient,
-                              &generic::input_gradient, &generic::branch_gradient, &generic::deconvolve, &generic::deconv_gradient};
+const Kernels generic_kernels{
+    &generic::folded,          &generic::statistics, &generic::weight_gradient, &generic::input_gradient,
+    &generic::branch_gradient, &generic::deconvolve, &generic::deconv_gradient, &generic::few_deconvolve,
+    &generic::few_deconv_gradient};
 }  // namespace leni

@@ -178,6 +178,9 @@ constexpr int kDeconv = kCompressSlot + 1, kWeight = kDeconv + 1, kGradWeight = 
 // Beyond them a thread would keep more than 9 MiB of transformed weights.
 constexpr int64_t kMostConvolvedChannels = 256;
 
+// Up to which they take less time than a call of the library.
+constexpr int64_t kFewProducts = 1 << 19;
+
 Tensor call(const char* name, StableIValue* stack) {
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack, TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
@@ -242,7 +245,7 @@ Tensor parameter_like(const Tensor& x, const Tensor& parameter) {
 struct Deconvolution {
   Tensor weight;
   int64_t groups;
-  bool channels_last, fused;
+  bool channels_last, few, fused;
   const Host& host;
 
   Deconvolution(const char* op, const Tensor& x, const Tensor& deconv_weight, int64_t groups_, bool channels_last_,
@@ -256,6 +259,7 @@ struct Deconvolution {
     // The kernels spread a NaN over a tile of pixels: no harm where the batch's statistics spread it to all.
     fused = trains && groups == 1 && size == 3 && x.scalar_type() == ScalarType::Float &&
             channels <= kMostConvolvedChannels;
+    few = !fused && x.numel() * (channels / groups) * size * size <= kFewProducts;
   }
 
   // z, and with ``moments`` its means and variances [2C].
@@ -263,7 +267,7 @@ struct Deconvolution {
   Tensor forward(const Tensor& x, std::vector<Scale>* moments) const {
     const int64_t channels = x.size(1);
     if (!fused || x.numel() == 0) {
-      Tensor z = x.numel() == 0 ? empty_as(x, channels_last) : of_library(x);
+      Tensor z = x.numel() == 0 ? empty_as(x, channels_last) : deconvolved(x);
       if (moments != nullptr && x.numel() > 0) {
         kernels().statistics({scalar_of(z), activation(z, channels_last), nullptr, moments->data(),
                               moments->data() + channels, 0},
@@ -280,7 +284,8 @@ struct Deconvolution {
     return z;
   }
 
-  Tensor of_library(const Tensor& x) const {
+  Tensor deconvolved(const Tensor& x) const {
+    if (few) return of_few(x, false);
     const Tensor negative = negative_part(x);
     // Where the transposed one does not, the library's bfloat16 convolution makes NaNs beside an infinity.
     const bool transposed = x.scalar_type() == ScalarType::BFloat16;
@@ -304,7 +309,8 @@ struct Deconvolution {
       return;
     }
     if (dx != nullptr) {
-      const Tensor negative = laid_out(convolution(grad_z, weight, false, groups), channels_last);
+      const Tensor negative =
+          few ? of_few(grad_z, true) : laid_out(convolution(grad_z, weight, false, groups), channels_last);
       const Activation joined = activation(negative, channels_last);
       *dx = empty_as(x, channels_last);
       BranchGradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
@@ -312,7 +318,28 @@ struct Deconvolution {
       problem.out = dx->mutable_data_ptr();
       kernels().branch_gradient(problem, host);
     }
-    if (ddeconv != nullptr) *ddeconv = gathered(deconv_gradient(grad_z, x));
+    if (ddeconv != nullptr) *ddeconv = few ? deconv_gradient_of_few(grad_z, x) : gathered(deconv_gradient(grad_z, x));
+  }
+
+  // z for x, or ``backward`` what z's gradient gives x.
+  Tensor of_few(const Tensor& x, bool backward) const {
+    return with_scale(x, [&](auto type) {
+      Tensor out = empty_as(x, channels_last);
+      kernels().few_deconvolve({scalar_of(x), activation(x, channels_last),
+                                array_of<decltype(type)>(weight, host, kDeconv), groups, weight.size(2), backward,
+                                out.mutable_data_ptr()},
+                               host);
+      return out;
+    });
+  }
+
+  Tensor deconv_gradient_of_few(const Tensor& grad_z, const Tensor& x) const {
+    Tensor sums = empty(x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float,
+                        weight.size(0), weight.size(1), weight.size(2), weight.size(3));
+    kernels().few_deconv_gradient({scalar_of(x), activation(x, channels_last), activation(grad_z, channels_last),
+                                   groups, weight.size(2), sums.mutable_data_ptr()},
+                                  host);
+    return sums;
   }
 
   // With the parts swapped, the gradient of the weight of the convolution by D of z's gradient.
@@ -339,7 +366,8 @@ struct Deconvolution {
 
 // ---- whole blocks ----------------------------------------------------------------------------------------------
 
-// z, and its statistics [2C + 1]: mean, biased variance, and the count of values a channel.
+// z, in double where a channel has few values, and its statistics [2C + 1]: mean, biased variance, and the count of
+// values a channel.
 std::tuple<Tensor, Tensor> reborn_batch_statistics(const Tensor& x, const Tensor& deconv_weight, int64_t groups,
                                                    bool channels_last) {
   constexpr const char* op = "reborn_batch_statistics_cpp";
@@ -350,7 +378,7 @@ std::tuple<Tensor, Tensor> reborn_batch_statistics(const Tensor& x, const Tensor
   return with_scale(a, [&](auto type) -> std::tuple<Tensor, Tensor> {
     std::vector<decltype(type)> moments(2 * x.size(1));
     const Tensor z = deconvolution.forward(a, &moments);
-    return {in_type(z, x.scalar_type(), channels_last), packed_statistics(moments, values_of(x))};
+    return {z, packed_statistics(moments, values_of(x))};
   });
 }
 
@@ -373,11 +401,10 @@ std::tuple<Tensor, Tensor, Tensor> reborn_training(const Tensor& x, const Tensor
   return with_scale(a, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor> {
     using Scale = decltype(type);
     std::vector<Scale> moments(2 * channels);
-    const bool given = z.has_value() && a.scalar_type() == x.scalar_type();
     const Tensor deconvolved =
-        given ? *z
-              : Deconvolution(op, a, deconv_weight, groups, channels_last, trains, host)
-                    .template forward<Scale>(a, mean.has_value() ? nullptr : &moments);
+        z.has_value() ? *z
+                      : Deconvolution(op, a, deconv_weight, groups, channels_last, trains, host)
+                            .template forward<Scale>(a, mean.has_value() ? nullptr : &moments);
     check_branches(op, a, deconvolved, channels_last);
     Vector statistics(moments.begin(), moments.end());
     if (mean.has_value()) {
@@ -385,7 +412,7 @@ std::tuple<Tensor, Tensor, Tensor> reborn_training(const Tensor& x, const Tensor
       const Vector given_variance = vector_of(variance, channels, 1);
       statistics.insert(statistics.end(), given_variance.begin(), given_variance.end());
     }
-    const Tensor kept = z.has_value() ? nothing(x) : in_type(deconvolved, x.scalar_type(), channels_last);
+    const Tensor kept = z.has_value() ? nothing(x) : deconvolved;
     Tensor y = empty_as(a, channels_last);
     if (y.numel() == 0) return {in_type(y, x.scalar_type(), channels_last), kept, packed_statistics(statistics, 0)};
 
@@ -428,11 +455,9 @@ RebornGradients reborn_training_backward(const Tensor& grad, const Tensor& x, co
   const Deconvolution deconvolution(op, a, deconv_weight, groups, channels_last, trains, host);
   return with_scale(a, [&](auto type) -> RebornGradients {
     using Scale = decltype(type);
-    const Tensor deconvolved =
-        a.scalar_type() == x.scalar_type() ? z : deconvolution.template forward<Scale>(a, nullptr);
-    check_branches(op, a, deconvolved, channels_last);
+    check_branches(op, a, z, channels_last);
     const auto* compress = compress_of<Scale>(op, compress_weight, channels, host);
-    const Activation negative = activation(deconvolved, channels_last);
+    const Activation negative = activation(z, channels_last);
     const Tensor none = nothing(x);
     RebornGradients result{none, none, none, none, none, none, none};
     Vector through;  // the gradient of z's mean, and of its variance

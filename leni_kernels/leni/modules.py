@@ -8,10 +8,22 @@ from . import ops, reborn_ops
 from .reference import Folded, FoldedReborn, FoldedRebornFeatures, Norm
 
 
+def _tensor(tensors: dict[str, Tensor | None], module: nn.Module, name: str) -> Tensor | None:
+    """``module.<name>``; out of the module's parameters or buffers without nn.Module's search, which is slow."""
+    return tensors[name] if name in tensors else getattr(module, name)
+
+
 def _norm_state(norm: nn.Module) -> Norm:
     """The state of a BatchNorm2d or SyncBatchNorm."""
-    return Norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training, norm.momentum, norm.eps,
-                norm.num_batches_tracked)
+    parameters, buffers = norm._parameters, norm._buffers
+    return Norm(_tensor(buffers, norm, "running_mean"), _tensor(buffers, norm, "running_var"),
+                _tensor(parameters, norm, "weight"), _tensor(parameters, norm, "bias"), norm.training, norm.momentum,
+                norm.eps, _tensor(buffers, norm, "num_batches_tracked"))
+
+
+def _weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    parameters = layer._parameters
+    return _tensor(parameters, layer, "weight"), _tensor(parameters, layer, "bias")
 
 
 def _sync_group(norm: nn.Module) -> str:
@@ -23,19 +35,20 @@ def _sync_group(norm: nn.Module) -> str:
     return group.group_name if group.size() > 1 else ""
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_PLAIN_LAYERS = (nn.ConvTranspose2d, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm)
-
-
 def hooked(module: nn.Module) -> bool:
     """Whether calling the module does more than its forward."""
-    return any(getattr(module, hooks) for hooks in _HOOKS)
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+                or module._backward_pre_hooks)
+
+
+_PLAIN_LAYERS = (nn.ConvTranspose2d, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def _plain(layer: nn.Module) -> bool:
     """Whether the layer computes what PyTorch's own does with its tensors; a parametrized one does too."""
-    forward = type(layer).forward
-    return "forward" not in vars(layer) and any(forward is known.forward for known in _PLAIN_LAYERS)
+    if "forward" in vars(layer):
+        return False
+    return type(layer) in _PLAIN_LAYERS or any(type(layer).forward is known.forward for known in _PLAIN_LAYERS)
 
 
 class _Block(nn.Module):
@@ -54,7 +67,9 @@ class _Block(nn.Module):
 
     def obstacle(self) -> str | None:
         """Why the children must be called one by one, or None if only their tensors matter."""
-        for name, child in self.named_children():
+        for name, child in self._modules.items():
+            if child is None:
+                continue
             if hooked(child):
                 return f"a hook on {name} must see its layer run"
             if not _plain(child):
@@ -97,19 +112,22 @@ class LENI2d(_Block):
 
     def parameters_for_kernels(self) -> ops.LeniParameters:
         """The children's tensors as they are now."""
-        return ops.LeniParameters(self.deconv.weight, _norm_state(self.bn_negative),
-                                  _norm_state(self.bn_fusion), self.compress.weight, self.compress.bias)
+        children = self._modules
+        return ops.LeniParameters(_weight_and_bias(children["deconv"])[0], _norm_state(children["bn_negative"]),
+                                  _norm_state(children["bn_fusion"]), *_weight_and_bias(children["compress"]))
 
     def obstacle(self) -> str | None:
-        if _sync_group(self.bn_negative) != _sync_group(self.bn_fusion):
+        children = self._modules
+        if _sync_group(children["bn_negative"]) != _sync_group(children["bn_fusion"]):
             return "the two batch norms synchronise over different process groups"
         return super().obstacle()
 
     def forward(self, x: Tensor) -> Tensor:
         obstacle = self.obstacle()
         parameters = self.parameters_for_kernels() if obstacle is None else None
-        layers = (self.deconv, self.bn_negative, self.bn_fusion, self.compress)
-        return ops.run_leni(x, parameters, layers, obstacle, _sync_group(self.bn_negative))
+        children = self._modules
+        layers = (children["deconv"], children["bn_negative"], children["bn_fusion"], children["compress"])
+        return ops.run_leni(x, parameters, layers, obstacle, _sync_group(layers[1]))
 
 
 class Reborn2d(_Block):
@@ -151,15 +169,18 @@ class Reborn2d(_Block):
 
     def parameters_for_kernels(self) -> reborn_ops.RebornParameters:
         """The children's tensors as they are now."""
-        weight, bias = (None, None) if self.compress is None else (self.compress.weight, self.compress.bias)
-        return reborn_ops.RebornParameters(self.deconv.weight, _norm_state(self.bn_negative), weight, bias,
-                                    self.deconv.groups)
+        children = self._modules
+        deconv, compress = children["deconv"], children.get("compress")
+        weight_and_bias = (None, None) if compress is None else _weight_and_bias(compress)
+        return reborn_ops.RebornParameters(_weight_and_bias(deconv)[0], _norm_state(children["bn_negative"]),
+                                           *weight_and_bias, deconv.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         obstacle = self.obstacle()
         parameters = self.parameters_for_kernels() if obstacle is None else None
-        layers = (self.deconv, self.bn_negative, self.compress)
-        return reborn_ops.run_reborn(x, parameters, layers, obstacle, _sync_group(self.bn_negative))
+        children = self._modules
+        layers = (children["deconv"], children["bn_negative"], children.get("compress"))
+        return reborn_ops.run_reborn(x, parameters, layers, obstacle, _sync_group(layers[1]))
 
 
 # ---- inference forms ---------------------------------------------------------------------------------------

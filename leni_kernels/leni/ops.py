@@ -132,6 +132,11 @@ def _input_gradient_by_reference(grad: Tensor, x: Tensor, taps: Tensor, weight: 
 # and the count of values a channel they come from. Parameters are as their layers hold them.
 
 
+FEW_VALUES = 16
+"""Of a channel, up to which a batch's norms leave so little of a gradient that float32's rounding drowns it: such a
+batch is computed in float64."""
+
+
 class Steps(NamedTuple):
     """The operators of one backend for whole blocks."""
 
@@ -591,7 +596,9 @@ def run_leni(x: Tensor, parameters: LeniParameters | None,
              group: str = "") -> Tensor:
     """:func:`leni`, with the layers that the definition is to call, or without parameters and why."""
     channels = checks.feature_map("leni", x)
-    if parameters is not None:
+    if parameters is not None and not (
+            tensors_fit(x, parameters, channels, 1) and norm_fits(parameters.negative_norm, channels)
+            and norm_fits(parameters.fusion_norm, 2 * channels)):
         check_block("leni", x, parameters, channels, deconv_channels=(channels, 1))
         checks.shape("leni", "compress_weight", parameters.compress_weight, (channels, 2 * channels, 1, 1))
         checks.norm("leni", "fusion_norm", parameters.fusion_norm, 2 * channels)
@@ -600,6 +607,24 @@ def run_leni(x: Tensor, parameters: LeniParameters | None,
 
 def deconv_layer(weight: Tensor, groups: int) -> Layer:
     return partial(F.conv_transpose2d, weight=weight, padding=weight.shape[-1] // 2, groups=groups)
+
+
+def tensors_fit(x: Tensor, parameters: Any, channels: int, of_group: int) -> bool:
+    """Whether D, P of 1×1 and c have one dtype and device with x, and their shapes, as they nearly always do.
+
+    Where they do not, :func:`check_block` says why, unless autocast makes them alike.
+    """
+    deconv, compress, bias = parameters.deconv_weight, parameters.compress_weight, parameters.compress_bias
+    size, dtype, device = deconv.shape[-1], x.dtype, x.device
+    return (size % 2 == 1 and deconv.shape == (channels, of_group, size, size)
+            and compress is not None and compress.shape == (channels, 2 * channels, 1, 1)
+            and deconv.dtype == compress.dtype == dtype and deconv.device == compress.device == device
+            and (bias is None or (bias.shape == (channels,) and bias.dtype == dtype and bias.device == device)))
+
+
+def norm_fits(norm: Norm, channels: int) -> bool:
+    """Whether a norm's tensors have one entry per channel."""
+    return all(tensor is None or tensor.shape == (channels,) for tensor in norm[:4])
 
 
 def check_block(name: str, x: Tensor, parameters: Any, channels: int, deconv_channels: tuple[int, int]) -> None:

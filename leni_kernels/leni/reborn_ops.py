@@ -22,16 +22,19 @@ from . import reference
 from .batch_norms import merged_over, summed_over
 from .ops import (
     DOUBLE_BACKWARD,
+    FEW_VALUES,
     check_block,
     check_folded,
     check_values,
     deconv_layer,
     empty_as,
     is_channels_last,
+    norm_fits,
     only_first_differentiable,
     only_needed,
     operators_of,
     steps_of,
+    tensors_fit,
     values_of,
     why_no_layout,
     why_not_on_cpu,
@@ -66,14 +69,21 @@ def _statistics_like(x: Tensor) -> Tensor:
     return x.new_empty(2 * x.shape[1] + 1, dtype=torch.float64)
 
 
+def _z_like(x: Tensor, channels_last: bool) -> Tensor:
+    """In training in float64 where a channel has few values."""
+    return empty_as(x.to(torch.float64) if values_of(x) <= FEW_VALUES else x, channels_last)
+
+
 def _fake_batch_statistics(x: Tensor, deconv_weight: Tensor, groups: int, channels_last: bool) -> tuple[Tensor, Tensor]:
-    return empty_as(x, channels_last), _statistics_like(x)
+    return _z_like(x, channels_last), _statistics_like(x)
 
 
 def _fake_training(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    z, channels_last = rest[5], rest[-1]
-    return (empty_as(x, channels_last), empty_as(x, channels_last) if z is None else x.new_empty(0),
-            _statistics_like(x))
+    z, mean, channels_last = rest[5], rest[6], rest[-1]
+    y = empty_as(x, channels_last)
+    if z is not None:
+        return y, x.new_empty(0), _statistics_like(x)
+    return y, _z_like(x, channels_last) if mean is None else torch.empty_like(y), _statistics_like(x)
 
 
 def _fake_training_backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -150,7 +160,7 @@ def _define_synchronised(backend: str, steps: Steps) -> Callable[..., tuple[Tens
         return *of_input, *gradients[2:6]
 
     def fake_forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return empty_as(x, rest[-2]), empty_as(x, rest[-2]), _statistics_like(x)
+        return empty_as(x, rest[-2]), _z_like(x, rest[-2]), _statistics_like(x)
 
     def fake_backward(*inputs: Any) -> tuple[Tensor, ...]:
         *tensors, eps, groups, channels_last, _, needs_x, needs_deconv = inputs
@@ -421,7 +431,10 @@ def run_reborn(x: Tensor, parameters: RebornParameters | None,
                group: str = "") -> Tensor:
     """:func:`reborn`, with the layers that the definition is to call, or without parameters and why."""
     channels = checks.feature_map("reborn", x)
-    if parameters is not None:
+    if parameters is not None and not (
+            parameters.groups > 0 and channels % parameters.groups == 0
+            and tensors_fit(x, parameters, channels, channels // parameters.groups)
+            and norm_fits(parameters.negative_norm, channels)):
         groups = parameters.groups
         checks.groups("reborn", groups, channels)
         check_block("reborn", x, parameters, channels, deconv_channels=(channels, channels // groups))
