@@ -43,7 +43,7 @@ def once_differentiable(operator: Any, message: str) -> None:
 
 def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], None],
                    backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Register autograd for an operator of this package, whose schema has no defaults; returns what calls it.
+    """Register autograd for an operator of this package; returns what calls it, with all of its arguments.
 
     ``save(ctx, inputs, output)`` keeps what ``backward(ctx, *grads)`` needs; ctx is an ``autograd.Function``'s.
     """
@@ -62,7 +62,12 @@ def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], No
     def run(*inputs: Any) -> Any:
         return Differentiable.apply(*inputs) if torch.is_grad_enabled() else below_autograd(operator, *inputs)
 
-    _LIBRARY.impl(operator._schema.name, run, "Autograd")
+    defaults = [argument.default_value for argument in operator._schema.arguments]
+
+    def run_as_operator(*inputs: Any) -> Any:
+        return run(*inputs, *defaults[len(inputs):])  # the dispatcher hands over no defaults
+
+    _LIBRARY.impl(operator._schema.name, run_as_operator, "Autograd")
 
     def call(*inputs: Any) -> Any:
         return operator(*inputs) if torch.compiler.is_compiling() else run(*inputs)

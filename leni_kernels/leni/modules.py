@@ -209,7 +209,8 @@ class FoldedLENI2d(_FoldedBlock):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.leni_folded(x, self.taps, self.weight, self.bias, self.mean)
+        parameters = self._parameters
+        return ops.leni_folded(x, parameters["taps"], parameters["weight"], parameters["bias"], self._buffers["mean"])
 
 
 class FoldedReborn2d(_FoldedBlock):

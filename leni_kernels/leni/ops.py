@@ -112,6 +112,10 @@ def _backward_by_kernels(kernels: Kernels, ctx: Any, grad: Tensor) -> tuple[Tens
     return *gradients, None, None
 
 
+def _with_autograd(kernels: Kernels) -> Kernels:
+    return kernels._replace(folded=differentiable(kernels.folded, _save_folded, partial(_backward_by_kernels, kernels)))
+
+
 def laid_out(x: Tensor, channels_last: bool) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
@@ -305,9 +309,7 @@ def _define_training(backend: str, steps: Steps) -> Training:
 
 
 if extension.why_missing is None:
-    _CPP = Kernels(*operators_of("leni", "cpp", _FAKES, Kernels._fields))
-    torch.library.register_autograd("leni_kernels::leni_folded_cpp", partial(_backward_by_kernels, _CPP),
-                                    setup_context=_save_folded)
+    _CPP = _with_autograd(Kernels(*operators_of("leni", "cpp", _FAKES, Kernels._fields)))
     _TRAINING_CPP = _define_training("cpp", steps_of("leni", "cpp", _STEP_FAKES))
 
 
@@ -319,13 +321,12 @@ def _define_triton() -> None:
             triton_training.leni_input_gradient), strict=True):
         triton_support.define_operator(f"leni_{name}_triton", launch)
     kernels = Kernels(*operators_of("leni", "triton", _FAKES, Kernels._fields))
-    _TRITON = kernels._replace(
+    kernels = kernels._replace(
         weight_gradient=with_reference("leni_weight_gradient", "triton", kernels.weight_gradient,
                                        _weight_gradient_by_reference),
         input_gradient=with_reference("leni_input_gradient", "triton", kernels.input_gradient,
                                       _input_gradient_by_reference))
-    torch.library.register_autograd("leni_kernels::leni_folded_triton", partial(_backward_by_kernels, _TRITON),
-                                    setup_context=_save_folded)
+    _TRITON = _with_autograd(kernels)
 
 
 # ---- which backend, and why --------------------------------------------------------------------------------
@@ -384,7 +385,7 @@ def _run(kernels: Kernels, x: Tensor, folded: Folded) -> Tensor:
     x = checks.in_autocast_dtype(x, channels_last)
     taps, weight, bias, mean = folded
     if mean is None or not rounds_products(x):
-        return kernels.folded(x, taps, weight, bias, channels_last)
+        return kernels.folded(x, taps, weight, bias, channels_last, None)
     return kernels.folded(x, taps, weight, reference.centred_bias(weight, bias, mean), channels_last, mean)
 
 
@@ -431,16 +432,30 @@ def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Ten
         TypeError: for dtypes that do not fit x's.
         BackendUnavailableError: if a backend asked for by name cannot serve.
     """
-    channels = checks.feature_map("leni_folded", x)
-    checks.odd_kernel("leni_folded", "taps", taps, (channels, "k", "k"))
-    check_folded("leni_folded", x, taps, weight, bias)
-    dtype = reference.folding_dtype(x.dtype)
+    channels, dtype = checks.feature_map("leni_folded", x), reference.folding_dtype(x.dtype)
+    if not (folded_fits(x, channels, dtype, taps, weight, bias) and taps.shape == (channels, *[taps.shape[-1]] * 2)
+            and taps.shape[-1] % 2 == 1):
+        checks.odd_kernel("leni_folded", "taps", taps, (channels, "k", "k"))
+        check_folded("leni_folded", x, taps, weight, bias)
+        taps, weight, bias = taps.to(dtype), weight.to(dtype), bias.to(dtype)
     if mean is not None:
-        checks.shape("leni_folded", "mean", mean, (2 * channels,))
-        checks.same_device("leni_folded", x=x, mean=mean)
-        checks.floating("leni_folded", mean, "mean")
-        mean = mean.detach().to(dtype)
-    return _LENI_FOLDED(FoldedCall(x, Folded(taps.to(dtype), weight.to(dtype), bias.to(dtype), mean)))
+        if mean.shape != (2 * channels,) or mean.device != x.device or mean.dtype != dtype:
+            checks.shape("leni_folded", "mean", mean, (2 * channels,))
+            checks.same_device("leni_folded", x=x, mean=mean)
+            checks.floating("leni_folded", mean, "mean")
+            mean = mean.to(dtype)
+        if mean.requires_grad:
+            mean = mean.detach()
+    return _LENI_FOLDED(FoldedCall(x, Folded(taps, weight, bias, mean)))
+
+
+def folded_fits(x: Tensor, channels: int, dtype: torch.dtype, taps: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether folded tensors are of the dtype that kernels take and on x's device, and fit x, as they nearly always
+    do; where they do not, :func:`check_folded` finds the words."""
+    device = x.device
+    return (taps.dtype == weight.dtype == bias.dtype == dtype
+            and taps.device == weight.device == bias.device == device
+            and weight.shape == (channels, 2 * channels) and bias.shape == (channels,))
 
 
 def check_folded(name: str, x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor) -> None:
