@@ -78,6 +78,7 @@ sanitize-address sanitize-thread: sanitize-%: install
 throughput: install
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/readme.py
 
 readme: install

@@ -134,6 +134,27 @@ GPU = (
 """``gpu_`` marks what only ``gpu_check.py`` measures."""
 
 
+def _overhead(what: str, work: str, first: float, of: str, *subjects: str) -> Bar:
+    """For the slowest of the ``subjects``, by default the one called ``what``."""
+    return Bar("overhead", f"{what}, {work}, tiny input: time / {of}", "float32", "ours/peer",
+               lambda row: row["work"] == work and row["subject"] in (subjects or (what,)), max, first, None,
+               at_most=True)
+
+
+POINTWISE = ("AdaReLU", "FullyParametricReLU", "CReLU")
+OVERHEAD = (
+    _overhead("LENI2d", "inference", 0.45, "composed"), _overhead("LENI2d", "step", 0.55, "composed"),
+    _overhead("folded LENI", "inference", 0.25, "composed"),
+    _overhead("Reborn2d", "inference", 0.5, "composed"), _overhead("Reborn2d", "step", 0.6, "composed"),
+    _overhead("ConvReLU2d", "inference", 2.0, "conv(relu(x))"), _overhead("ConvReLU2d", "step", 1.8, "conv(relu(x))"),
+    _overhead("pointwise, slowest", "inference", 1.8, "PReLU", *POINTWISE),
+    _overhead("pointwise, slowest", "step", 1.2, "PReLU", *POINTWISE),
+    Bar("overhead", "LENI2d, step, tiny input: operator calls", "float32", "calls",
+        lambda row: (row["subject"], row["work"]) == ("LENI2d", "step"), max, 15, None, at_most=True),
+)
+"""What only ``overhead.py`` measures, on any device."""
+
+
 def of_device(device: str) -> tuple[Bar, ...]:
     """The bars for a device type."""
     if device == "cuda":

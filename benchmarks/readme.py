@@ -12,7 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import bars
 import memory
+import overhead
 import throughput
 from harness import machine
 from harness.blocks import Table
@@ -60,6 +62,8 @@ def section(results: Path) -> str:
             lines += _table1(path, run)
     for path, run in _read(results, "memory", ("cpu", "cuda")).items():
         lines += _memory(path, run)
+    for kinds in (CPUS, GPUS):
+        lines += _overhead(_read(results, "overhead", kinds))
     return "\n".join(lines) + "\n" if lines else NOTHING
 
 
@@ -110,6 +114,18 @@ def _memory(path: Path, run: dict[str, Any]) -> Iterator[str]:
     yield f"Measured on: {throughput.title(run)}. Raw numbers: [{path.name}]({link}).\n"
     yield f"![{memory.heading(run)}]({link.with_suffix('.png')})\n"
     yield from _table(memory.HEAD, memory.cells(run))
+
+
+def _overhead(runs: dict[Path, dict[str, Any]]) -> Iterator[str]:
+    """Runs on one type of device: each in full, and all against the numbers to reach."""
+    for path, run in runs.items():
+        yield f"\n**{overhead.heading(run)}**\n"
+        yield f"Measured on: {throughput.title(run)}. Raw numbers: [{path.name}]({_link(path)}).\n"
+        yield f"{overhead.LEGEND}\n"
+        yield from _table(overhead.head(run), overhead.cells(run))
+    if runs:
+        yield "\n**Call overhead against the numbers to reach**\n"
+        yield from _table(throughput.bar_head([*runs.values()]), throughput.bar_cells([*runs.values()], bars.OVERHEAD))
 
 
 def _link(path: Path) -> Path:

@@ -227,9 +227,12 @@ def kind(run: dict[str, Any]) -> str:
     return gpu["name"] if gpu else str(run["kernels_isa"])
 
 
-def bar_cells(runs: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
-    """The numbers to reach and those measured in runs on one type of device, as the cells of a table."""
-    for bar in bars.of_device(runs[0]["device"]):
+def bar_cells(runs: Sequence[dict[str, Any]], wanted: Iterable[bars.Bar] | None = None) -> Iterator[list[str]]:
+    """The numbers to reach and those measured in runs on one type of device, as the cells of a table.
+
+    The numbers are those ``wanted``, by default the device's.
+    """
+    for bar in bars.of_device(runs[0]["device"]) if wanted is None else wanted:
         sign = "≤" if bar.at_most else "≥"
         goals = [f"{sign} {goal}" if goal else "—" for goal in (bar.first, bar.moonshot)]
         yield [bar.what, bar.dtype, *goals, *(_reached(bar, bar.measured(run)) for run in runs)]
