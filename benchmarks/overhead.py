@@ -5,7 +5,7 @@
 On one thread, with x of shape [1, 16, 4, 4] in float32: inference (eval mode, no gradients), and a training step
 (forward, and backward of a given gradient, which accumulates in x and all parameters). All sides alternate, and each
 is compared with its peer; *composed* is the definition in ``reference.py`` on PyTorch's layers, called without this
-package's choice of backend. Times are the host's, on a GPU until the last of several calls is done.
+package's choice of backend. Times are the host's, on a GPU until the last call of a turn is done.
 
 Operator calls are counted in what PyTorch's profiler sees of one call, in forward and backward. Each operator of this
 package counts, and each of PyTorch's (``aten::``) that no other one of PyTorch's has called: ``conv2d`` is one call,
@@ -46,9 +46,10 @@ TITLE = "Call overhead"
 CHANNELS = 16
 SHAPE = (1, CHANNELS, 4, 4)
 WORKS = ("inference", "step")
-SECONDS, ROUNDS = 10.0, (20, 1000)
-CALLS = 10
-"""Of a side in its turn: the clock's own time is nothing beside theirs."""
+SECONDS, ROUNDS = 15.0, (20, 5000)
+TURN = 3e-4
+"""Seconds of a side's turn, unless one call takes more: so many that the clock's own time is nothing, and so few that
+other processes, where there are any, disturb few turns."""
 
 
 class Subject(NamedTuple):
@@ -213,29 +214,33 @@ def rows(device: torch.device) -> list[dict[str, Any]]:
     """Everything measured: a row for each side and work."""
     prepared = {work: [_prepared(subject, work, device) for subject in SUBJECTS if work in subject.works]
                 for work in WORKS}
-    medians: dict[str, dict[str, dict[str, Any]]] = {}
+    times: dict[str, dict[str, dict[str, Any]]] = {}
     with report.progress(len(WORKS)) as step:
         for work in WORKS:
             step(f"{TITLE}: {work}")
-            medians[work] = _times([each for each in prepared[work] if each.timed], device)
+            with torch.set_grad_enabled(work == "step"):
+                times[work] = _times([each for each in prepared[work] if each.timed], device)
     # Afterwards, as a profiler can slow down what is launched after it.
-    return [_row(each, medians[work], device) for work in WORKS for each in prepared[work]]
+    return [_row(each, times[work], device) for work in WORKS for each in prepared[work]]
 
 
 def _times(prepared: Sequence[Prepared], device: torch.device) -> dict[str, dict[str, Any]]:
     """The summary of the seconds of a call of each side."""
-    timed = {each.subject.name: _turn(each, device) for each in prepared}
-    samples = timing.alternate(timed, timing.timer(torch.device("cpu")), SECONDS, ROUNDS)
-    return {name: timing.summary([value / CALLS for value in values]) for name, values in samples.items()}
+    clock = timing.timer(torch.device("cpu"))
+    calls = {each.subject.name: _calls_in_a_turn(each.call, clock) for each in prepared}
+    turns = {each.subject.name: _turn(each.call, calls[each.subject.name], device) for each in prepared}
+    samples = timing.alternate(turns, clock, SECONDS, ROUNDS)
+    return {name: timing.summary([value / calls[name] for value in values]) for name, values in samples.items()}
 
 
-def _turn(prepared: Prepared, device: torch.device) -> timing.Side:
-    call, with_gradients = prepared.call, prepared.work == "step"
+def _calls_in_a_turn(call: Callable[[], Tensor], clock: Callable[[timing.Side], float]) -> int:
+    return max(1, round(TURN / min(clock(call) for _ in range(5))))
 
+
+def _turn(call: Callable[[], Tensor], calls: int, device: torch.device) -> timing.Side:
     def run() -> None:
-        with torch.set_grad_enabled(with_gradients):
-            for _ in range(CALLS):
-                call()
+        for _ in range(calls):
+            call()
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -267,7 +272,7 @@ def _counted(prepared: Prepared, count: Callable[[Callable[[], Any]], Any]) -> A
 
 
 def operator_calls(run: Callable[[], Any]) -> dict[str, int]:
-    """The operator calls in ``run``: of PyTorch's (``aten``), of ours, and those that accumulate gradients."""
+    """The operator calls in ``run``: PyTorch's (``aten``), ours, and PyTorch's that accumulate gradients."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()
     counts = Counter({"aten": 0, "leni_kernels": 0, "accumulate": 0})
@@ -302,8 +307,8 @@ def _is_view(name: str) -> bool:
 # ---- what it found -----------------------------------------------------------------------------------------
 
 
-LEGEND = ("The kernels themselves have next to nothing to do here. *Calls* are those of operators, PyTorch's and ours; "
-          "views and allocations do not count. In a step they are those of forward, backward and the accumulation of "
+LEGEND = ("The kernels themselves have next to nothing to do here. *Ratio* is to the peer's time; *calls* are those of "
+          "operators, PyTorch's and ours, without views and allocations; a step's include those that accumulate "
           "gradients.")
 
 
@@ -315,7 +320,7 @@ def heading(results: dict[str, Any]) -> str:
 
 def head(results: dict[str, Any]) -> list[str]:
     """The head of the table."""
-    columns = ("µs", "µs / peer's", "calls", *_of_kernels(results))
+    columns = ("µs", "ratio", "calls", *_of_kernels(results))
     return ["", "peer", *(f"{work}: {column}" for work in WORKS for column in columns), "backend"]
 
 
