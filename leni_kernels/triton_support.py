@@ -105,11 +105,14 @@ def define_operators() -> None:
                 del _waiting[0]
 
 
-def define_operator(name: str, launch: Callable[..., Any]) -> None:
-    """Register ``launch`` as the operator ``leni_kernels::name``; Inductor sees the kernels inside it."""
+def define_operator(name: str, launch: Callable[..., Any], mutates: tuple[str, ...] = ()) -> None:
+    """Register ``launch`` as the operator ``leni_kernels::name``; Inductor sees the kernels inside it.
+
+    ``mutates`` are the names of the arguments that it writes to.
+    """
     # The interpreter's kernels are plain Python, into which the compiler cannot look: there it is opaque.
     define: Any = torch.library.custom_op if interpreting else torch.library.triton_op
-    define(f"leni_kernels::{name}", launch, mutates_args=())
+    define(f"leni_kernels::{name}", launch, mutates_args=mutates)
 
 
 # ---- launches ----------------------------------------------------------------------------------------------
@@ -288,8 +291,9 @@ LONGEST_RUN = 256
 """Of tiles that a program sums over: after more of them, what is added would be lost beside the sums."""
 
 
+@constexpr_function
 def power_of_two(size: int) -> int:
-    """The smallest power of two that is not less than ``size``."""
+    """The smallest power of two that is not less than ``size``; of constants in a kernel too."""
     return 1 << (size - 1).bit_length()
 
 

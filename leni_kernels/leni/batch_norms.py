@@ -16,6 +16,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, distributed
 
+from .. import checks
+
+FEW_VALUES = 16
+"""Of a channel, up to which a batch's norms leave so little of a gradient that float32's rounding drowns it."""
+
+
+def precise(x: Tensor, channels_last: bool, *others: Tensor) -> tuple[Tensor, ...]:
+    """x, a batch, and other activations of its size: as they are, or in float64 where a channel has few values."""
+    if x.numel() // x.shape[1] > FEW_VALUES:
+        return x, *others
+    return tuple(checks.in_dtype(tensor, torch.float64, channels_last) for tensor in (x, *others))
+
 
 class Statistics(NamedTuple):
     """Mean and biased variance ``[2C]`` of a, and the count of values a channel they come from; in float64."""

@@ -9,14 +9,23 @@ images fill a tile too. z is formed in float32 (float64 for float64).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..architectures import warp_size
-from ..triton_support import LONGEST_RUN, ceil_div, float32_operand, full_vector, itemsize, jit, tl, vector_length
-from .batch_norms import Statistics, merged
+from ..triton_support import (
+    LONGEST_RUN,
+    ceil_div,
+    float32_operand,
+    full_vector,
+    itemsize,
+    jit,
+    power_of_two,
+    tl,
+    vector_length,
+)
 
 
 @jit
@@ -294,7 +303,7 @@ def merge_rows(values, inside, count, mean, squares):
 def merge_lanes(count, mean, squares, AXIS: tl.constexpr):
     """The mean and the sum of squared deviations of all lanes together, per channel."""
     weight = count.to(mean.dtype)
-    total = tl.sum(tl.broadcast_to(weight, mean.shape), AXIS)
+    total = tl.maximum(tl.sum(tl.broadcast_to(weight, mean.shape), AXIS), 1.0)
     rough = tl.sum(weight * mean, AXIS) / total
     # What rounding took from a mean that is large against its deviations.
     whole = rough + tl.sum(weight * (mean - tl.expand_dims(rough, AXIS)), AXIS) / total
@@ -316,14 +325,32 @@ def centred(branch, mean, inside, AXIS: tl.constexpr):
 
 
 @jit
-def store_share(weight_parts, bias_parts, part, output, channel, positive, negative, bias, has_bias, C: tl.constexpr):
-    """Write a program's share of the gradients of weight [C, 2C] and, if it has one, of bias [C]."""
-    pointer = weight_parts + index(part, True) * (2 * C * C) + output[:, None] * (2 * C) + channel[None, :]
+def lay_out(deconv_weight, taps, channel, C: tl.constexpr, KERNEL: tl.constexpr):
+    """Copy D [C, k, k] of a program's channels, whatever its dtype, to ``taps`` [k, k, C], which it alone reads.
+
+    There a tile's channels stand side by side; as D lies, each of them would be a load of its own in every tile.
+    """
+    size: tl.constexpr = KERNEL * KERNEL
+    tap = tl.arange(0, power_of_two(size))
+    mask = (channel < C)[:, None] & (tap < size)[None, :]
+    values = tl.load(deconv_weight + (channel * size)[:, None] + tap[None, :], mask, 0.0)
+    tl.store(taps + (tap * C)[None, :] + channel[:, None], values.to(taps.dtype.element_ty), mask)
+    tl.debug_barrier()
+
+
+@jit
+def store_share(shares, part, parts, output, channel, positive, negative, bias, has_bias, C: tl.constexpr):
+    """Write a program's share of the gradients of weight [C, 2C] and, if it has one, of bias [C].
+
+    ``shares`` are [2C + 1, parts, C]: all that a column of the weight is the sum of lies together, bias the last one.
+    """
+    column = index(parts, True) * C
+    pointer = shares + index(part, True) * C + output[:, None]
     mask = (output < C)[:, None] & (channel < C)[None, :]
-    tl.store(pointer, positive, mask)
-    tl.store(pointer + C, negative, mask)
+    tl.store(pointer + (channel * column)[None, :], positive, mask)
+    tl.store(pointer + ((channel + C) * column)[None, :], negative, mask)
     if has_bias:
-        tl.store(bias_parts + part * C + output, bias, output < C)
+        tl.store(shares + (2 * C * column + index(part, True) * C) + output, bias, output < C)
 
 
 # ---- launches ----------------------------------------------------------------------------------------------
@@ -371,17 +398,15 @@ def split(tiles: int, blocks: int, least: int = 1) -> tuple[int, int]:
     return ceil_div(tiles, each), each
 
 
-def statistics_of(counts: Tensor, means: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of all programs' values, from each program's; in their dtype."""
-    count = counts.double()
-    whole = merged(Statistics(means.double(), squares.double() / count[:, None], count))
-    return whole.mean.to(means.dtype), whole.variance.to(means.dtype)
+class StatisticsShares(NamedTuple):
+    """What the programs of a pass found of their parts of a batch."""
 
-
-def summed_shares(weight_parts: Tensor, bias_parts: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of weight and bias, from each program's shares."""
-    # Gradients of opposite signs all but cancel in the sum of dy.
-    return weight_parts.sum(0), bias_parts.sum(0, dtype=torch.float64).to(bias_parts.dtype)
+    counts: Tensor
+    """``[parts]`` int64: the values a channel."""
+    means: Tensor
+    """``[parts, features]``."""
+    squares: Tensor
+    """``[parts, features]``: the sums of squared deviations."""
 
 
 def gradient_vectors(grad: Tensor, channels_last: bool) -> tuple[int, tuple[int, int, int, int]]:

@@ -162,26 +162,32 @@ def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, channels_
     The parameters are float32, or float64 for a float64 x. ``channels_last`` says whether x has stride 1
     along channels or along columns, and how y is laid out; no other stride of x matters, and x is not copied.
     """
+    return leni_laid_out(x, taps.permute(1, 2, 0).contiguous(), weight.to(x.dtype).contiguous(), bias.contiguous(),
+                         None if mean is None else mean.contiguous(), channels_last)
+
+
+def leni_laid_out(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None,
+                  channels_last: bool) -> Tensor:
+    """:func:`leni_folded` for parameters as the kernel reads them: taps ``[k, k, C]``, weight in x's dtype."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
     if x.numel() == 0:
         return y
     batch, channels, height, width = x.shape
-    target = architecture(x)
+    kernel_size, target = taps.shape[0], architecture(x)
     operand = operand_of(x, target)
-    config = choose(channels, taps.shape[-1], operand, target, channels_last)
+    config = choose(channels, kernel_size, operand, target, channels_last)
     vector, strides = vectors(x, channels_last)
     columns = width if channels_last else width // vector
     positions = batch * ceil_div(height, config.rows) * columns
-    constants = _constants(channels, taps.shape[-1], vector, operand, config, channels_last)
+    constants = _constants(channels, kernel_size, vector, operand, config, channels_last)
     tiles = ceil_div(positions, constants["BLOCK_POSITIONS"])
     constants |= {"TILES": _MOST_TILES if tiles >= _MOST_TILES * _ENOUGH_PROGRAMS else 1, "WIDE": wide(x, y)}
     programs = ceil_div(tiles, constants["TILES"]) * ceil_div(channels, config.outputs)
     with on_device_of(x):
         launchable(_kernel(channels_last))[(programs,)](
-            x, taps.permute(1, 2, 0).contiguous(), weight.to(x.dtype).contiguous(), bias.contiguous(),
-            None if mean is None else mean.contiguous(), y, height, columns, positions, *strides, **constants,
-            num_warps=config.warps, num_stages=1)
+            x, taps, weight, bias, mean, y, height, columns, positions, *strides, **constants, num_warps=config.warps,
+            num_stages=1)
     return y
 
 

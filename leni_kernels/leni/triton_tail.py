@@ -36,10 +36,11 @@ from ..triton_support import (
     tl,
     wide,
 )
-from . import triton_configs
+from . import triton_algebra, triton_configs
 from .reference import folding_dtype
 from .triton_configs import StatisticsConfig, TailConfig
 from .triton_features import (
+    StatisticsShares,
     block_positions,
     centred,
     dense_offsets,
@@ -54,9 +55,7 @@ from .triton_features import (
     pixels_of,
     positive_part,
     split,
-    statistics_of,
     store_share,
-    summed_shares,
     vectors,
     weight_tiles,
 )
@@ -159,14 +158,15 @@ def _tail_kernel(x, z, weight, bias, mean, y, height, width, positions, stride_n
 
 
 @jit
-def _weight_gradient_kernel(grad, x, z, mean, weight_parts, bias_parts, height, width, positions, all_tiles, tiles,
-                            stride_n, stride_h, stride_o, grad_stride_n, grad_stride_h, grad_stride_o, grad_stride_i,
+def _weight_gradient_kernel(grad, x, z, positive_mean, negative_mean, shares, height, width, positions, all_tiles,
+                            tiles, parts, stride_n, stride_h, stride_o,
+                            grad_stride_n, grad_stride_h, grad_stride_o, grad_stride_i,
                             C: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr,
                             BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr,
                             CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr):
     """Of each program's ``tiles`` tiles: Σ dy·([max(x, 0); z] − mean)ᵀ [C, 2C] and Σ dy [C]."""
     span: tl.constexpr = 1 if CHANNELS_LAST else VECTOR
-    accumulator_type: tl.constexpr = mean.dtype.element_ty
+    accumulator_type: tl.constexpr = shares.dtype.element_ty
     element_type: tl.constexpr = x.dtype.element_ty
     stride_n = index(stride_n, WIDE) * VECTOR
     stride_h = index(stride_h, WIDE) * VECTOR
@@ -182,8 +182,11 @@ def _weight_gradient_kernel(grad, x, z, mean, weight_parts, bias_parts, height, 
     part = tl.program_id(0) // (channel_blocks * output_blocks)
     channel = channel_block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     output = tl.program_id(0) // channel_blocks % output_blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
-    positive_mean = tl.load(mean + channel, channel < C, 0.0)
-    negative_mean = tl.load(mean + C + channel, channel < C, 0.0)
+    if positive_mean is None:
+        of_positive = tl.zeros((BLOCK_CHANNELS,), accumulator_type)
+    else:
+        of_positive = tl.load(positive_mean + channel, channel < C, 0.0).to(accumulator_type)
+    of_negative = tl.load(negative_mean + channel, channel < C, 0.0).to(accumulator_type)
     positive_sums = tl.zeros((BLOCK_OUTPUTS, BLOCK_CHANNELS), accumulator_type)
     negative_sums = tl.zeros((BLOCK_OUTPUTS, BLOCK_CHANNELS), accumulator_type)
     bias_sums = tl.zeros((BLOCK_OUTPUTS,), accumulator_type)
@@ -199,13 +202,12 @@ def _weight_gradient_kernel(grad, x, z, mean, weight_parts, bias_parts, height, 
         if channel_block == 0:
             bias_sums += tl.sum(gradient.to(accumulator_type), 0)
         inside = tl.expand_dims(inside, 1)
-        positive = centred(positive_part(positive), positive_mean, inside, 0).to(element_type)
-        negative = centred(negative, negative_mean, inside, 0).to(element_type)
+        positive = centred(positive_part(positive), of_positive, inside, 0).to(element_type)
+        negative = centred(negative, of_negative, inside, 0).to(element_type)
         gradient = tl.trans(gradient)
         positive_sums = tl.dot(gradient, positive, positive_sums, PRECISION, out_dtype=accumulator_type)
         negative_sums = tl.dot(gradient, negative, negative_sums, PRECISION, out_dtype=accumulator_type)
-    store_share(weight_parts, bias_parts, part, output, channel, positive_sums, negative_sums, bias_sums,
-                channel_block == 0, C)
+    store_share(shares, part, parts, output, channel, positive_sums, negative_sums, bias_sums, channel_block == 0, C)
 
 
 # ---- the gradients of both branches ------------------------------------------------------------------------
@@ -269,11 +271,12 @@ _MOST_TILES = 4
 _ENOUGH_PROGRAMS = 1024
 
 
-def reborn_statistics(z: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance ``[C]`` of z, in float32 or for a float64 z in float64."""
+def statistics_shares(z: Tensor, channels_last: bool) -> StatisticsShares:
+    """Those of z's C channels, in float32 or for a float64 z in float64; an empty z has no parts."""
     channels, dtype = z.shape[1], folding_dtype(z.dtype)
     if z.numel() == 0:
-        return z.new_zeros(channels, dtype=dtype), z.new_zeros(channels, dtype=dtype)
+        return StatisticsShares(z.new_empty(0, dtype=torch.int64),
+                                *(z.new_empty(0, channels, dtype=dtype) for _ in range(2)))
     z, = _joined_rows(channels_last, z)
     target = architecture(z)
     operand = operand_of(z, target)
@@ -283,13 +286,20 @@ def reborn_statistics(z: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
     tiles = ceil_div(z.numel() // channels, config.rows * constants["BLOCK_PIXELS"])
     blocks = ceil_div(channels, config.channels)
     parts, tiles_each = split(tiles, blocks)
-    counts = torch.empty(parts, dtype=torch.int64, device=z.device)
+    counts = z.new_empty(parts, dtype=torch.int64)
     means, squares = (z.new_empty(parts, channels, dtype=dtype) for _ in range(2))
     with on_device_of(z):
         launchable(_statistics_kernel)[(parts * blocks,)](
             z, counts, means, squares, *_extent(z, vector, channels_last), tiles, tiles_each, **constants,
             num_warps=config.warps, num_stages=1)
-    return statistics_of(counts, means, squares)
+    return StatisticsShares(counts, means, squares)
+
+
+def reborn_statistics(z: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance ``[C]`` of z, in float32 or for a float64 z in float64."""
+    statistics = triton_algebra.merged_statistics(*statistics_shares(z, channels_last)).to(folding_dtype(z.dtype))
+    mean, variance, _ = statistics.split([z.shape[1]] * 2 + [1])
+    return mean.clone(), variance.clone()
 
 
 def reborn_tail(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, channels_last: bool,
@@ -315,12 +325,13 @@ def reborn_tail(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, channels_las
     return y
 
 
-def reborn_weight_gradient(grad: Tensor, x: Tensor, z: Tensor, mean: Tensor,
-                           channels_last: bool) -> tuple[Tensor, Tensor]:
-    """``Σ grad·([max(x, 0); z] − mean)ᵀ`` ``[C, 2C]`` and ``Σ grad`` ``[C]``, for mean ``[2C]``, in its dtype."""
-    channels = x.shape[1]
+def weight_shares(grad: Tensor, x: Tensor, z: Tensor, positive_mean: Tensor | None, negative_mean: Tensor,
+                  channels_last: bool) -> Tensor:
+    """The programs' shares ``[2C + 1, parts, C]`` of the columns of ``Σ grad·([max(x, 0); z] − mean)ᵀ``, and last of
+    ``Σ grad``; the means, contiguous, begin with C of a branch, and no mean of a branch is 0."""
+    channels, dtype = x.shape[1], folding_dtype(x.dtype)
     if x.numel() == 0:
-        return mean.new_zeros(channels, 2 * channels), mean.new_zeros(channels)
+        return x.new_empty(2 * channels + 1, 0, channels, dtype=dtype)
     x, grad = _joined_rows(channels_last, x, grad)
     target = architecture(x)
     operand = operand_of(x, target)
@@ -332,27 +343,41 @@ def reborn_weight_gradient(grad: Tensor, x: Tensor, z: Tensor, mean: Tensor,
     tiles = ceil_div(x.numel() // channels, config.pixels)
     blocks = ceil_div(channels, config.channels) * ceil_div(channels, config.outputs)
     parts, tiles_each = split(tiles, blocks)
-    weight_parts, bias_parts = mean.new_empty(parts, channels, 2 * channels), mean.new_empty(parts, channels)
+    shares = x.new_empty(2 * channels + 1, parts, channels, dtype=dtype)
     with on_device_of(x):
         launchable(_weight_gradient_kernel)[(parts * blocks,)](
-            grad, x, z, mean.contiguous(), weight_parts, bias_parts, *_extent(x, vector, channels_last), tiles,
-            tiles_each, *strides, *grad_strides, **constants, num_warps=config.warps, num_stages=config.stages)
-    return summed_shares(weight_parts, bias_parts)
+            grad, x, z, positive_mean, negative_mean, shares, *_extent(x, vector, channels_last), tiles, tiles_each,
+            parts, *strides, *grad_strides, **constants, num_warps=config.warps, num_stages=config.stages)
+    return shares
+
+
+def reborn_weight_gradient(grad: Tensor, x: Tensor, z: Tensor, mean: Tensor,
+                           channels_last: bool) -> tuple[Tensor, Tensor]:
+    """``Σ grad·([max(x, 0); z] − mean)ᵀ`` ``[C, 2C]`` and ``Σ grad`` ``[C]``, for mean ``[2C]``, in its dtype."""
+    of_positive, of_negative = mean.contiguous().chunk(2)
+    return triton_algebra.summed_weight(weight_shares(grad, x, z, of_positive, of_negative, channels_last))
 
 
 def reborn_negative_gradient(grad: Tensor, z: Tensor, weight: Tensor, constant: Tensor | None, slope: Tensor | None,
                              channels_last: bool) -> Tensor:
     """z's gradient, in z's dtype: that of ``weight · [max(x, 0); z]``, and, if given, ``constant + slope·z``."""
-    return _branch_gradient(grad, z, None, weight, constant, slope, channels_last)
+    added = (None, None) if slope is None else (constant.contiguous(), slope.contiguous())
+    return branch_gradient(grad, z, None, _matrix(weight, 1, z.dtype), *added, channels_last)
 
 
 def reborn_input_gradient(grad: Tensor, x: Tensor, negative: Tensor, weight: Tensor, channels_last: bool) -> Tensor:
     """x's gradient, in x's dtype: that of ``weight · [max(x, 0); z]``, ``negative`` where x < 0, and 0 where x = 0."""
-    return _branch_gradient(grad, x, negative, weight, None, None, channels_last)
+    return branch_gradient(grad, x, negative, _matrix(weight, 0, x.dtype), None, None, channels_last)
 
 
-def _branch_gradient(grad: Tensor, x: Tensor, negative: Tensor | None, weight: Tensor, constant: Tensor | None,
-                     slope: Tensor | None, channels_last: bool) -> Tensor:
+def _matrix(weight: Tensor, branch: int, dtype: torch.dtype) -> Tensor:
+    return weight.chunk(2, dim=1)[branch].to(dtype).t().contiguous()
+
+
+def branch_gradient(grad: Tensor, x: Tensor, negative: Tensor | None, matrix: Tensor, constant: Tensor | None,
+                    slope: Tensor | None, channels_last: bool) -> Tensor:
+    """The gradient of x, or without ``negative`` of a z in its place, for the branch's ``matrix`` ``[C, C]``: its half
+    of the weight transposed, in x's dtype."""
     out = _empty_like(x, channels_last)
     if x.numel() == 0:
         return out
@@ -365,11 +390,9 @@ def _branch_gradient(grad: Tensor, x: Tensor, negative: Tensor | None, weight: T
     constants = _constants(channels, vector, operand, config, channels_last)
     constants |= {"GRAD_VECTOR": grad_vector, "WIDE": wide(x, grad, out)}
     programs = ceil_div(x.numel() // channels, config.pixels) * ceil_div(channels, config.channels)
-    matrix = weight.chunk(2, dim=1)[negative is None].to(x.dtype).t().contiguous()
-    added = (None, None) if slope is None else (constant.contiguous(), slope.contiguous())
     with on_device_of(x):
         launchable(_branch_gradient_kernel)[(programs,)](
-            grad, x, negative, matrix, *added, out, *_extent(x, vector, channels_last),
+            grad, x, negative, matrix, constant, slope, out, *_extent(x, vector, channels_last),
             *strides, *grad_strides, **constants, num_warps=config.warps, num_stages=config.stages)
     return out
 
@@ -457,7 +480,7 @@ class _CaseOf(NamedTuple):
     def weight_gradient(self) -> CompileCase:
         config = triton_configs.tail_weight_gradient(*self)
         return self._of_product("weight gradient", _weight_gradient_kernel, config, config.outputs, config.channels,
-                                {"GRAD_VECTOR": self.vector, "grad_stride_i": 1}, 2)
+                                {"GRAD_VECTOR": self.vector, "grad_stride_i": 1, "positive_mean": None}, 2)
 
     def negative_gradient(self) -> CompileCase:
         config = triton_configs.tail_gradient(*self)
@@ -486,8 +509,8 @@ class _CaseOf(NamedTuple):
         element = "fp32" if self.operand == "tf32" else self.operand
         parameter = "fp64" if self.operand == "fp64" else "fp32"
         of_x = dict.fromkeys(("grad", "x", "z", "negative", "weight", "matrix", "y", "out"), f"*{element}")
-        of_channels = ("bias", "mean", "constant", "slope", "means", "squares", "weight_parts", "bias_parts")
-        pointers = of_x | dict.fromkeys(of_channels, f"*{parameter}") | {"counts": "*i64"}
+        of_channels = ("bias", "mean", "constant", "slope", "means", "squares", "shares")
+        pointers = of_x | dict.fromkeys(of_channels, f"*{parameter}") | {"negative_mean": "*fp64", "counts": "*i64"}
         signature = {name: pointers.get(name, "i32") for name in kernel.arg_names if name not in constants}
         layout = "channels-last" if self.channels_last else "NCHW"
         return CompileCase(f"reborn {name} {layout} C={self.channels}", kernel, signature, constants, warps,

@@ -36,15 +36,18 @@ from ..triton_support import (
     tl,
     wide,
 )
-from . import triton_configs
+from . import triton_algebra, triton_configs
+from .reference import folding_dtype
 from .triton_configs import Config, InputGradientConfig
 from .triton_features import (
+    StatisticsShares,
     block_positions,
     centred,
     dense_offsets,
     gradient_vectors,
     index,
     join_rows,
+    lay_out,
     load_pixels,
     loads_of_rows,
     locate,
@@ -56,9 +59,7 @@ from .triton_features import (
     positive_part,
     rows_of,
     split,
-    statistics_of,
     store_share,
-    summed_shares,
     vectors,
     weight_tiles,
 )
@@ -67,12 +68,12 @@ from .triton_features import (
 
 
 @jit
-def _statistics_kernel(x, taps, counts, means, squares, height, width, positions, all_tiles, tiles,
+def _statistics_kernel(x, deconv_weight, taps, counts, means, squares, height, width, positions, all_tiles, tiles,
                        stride_n, stride_h, stride_o,
                        C: tl.constexpr, KERNEL: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr,
                        BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
                        WIDE: tl.constexpr):
-    """Of each program's ``tiles`` tiles: its count of pixels, and means and squares [2C]; taps: [k, k, C]."""
+    """Of each program's ``tiles`` tiles: its count of pixels, and means and squares [2C]; taps: a [k, k, C] each."""
     span: tl.constexpr = 1 if CHANNELS_LAST else VECTOR
     axis: tl.constexpr = 0 if CHANNELS_LAST else 1
     lanes: tl.constexpr = BLOCK_POSITIONS * span
@@ -83,6 +84,8 @@ def _statistics_kernel(x, taps, counts, means, squares, height, width, positions
     blocks: tl.constexpr = ceil_div(C, BLOCK_CHANNELS)
     part = tl.program_id(0) // blocks
     channel = tl.program_id(0) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    taps += index(part, True) * (KERNEL * KERNEL * C)
+    lay_out(deconv_weight, taps, channel, C, KERNEL)
     count = tl.expand_dims(tl.zeros((lanes,), tl.int32), 1 - axis)
     positive_mean = tl.zeros(shape, taps.dtype.element_ty)
     positive_squares = tl.zeros(shape, taps.dtype.element_ty)
@@ -117,13 +120,14 @@ def _statistics_kernel(x, taps, counts, means, squares, height, width, positions
 
 
 @jit
-def _weight_gradient_kernel(grad, x, taps, mean, weight_parts, bias_parts, height, width, positions, all_tiles, tiles,
-                            stride_n, stride_h, stride_o, grad_stride_n, grad_stride_h, grad_stride_o, grad_stride_i,
+def _weight_gradient_kernel(grad, x, deconv_weight, mean, taps, shares, height, width, positions, all_tiles, tiles,
+                            parts, stride_n, stride_h, stride_o,
+                            grad_stride_n, grad_stride_h, grad_stride_o, grad_stride_i,
                             C: tl.constexpr, KERNEL: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr,
                             ROWS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
                             BLOCK_OUTPUTS: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
                             PRECISION: tl.constexpr):
-    """Of each program's ``tiles`` tiles: Σ dy·(a − mean)ᵀ [C, 2C] and Σ dy [C]; taps: [k, k, C]."""
+    """Of each program's ``tiles`` tiles: Σ dy·(a − mean)ᵀ [C, 2C] and Σ dy [C]; taps: a [k, k, C] of its own."""
     span: tl.constexpr = 1 if CHANNELS_LAST else VECTOR
     axis: tl.constexpr = 0 if CHANNELS_LAST else 1
     accumulator_type: tl.constexpr = taps.dtype.element_ty
@@ -140,8 +144,15 @@ def _weight_gradient_kernel(grad, x, taps, mean, weight_parts, bias_parts, heigh
     part = tl.program_id(0) // (channel_blocks * output_blocks)
     channel = channel_block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     output = tl.program_id(0) // channel_blocks % output_blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
-    positive_mean = tl.load(mean + channel, channel < C, 0.0)
-    negative_mean = tl.load(mean + C + channel, channel < C, 0.0)
+    # Of their own even where programs of several blocks of outputs read the same channels.
+    taps += index(tl.program_id(0) // channel_blocks, True) * (KERNEL * KERNEL * C)
+    lay_out(deconv_weight, taps, channel, C, KERNEL)
+    if mean is None:
+        positive_mean = tl.zeros((BLOCK_CHANNELS,), accumulator_type)
+        negative_mean = positive_mean
+    else:
+        positive_mean = tl.load(mean + channel, channel < C, 0.0).to(accumulator_type)
+        negative_mean = tl.load(mean + C + channel, channel < C, 0.0).to(accumulator_type)
     positive_sums = tl.zeros((BLOCK_OUTPUTS, BLOCK_CHANNELS), accumulator_type)
     negative_sums = tl.zeros((BLOCK_OUTPUTS, BLOCK_CHANNELS), accumulator_type)
     bias_sums = tl.zeros((BLOCK_OUTPUTS,), accumulator_type)
@@ -165,8 +176,7 @@ def _weight_gradient_kernel(grad, x, taps, mean, weight_parts, bias_parts, heigh
         gradient = tl.trans(gradient)
         positive_sums = tl.dot(gradient, positive, positive_sums, PRECISION, out_dtype=accumulator_type)
         negative_sums = tl.dot(gradient, negative, negative_sums, PRECISION, out_dtype=accumulator_type)
-    store_share(weight_parts, bias_parts, part, output, channel, positive_sums, negative_sums, bias_sums,
-                channel_block == 0, C)
+    store_share(shares, part, parts, output, channel, positive_sums, negative_sums, bias_sums, channel_block == 0, C)
 
 
 # ---- the gradient of x and taps ----------------------------------------------------------------------------
@@ -223,14 +233,14 @@ def _correlate(ring, tap_sums, x, taps, slot, slots, slot_stride, lane_offset, r
 
 
 @jit
-def _input_gradient_kernel(grad, x, taps, weight, constant, slope, ring, dx, taps_parts,
+def _input_gradient_kernel(grad, x, deconv_weight, weight, constant, slope, taps, ring, dx, taps_parts,
                            height, width, positions, all_tiles, tiles, ahead,
                            stride_n, stride_h, stride_o, grad_stride_n, grad_stride_h, grad_stride_o, grad_stride_i,
                            C: tl.constexpr, KERNEL: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr,
                            BLOCK_PIXELS: tl.constexpr, STEP: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
-                           BLOCK_OUTPUTS: tl.constexpr, SLOPED: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-                           WIDE: tl.constexpr, PRECISION: tl.constexpr):
-    """dx, and Σ min(x, 0)·shift(g_z) [k, k, C] of each program's ``tiles`` tiles; taps: [k, k, C].
+                           BLOCK_OUTPUTS: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
+                           PRECISION: tl.constexpr):
+    """dx, and Σ min(x, 0)·shift(g_z) [k, k, C] of each program's ``tiles`` tiles; taps: a [k, k, C] of its own.
 
     A tile is BLOCK_PIXELS pixels in a row and on into the next rows and images. Its g_p and g_z go to the ring;
     ``ahead`` tiles later all that the tile's dx reads is there, and it is finished STEP pixels at a time.
@@ -251,6 +261,8 @@ def _input_gradient_kernel(grad, x, taps, weight, constant, slope, ring, dx, tap
     lane = tl.arange(0, BLOCK_CHANNELS)
     channel = tl.program_id(0) % blocks * BLOCK_CHANNELS + lane
     has_channel = channel < C
+    taps += index(part, True) * (KERNEL * KERNEL * C)
+    lay_out(deconv_weight, taps, channel, C, KERNEL)
     ring_tiles = 2 * ahead + 2
     slots = ring_tiles * BLOCK_PIXELS
     slot_stride = BLOCK_CHANNELS if CHANNELS_LAST else 1
@@ -271,7 +283,7 @@ def _input_gradient_kernel(grad, x, taps, weight, constant, slope, ring, dx, tap
             grad, weight, positive_weight, negative_weight, origin, height, width, positions, channel,
             grad_stride_n, grad_stride_h, grad_stride_o, grad_stride_i, C, BLOCK_PIXELS, BLOCK_OUTPUTS, span,
             CHANNELS_LAST, accumulator_type, PRECISION)
-        if SLOPED:
+        if slope is not None:
             position = origin + tl.arange(0, BLOCK_PIXELS // span)
             _, deconvolved = rows_of(x, taps, position, (position >= 0) & (position < positions), channel, height,
                                      width, stride_n, stride_h, stride_o, C, KERNEL, span, 1, CHANNELS_LAST)
@@ -296,7 +308,7 @@ def _input_gradient_kernel(grad, x, taps, weight, constant, slope, ring, dx, tap
                 correlated, tap_sums = _correlate(negative_ring, tap_sums, value, tap_tiles, read, slots, slot_stride,
                                                   lane_offset, row, column, inside, height, columns, KERNEL)
                 passed = tl.load(positive_ring + (read * slot_stride)[:, None] + lane_offset).to(accumulator_type)
-                if SLOPED:
+                if slope is not None:
                     passed += value.to(accumulator_type) * tl.load(slope + channel, has_channel, 0.0)[None, :]
                     passed += tl.load(constant + channel, has_channel, 0.0)[None, :]
                 gradient = tl.where(value > 0, passed, tl.where(value < 0, correlated, 0.0))
@@ -309,14 +321,16 @@ def _input_gradient_kernel(grad, x, taps, weight, constant, slope, ring, dx, tap
 
 # ---- launches ----------------------------------------------------------------------------------------------
 
-def leni_statistics(x: Tensor, taps: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance ``[2C]`` of ``[max(x, 0); taps ⋆ᵀ min(x, 0)]``, in taps' dtype.
+def statistics_shares(x: Tensor, deconv_weight: Tensor, channels_last: bool) -> StatisticsShares:
+    """Those of ``a = [max(x, 0); D ⋆ᵀ min(x, 0)]`` ``[2C]``, in float32 or for a float64 x in float64.
 
-    ``x`` ``[N, C, H, W]`` and taps ``[C, k, k]`` are as :func:`triton_kernels.leni_folded` takes them.
+    ``x`` ``[N, C, H, W]`` is as :func:`triton_kernels.leni_folded` takes it; D, contiguous, of any floating dtype and
+    of k·k elements a channel. An empty x has no parts.
     """
-    channels, kernel_size = x.shape[1], taps.shape[-1]
+    channels, kernel_size, dtype = x.shape[1], deconv_weight.shape[-1], folding_dtype(x.dtype)
     if x.numel() == 0:
-        return taps.new_zeros(2 * channels), taps.new_zeros(2 * channels)
+        return StatisticsShares(x.new_empty(0, dtype=torch.int64),
+                                *(x.new_empty(0, 2 * channels, dtype=dtype) for _ in range(2)))
     target = architecture(x)
     operand = operand_of(x, target)
     config = triton_configs.statistics(channels, kernel_size, operand, target, channels_last)
@@ -325,24 +339,24 @@ def leni_statistics(x: Tensor, taps: Tensor, channels_last: bool) -> tuple[Tenso
     columns, positions, tiles = _cover(x, constants)
     blocks = ceil_div(channels, config.channels)
     parts, tiles_each = split(tiles, blocks)
-    counts = torch.empty(parts, dtype=torch.int64, device=x.device)
-    means, squares = taps.new_empty(parts, 2 * channels), taps.new_empty(parts, 2 * channels)
+    counts = x.new_empty(parts, dtype=torch.int64)
+    means, squares = (x.new_empty(parts, 2 * channels, dtype=dtype) for _ in range(2))
     with on_device_of(x):
         launchable(_statistics_kernel)[(parts * blocks,)](
-            x, _by_tap(taps), counts, means, squares, x.shape[2], columns, positions, tiles, tiles_each, *strides,
-            **constants, num_warps=config.warps, num_stages=1)
-    return statistics_of(counts, means, squares)
+            x, deconv_weight, _taps_of(x, parts, kernel_size), counts, means, squares, x.shape[2], columns, positions,
+            tiles, tiles_each, *strides, **constants, num_warps=config.warps, num_stages=1)
+    return StatisticsShares(counts, means, squares)
 
 
-def leni_weight_gradient(grad: Tensor, x: Tensor, taps: Tensor, channels_last: bool,
-                         mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """``Σ grad·(a − mean)ᵀ`` ``[C, 2C]`` and ``Σ grad`` ``[C]``, for ``a = [max(x, 0); taps ⋆ᵀ min(x, 0)]``.
+def weight_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, mean: Tensor | None, channels_last: bool) -> Tensor:
+    """The programs' shares ``[2C + 1, parts, C]`` of the columns of ``Σ grad·(a − mean)ᵀ``, and last of ``Σ grad``.
 
-    ``grad`` ``[N, C, H, W]`` may have any strides; ``mean`` ``[2C]`` is 0 where none is given.
+    ``grad`` ``[N, C, H, W]`` may have any strides; ``mean``, contiguous, begins with the 2C means, or there are none.
+    The rest is as in :func:`statistics_shares`.
     """
-    channels, kernel_size = x.shape[1], taps.shape[-1]
+    channels, kernel_size, dtype = x.shape[1], deconv_weight.shape[-1], folding_dtype(x.dtype)
     if x.numel() == 0:
-        return taps.new_zeros(channels, 2 * channels), taps.new_zeros(channels)
+        return x.new_empty(2 * channels + 1, 0, channels, dtype=dtype)
     target = architecture(x)
     operand = operand_of(x, target)
     config = triton_configs.weight_gradient(channels, kernel_size, operand, target, channels_last)
@@ -352,15 +366,72 @@ def leni_weight_gradient(grad: Tensor, x: Tensor, taps: Tensor, channels_last: b
     constants |= {"GRAD_VECTOR": grad_vector, "BLOCK_OUTPUTS": config.outputs, "WIDE": wide(x, grad),
                   "PRECISION": "tf32" if operand == "tf32" else "ieee"}
     columns, positions, tiles = _cover(x, constants)
-    blocks = ceil_div(channels, config.channels) * ceil_div(channels, config.outputs)
+    output_blocks = ceil_div(channels, config.outputs)
+    blocks = ceil_div(channels, config.channels) * output_blocks
     parts, tiles_each = split(tiles, blocks)
-    weight_parts, bias_parts = taps.new_empty(parts, channels, 2 * channels), taps.new_empty(parts, channels)
-    mean = taps.new_zeros(2 * channels) if mean is None else mean.contiguous()
+    shares = x.new_empty(2 * channels + 1, parts, channels, dtype=dtype)
     with on_device_of(x):
         launchable(_weight_gradient_kernel)[(parts * blocks,)](
-            grad, x, _by_tap(taps), mean, weight_parts, bias_parts, x.shape[2], columns, positions, tiles, tiles_each,
-            *strides, *grad_strides, **constants, num_warps=config.warps, num_stages=1)
-    return summed_shares(weight_parts, bias_parts)
+            grad, x, deconv_weight, mean, _taps_of(x, parts * output_blocks, kernel_size), shares, x.shape[2], columns,
+            positions, tiles, tiles_each, parts, *strides, *grad_strides, **constants, num_warps=config.warps,
+            num_stages=1)
+    return shares
+
+
+def input_gradient_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, weight: Tensor, constant: Tensor | None,
+                          slope: Tensor | None, channels_last: bool) -> tuple[Tensor, Tensor]:
+    """x's gradient as :func:`leni_input_gradient` has it, and the programs' shares ``[parts, k, k, C]`` of D's.
+
+    ``weight`` ``[C, 2C]`` has x's dtype, ``constant`` and ``slope`` are float32 or for a float64 x float64; all three
+    and D are contiguous, and D is of any floating dtype.
+    """
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    channels, kernel_size = x.shape[1], deconv_weight.shape[-1]
+    if x.numel() == 0:
+        return dx, _taps_of(x, 0, kernel_size)
+    target = architecture(x)
+    operand = operand_of(x, target)
+    config = triton_configs.input_gradient(channels, kernel_size, operand, target, channels_last)
+    vector, strides = vectors(x, channels_last)
+    grad_vector, grad_strides = gradient_vectors(grad, channels_last)
+    constants = _input_constants(channels, kernel_size, vector, operand, config, channels_last)
+    constants |= {"GRAD_VECTOR": grad_vector, "WIDE": wide(x, grad, dx)}
+    batch, _, height, width = x.shape
+    columns = width if channels_last else width // vector
+    tiles = ceil_div(batch * height * width, config.pixels)
+    ahead = ceil_div(kernel_size // 2 * (width + 1), config.pixels)
+    blocks = ceil_div(channels, config.channels)
+    # A program computes 2·ahead tiles of the ring that are others': at most half as many as are its own.
+    parts, tiles_each = split(tiles, blocks, least=4 * ahead)
+    ring = x.new_empty(parts * blocks * 2 * (2 * ahead + 2) * config.pixels * config.channels)
+    taps_parts = _taps_of(x, parts, kernel_size)
+    with on_device_of(x):
+        launchable(_input_gradient_kernel)[(parts * blocks,)](
+            grad, x, deconv_weight, weight, constant, slope, torch.empty_like(taps_parts), ring, dx, taps_parts, height,
+            columns, batch * height * columns, tiles, tiles_each, ahead, *strides, *grad_strides, **constants,
+            num_warps=config.warps, num_stages=1)
+    return dx, taps_parts
+
+
+def leni_statistics(x: Tensor, taps: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance ``[2C]`` of ``[max(x, 0); taps ⋆ᵀ min(x, 0)]``, in taps' dtype.
+
+    ``x`` ``[N, C, H, W]`` and taps ``[C, k, k]`` are as :func:`triton_kernels.leni_folded` takes them.
+    """
+    shares = statistics_shares(x, taps.contiguous(), channels_last)
+    mean, variance, _ = triton_algebra.merged_statistics(*shares).to(taps.dtype).split([2 * x.shape[1]] * 2 + [1])
+    return mean.clone(), variance.clone()
+
+
+def leni_weight_gradient(grad: Tensor, x: Tensor, taps: Tensor, channels_last: bool,
+                         mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``Σ grad·(a − mean)ᵀ`` ``[C, 2C]`` and ``Σ grad`` ``[C]``, for ``a = [max(x, 0); taps ⋆ᵀ min(x, 0)]``.
+
+    ``grad`` ``[N, C, H, W]`` may have any strides; ``mean`` ``[2C]`` is 0 where none is given.
+    """
+    mean = None if mean is None else mean.contiguous()
+    return triton_algebra.summed_weight(weight_shares(grad, x, taps.contiguous(), mean, channels_last))
 
 
 def leni_input_gradient(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, constant: Tensor | None,
@@ -370,39 +441,15 @@ def leni_input_gradient(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, c
     ``grad`` ``[N, C, H, W]`` may have any strides. ``constant`` and ``slope`` ``[2C]``, or neither, are added to
     the gradient of ``a = [max(x, 0); taps ⋆ᵀ min(x, 0)]`` as ``constant + slope·a``.
     """
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
-    channels, kernel_size = x.shape[1], taps.shape[-1]
-    if x.numel() == 0:
-        return dx, torch.zeros_like(taps, memory_format=torch.contiguous_format)
-    target = architecture(x)
-    operand = operand_of(x, target)
-    config = triton_configs.input_gradient(channels, kernel_size, operand, target, channels_last)
-    vector, strides = vectors(x, channels_last)
-    grad_vector, grad_strides = gradient_vectors(grad, channels_last)
-    constants = _input_constants(channels, kernel_size, vector, operand, config, channels_last)
-    constants |= {"GRAD_VECTOR": grad_vector, "SLOPED": slope is not None, "WIDE": wide(x, grad, dx)}
-    batch, _, height, width = x.shape
-    columns = width if channels_last else width // vector
-    tiles = ceil_div(batch * height * width, config.pixels)
-    ahead = ceil_div(kernel_size // 2 * (width + 1), config.pixels)
-    blocks = ceil_div(channels, config.channels)
-    # A program computes 2·ahead tiles of the ring that are others': at most half as many as are its own.
-    parts, tiles_each = split(tiles, blocks, least=4 * ahead)
-    ring = x.new_empty(parts * blocks * 2 * (2 * ahead + 2) * config.pixels * config.channels)
-    taps_parts = taps.new_empty(parts, kernel_size, kernel_size, channels)
-    if slope is None:
-        constant = slope = taps
-    with on_device_of(x):
-        launchable(_input_gradient_kernel)[(parts * blocks,)](
-            grad, x, _by_tap(taps), weight.to(x.dtype).contiguous(), constant.contiguous(), slope.contiguous(), ring,
-            dx, taps_parts, height, columns, batch * height * columns, tiles, tiles_each, ahead, *strides,
-            *grad_strides, **constants, num_warps=config.warps, num_stages=1)
-    return dx, taps_parts.sum(0).permute(2, 0, 1).contiguous()
+    added = (None, None) if slope is None else (constant.contiguous(), slope.contiguous())
+    dx, shares = input_gradient_shares(grad, x, taps.contiguous(), weight.to(x.dtype).contiguous(), *added,
+                                       channels_last)
+    return dx, triton_algebra.summed_taps(shares, taps)
 
 
-def _by_tap(taps: Tensor) -> Tensor:
-    return taps.permute(1, 2, 0).contiguous()
+def _taps_of(x: Tensor, parts: int, kernel_size: int) -> Tensor:
+    """Room for D ``[k, k, C]`` of each of several programs, in the dtype that z is formed in."""
+    return x.new_empty(parts, kernel_size, kernel_size, x.shape[1], dtype=folding_dtype(x.dtype))
 
 
 def _row_constants(channels: int, kernel_size: int, vector: int, operand: str, config: Any,
@@ -482,7 +529,6 @@ class _CaseOf(NamedTuple):
         config = triton_configs.input_gradient(*self)
         constants = _input_constants(self.channels, self.kernel_size, self.vector, self.operand, config,
                                      self.channels_last)
-        constants |= {"SLOPED": True}
         # A tile of x as the rows of the other passes are read: one row, of as many positions.
         positions = config.pixels // (1 if self.channels_last else full_vector(self.operand))
         rows = Config(1, positions, config.channels, config.outputs, config.warps)
@@ -501,8 +547,8 @@ class _CaseOf(NamedTuple):
         element = "fp32" if self.operand == "tf32" else self.operand
         parameter = "fp64" if self.operand == "fp64" else "fp32"
         of_x = dict.fromkeys(("grad", "x", "weight", "ring", "dx"), f"*{element}")
-        vectors = ("taps", "mean", "constant", "slope", "means", "squares", "weight_parts", "bias_parts", "taps_parts")
-        pointers = of_x | dict.fromkeys(vectors, f"*{parameter}") | {"counts": "*i64"}
+        vectors = ("deconv_weight", "taps", "constant", "slope", "means", "squares", "shares", "taps_parts")
+        pointers = of_x | dict.fromkeys(vectors, f"*{parameter}") | {"mean": "*fp64", "counts": "*i64"}
         signature = {name: pointers.get(name, "i32") for name in kernel.arg_names if name not in constants}
         layout = "channels-last" if self.channels_last else "NCHW"
         return CompileCase(f"leni {name} {layout} C={self.channels} k={self.kernel_size}", kernel, signature,
