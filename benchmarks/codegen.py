@@ -33,13 +33,14 @@ from harness import machine
 from leni_kernels import triton_support
 from leni_kernels.architectures import is_amd, operand_types, shared_memory, warp_size
 from leni_kernels.conv_relu import triton_kernels as conv_relu
+from leni_kernels.leni import triton_algebra as leni_algebra
 from leni_kernels.leni import triton_kernels as leni
 from leni_kernels.leni import triton_tail as reborn
 from leni_kernels.leni import triton_training as leni_training
 from leni_kernels.pointwise import triton_kernels as pointwise
 from leni_kernels.triton_support import CompileCase
 
-ROOMS = (leni, leni_training, reborn, conv_relu, pointwise)
+ROOMS = (leni, leni_training, leni_algebra, reborn, conv_relu, pointwise)
 """The modules whose ``compile_cases(architecture)`` are compiled; a new mechanism adds its own here."""
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx1100")

@@ -15,17 +15,19 @@ two or three times in all. Σ dy each of them sums for itself, from L2: a launch
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..triton_support import ceil_div, jit, launchable, on_device_of, power_of_two, tl
+from ..architectures import operand_types
+from ..triton_support import CompileCase, ceil_div, jit, launchable, on_device_of, power_of_two, tl
 from .reference import folding_dtype
 from .triton_features import StatisticsShares, index, merge_lanes
 
 # A parameter that is absent is None. ``statistics`` are mean, biased variance and count, packed in float64. What is
-# folded is for y = weight · (a − mean) + bias, as the kernels read it: weight in x's dtype and the rest in that of sums.
+# folded is for y = weight · (a − mean) + bias, as the kernels read it: weight in x's dtype, the rest in that of sums.
 
 
 @jit
@@ -680,3 +682,62 @@ def reborn_fold_backward(x: Tensor, shares: Tensor | None, statistics: Tensor, g
             0 if shares is None else shares.shape[1], C=channels, EPS=eps, HALF=x.dtype.itemsize == 2,
             **_of_columns(channels))
     return passed, gradients, grad_statistics
+
+
+# ---- compilation ahead of time -----------------------------------------------------------------------------
+
+
+def compile_cases(architecture: str) -> Iterator[CompileCase]:
+    """Every kernel, for parameters of x's dtype."""
+    for operand in operand_types(architecture):
+        for channels in (3, 64, 256):
+            yield from _CaseOf(channels, operand).kernels()
+
+
+class _CaseOf(NamedTuple):
+    """The compile cases of one width and dtype."""
+
+    channels: int
+    operand: str
+
+    def kernels(self) -> Iterator[CompileCase]:
+        eps = {"NEGATIVE_EPS": 1e-5, "FUSION_EPS": 1e-3}
+        merge = {"COLUMNS": _COLUMNS, "LANES": _LANES}
+        rows = {"ROWS": _ROWS, "WIDTH": _WIDTH}
+        of_columns = _of_columns(self.channels)
+        warps = of_columns.pop("num_warps")
+        backward = {"HALF": self.operand in ("fp16", "bf16"), **of_columns}
+        no_shares = dict.fromkeys(("counts", "means", "squares"))
+        given = dict.fromkeys(("shares", "grad_negative", "grad_fusion", "grad_scale", "grad_shift", "grad_compress",
+                               "grad_bias"))
+        block = {"BLOCK": _VECTOR}
+        yield self._case("leni merge", _merge_kernel, merge)
+        yield self._case("leni fold", _leni_fold_kernel, eps | merge | rows)
+        yield self._case("leni fold of given", _leni_fold_kernel, eps | merge | rows | no_shares)
+        yield self._case("leni fold of running", _leni_eval_kernel, eps | rows)
+        yield self._case("leni fold backward", _leni_backward_kernel, eps | backward, warps)
+        yield self._case("leni fold backward of given", _leni_backward_kernel, eps | backward | given, warps)
+        yield self._case("leni running", _leni_running_kernel,
+                         eps | block | {"NEGATIVE_MOMENTUM": 0.1, "FUSION_MOMENTUM": None})
+        yield self._case("leni sum of weight", _sum_weight_kernel, of_columns, warps)
+        yield self._case("leni sum of taps", _sum_taps_kernel, {"SIZE": 9, "CHANNELS": _COLUMNS, "LANES": 2 * _LANES})
+        yield self._case("reborn running", _reborn_running_kernel, block | {"MOMENTUM": 0.1})
+        yield self._case("reborn fold", _reborn_fold_kernel, {"EPS": 1e-5} | merge | rows)
+        yield self._case("reborn fold of given", _reborn_fold_kernel, {"EPS": 1e-5} | merge | rows | no_shares)
+        yield self._case("reborn fold backward", _reborn_backward_kernel, {"EPS": 1e-5} | backward, warps)
+        yield self._case("reborn fold backward of given", _reborn_backward_kernel, {"EPS": 1e-5} | backward | given,
+                         warps)
+
+    def _case(self, name: str, kernel: Any, constants: dict[str, Any], warps: int = 4) -> CompileCase:
+        arguments = kernel.arg_names
+        constants = {"C": self.channels, "KERNEL": 3, "FEATURES": 2 * self.channels} | constants
+        constants = {name: value for name, value in constants.items() if name in arguments}
+        element = "fp32" if self.operand == "tf32" else self.operand
+        sums = "fp64" if self.operand == "fp64" else "fp32"
+        types = dict.fromkeys(("means", "squares", "shares", "taps", "bias", "mean", "constant", "slope"), f"*{sums}")
+        types |= dict.fromkeys(("statistics", "grad_statistics"), "*fp64") | dict.fromkeys(
+            ("counts", "batches", "negative_batches", "fusion_batches"), "*i64")
+        types |= dict.fromkeys(("parts", "values"), "i32")
+        signature = {argument: types.get(argument, f"*{element}") for argument in arguments
+                     if argument not in constants}
+        return CompileCase(f"{name} C={self.channels}", kernel, signature, constants, warps, self.operand, 0, 32, 0)

@@ -16,9 +16,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from . import triton_algebra, triton_kernels, triton_training
+from . import reference, triton_algebra, triton_kernels, triton_tail, triton_training
 from .batch_norms import precise
 
 
@@ -108,3 +109,79 @@ def leni_running_statistics(statistics: Tensor, negative_weight: Tensor | None, 
     triton_algebra.update_leni(
         statistics, *_as_read(negative_weight, negative_bias), (negative_mean, negative_variance, negative_batches),
         negative_momentum, (fusion_mean, fusion_variance, fusion_batches), fusion_momentum, negative_eps)
+
+
+# ---- Reborn ------------------------------------------------------------------------------------------------
+# As for LENI, but D ``[C, C // groups, k, k]``; z = D ⋆ᵀ min(x, 0), which is the library's, is laid out as x.
+
+
+def _laid_out(tensor: Tensor, channels_last: bool) -> Tensor:
+    # A copy only where sizes of 1 let the library choose the other of two equal layouts.
+    return tensor.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _deconvolve(x: Tensor, deconv_weight: Tensor, groups: int, channels_last: bool) -> Tensor:
+    return _laid_out(reference.reborn_deconvolve(x, deconv_weight.to(x.dtype), groups), channels_last)
+
+
+def reborn_training(x: Tensor, deconv_weight: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None,
+                    compress_weight: Tensor, compress_bias: Tensor | None, z: Tensor | None, mean: Tensor | None,
+                    variance: Tensor | None, eps: float, groups: int,
+                    channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """y, z in x's dtype, and the norm's statistics ``[2C + 1]``: the batch's, or a mean and a variance given.
+
+    A z that is given is not deconvolved again, and comes back as an empty tensor.
+    """
+    # With z or without statistics it is a batch in training, whose norm is its own or a group's.
+    a, = precise(x, channels_last) if mean is None or z is not None else (x,)
+    of_a = z
+    if of_a is None or of_a.dtype != a.dtype:
+        of_a = _deconvolve(a, deconv_weight, groups, channels_last)
+    shares = triton_tail.statistics_shares(of_a, channels_last) if mean is None or variance is None else None
+    norm_weight, norm_bias, compress_weight, compress_bias, mean, variance = _as_read(
+        norm_weight, norm_bias, compress_weight, compress_bias, mean, variance)
+    (weight, bias, middle), statistics = triton_algebra.reborn_fold(
+        a, shares, mean, variance, norm_weight, norm_bias, compress_weight, compress_bias, eps)
+    y = triton_tail.tail_laid_out(a, of_a, weight, bias, middle, channels_last).to(x.dtype)
+    return y, of_a.to(x.dtype) if z is None else x.new_empty(0), statistics
+
+
+def reborn_training_backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, norm_weight: Tensor | None,
+                             norm_bias: Tensor | None, compress_weight: Tensor, z: Tensor, statistics: Tensor,
+                             grad_statistics: Tensor | None, eps: float, groups: int, channels_last: bool,
+                             trains: bool, needs: Sequence[bool],
+                             ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, D, γ, β, P, c, and of the statistics' mean and variance ``[2C]`` in float64.
+
+    ``needs`` says which of x's, D's and the others. Unless the norm ``trains``, none goes through the statistics.
+    For gradients of the statistics that are given, x's and D's alone.
+    """
+    needs_x, needs_deconv, needs_parameters = needs
+    a, grad = precise(x, channels_last, grad) if trains else (x, grad)
+    if z.dtype != a.dtype:
+        z = _deconvolve(a, deconv_weight, groups, channels_last)
+    norm_weight, norm_bias, compress_weight = _as_read(norm_weight, norm_bias, compress_weight)
+    shares = None
+    if grad_statistics is None and (trains or needs_parameters):
+        shares = triton_tail.weight_shares(grad, a, z, None, statistics, channels_last)
+    passed, gradients, of_statistics = triton_algebra.reborn_fold_backward(
+        a, shares, statistics, grad_statistics, norm_weight, norm_bias, compress_weight, eps)
+    positive, negative = passed.weight.unbind()
+    added = passed[1:] if trains else (None, None)
+    grad_x = grad_deconv = None
+    if needs_x or needs_deconv:
+        grad_z = triton_tail.branch_gradient(grad, z, None, negative, *added, channels_last)
+        taps = deconv_weight.to(a.dtype)
+        if needs_x:
+            of_negative = _laid_out(reference.reborn_deconvolve_backward(grad_z, taps, groups), channels_last)
+            grad_x = triton_tail.branch_gradient(grad, a, of_negative, positive, None, None, channels_last).to(x.dtype)
+        if needs_deconv:
+            grad_deconv = reference.reborn_deconv_gradient(grad_z, a, taps, groups).to(deconv_weight.dtype).contiguous()
+    own_statistics = of_statistics if grad_statistics is None else None
+    return tuple(_or_empty((grad_x, grad_deconv, *gradients, own_statistics), x))
+
+
+def reborn_running_statistics(statistics: Tensor, mean: Tensor | None, variance: Tensor | None,
+                              batches: Tensor | None, momentum: float | None) -> None:
+    """As :func:`leni_running_statistics`, of the one norm."""
+    triton_algebra.update_reborn(statistics, mean, variance, batches, momentum)

@@ -305,6 +305,13 @@ def reborn_statistics(z: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
 def reborn_tail(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, channels_last: bool,
                 mean: Tensor | None = None) -> Tensor:
     """``weight · [max(x, 0); z − mean] + bias`` for weight ``[C, 2C]``, bias and mean ``[C]``, in x's dtype."""
+    return tail_laid_out(x, z, weight.to(x.dtype).contiguous(), bias.contiguous(),
+                         None if mean is None else mean.contiguous(), channels_last)
+
+
+def tail_laid_out(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None,
+                  channels_last: bool) -> Tensor:
+    """:func:`reborn_tail` for parameters as the kernel reads them: contiguous, and weight in x's dtype."""
     y = _empty_like(x, channels_last)
     if x.numel() == 0:
         return y
@@ -319,9 +326,8 @@ def reborn_tail(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, channels_las
     programs = ceil_div(tiles, constants["TILES"]) * ceil_div(channels, config.outputs)
     with on_device_of(x):
         launchable(_tail_kernel)[(programs,)](
-            x, z, weight.to(x.dtype).contiguous(), bias.contiguous(), None if mean is None else mean.contiguous(), y,
-            *_extent(x, vector, channels_last), *strides, **constants, num_warps=config.warps,
-            num_stages=config.stages)
+            x, z, weight, bias, mean, y, *_extent(x, vector, channels_last), *strides, **constants,
+            num_warps=config.warps, num_stages=config.stages)
     return y
 
 
