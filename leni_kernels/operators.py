@@ -32,13 +32,21 @@ def below_autograd(operator: Any, *inputs: Any) -> Any:
         return operator(*inputs)
 
 
-def once_differentiable(operator: Any, message: str) -> None:
-    """Register that nothing can be differentiated through a backward's operator: it raises the message."""
+def once_differentiable(operator: Any, message: str) -> Callable[..., Any]:
+    """Register that nothing can be differentiated through a backward's operator, which raises the message.
+
+    Returns what calls it.
+    """
 
     def raise_it(ctx: Any, *grads: Tensor) -> None:
         raise NotImplementedError(message)
 
     torch.library.register_autograd(operator._schema.name, raise_it, setup_context=lambda *_, **__: None)
+
+    def call(*inputs: Any) -> Any:
+        return operator(*inputs) if torch.is_grad_enabled() else below_autograd(operator, *inputs)
+
+    return call
 
 
 def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], None],

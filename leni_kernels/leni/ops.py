@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .. import checks, extension, triton_support
 from ..backends import Backend, Operation, with_reference
-from ..operators import below_autograd, define, differentiable, once_differentiable
-from . import reference, triton_kernels, triton_training
+from ..operators import define, differentiable, once_differentiable
+from . import reference, triton_kernels, triton_steps, triton_training
 from .batch_norms import merged_over, summed_over
 from .reference import UNTRACKED, Folded, Layer, Norm
 
@@ -189,6 +189,10 @@ def _fake_running_statistics(*arguments: Any) -> None:
     return None
 
 
+RUNNING = ("negative_mean", "negative_variance", "negative_batches", "fusion_mean", "fusion_variance",
+           "fusion_batches")
+"""What ``running_statistics`` changes."""
+
 _STEP_FAKES = Steps(_fake_eval, _fake_batch_statistics, _fake_training, _fake_training_backward,
                     _fake_running_statistics)
 
@@ -203,8 +207,7 @@ def steps_of(mechanism: str, backend: str, fakes: Any) -> Any:
         torch.library.register_fake(f"leni_kernels::{mechanism}_{name}_{backend}", fake)
         steps.append(getattr(torch.ops.leni_kernels, f"{mechanism}_{name}_{backend}").default)
     steps = type(fakes)(*steps)
-    once_differentiable(steps.training_backward, DOUBLE_BACKWARD)
-    return steps
+    return steps._replace(training_backward=once_differentiable(steps.training_backward, DOUBLE_BACKWARD))
 
 
 def only_first_differentiable(ctx: Any, output: tuple[Tensor, ...]) -> None:
@@ -235,9 +238,7 @@ def _training(steps: Steps) -> Callable[..., tuple[Tensor, Tensor]]:
         if grad is None:
             return (None,) * 12
         needs = ctx.needs_input_grad
-        operator = steps.training_backward
-        inputs = (grad, *ctx.saved_tensors, None, *ctx.options, needs[0] or needs[1])
-        gradients = operator(*inputs) if torch.is_grad_enabled() else below_autograd(operator, *inputs)
+        gradients = steps.training_backward(grad, *ctx.saved_tensors, None, *ctx.options, needs[0] or needs[1])
         return only_needed(gradients, needs)
 
     return differentiable(steps.training, save, backward)
@@ -278,7 +279,7 @@ def _define_synchronised(backend: str, steps: Steps) -> Callable[..., tuple[Tens
     backward_operator = define(f"leni_synchronised_backward_{backend}(Tensor grad, {tensors}Tensor statistics, "
                                f"{options}, bool needs_input) -> ({', '.join(['Tensor'] * 8)})", backward,
                                fake_backward)
-    once_differentiable(backward_operator, DOUBLE_BACKWARD)
+    run_once = once_differentiable(backward_operator, DOUBLE_BACKWARD)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _save_training(ctx, inputs, output)
@@ -288,7 +289,7 @@ def _define_synchronised(backend: str, steps: Steps) -> Callable[..., tuple[Tens
         if grad is None:
             return (None,) * 12
         needs = ctx.needs_input_grad
-        gradients = backward_operator(grad, *ctx.saved_tensors, *ctx.options, needs[0] or needs[1])
+        gradients = run_once(grad, *ctx.saved_tensors, *ctx.options, needs[0] or needs[1])
         return only_needed(gradients, needs)
 
     return differentiable(forward_operator, save, run_backward)
@@ -327,6 +328,13 @@ def _define_triton() -> None:
         input_gradient=with_reference("leni_input_gradient", "triton", kernels.input_gradient,
                                       _input_gradient_by_reference))
     _TRITON = _with_autograd(kernels)
+    for name in Steps._fields:
+        triton_support.define_operator(f"leni_{name}_triton", getattr(triton_steps, f"leni_{name}"),
+                                       RUNNING if name == "running_statistics" else ())
+    steps = steps_of("leni", "triton", _STEP_FAKES)
+    _TRAINING_TRITON = _define_training("triton", steps._replace(
+        training_backward=with_reference("leni_training_backward", "triton", steps.training_backward,
+                                         reference.leni_training_backward)))
 
 
 # ---- which backend, and why --------------------------------------------------------------------------------

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks, extension, triton_support
-from ..backends import Backend, Operation
+from ..backends import Backend, Operation, with_reference
 from ..conv_relu import ops as conv_relu_ops
-from ..operators import below_autograd, define, differentiable, once_differentiable
-from . import reference
+from ..operators import define, differentiable, once_differentiable
+from . import reference, triton_steps
 from .batch_norms import merged_over, summed_over
 from .ops import (
     DOUBLE_BACKWARD,
@@ -129,9 +129,7 @@ def _training(steps: Steps) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 12
-        operator = steps.training_backward
-        inputs = (grad, *ctx.saved_tensors, None, *ctx.options, *_needs(ctx))
-        gradients = operator(*inputs) if torch.is_grad_enabled() else below_autograd(operator, *inputs)
+        gradients = steps.training_backward(grad, *ctx.saved_tensors, None, *ctx.options, *_needs(ctx))
         return only_needed(gradients, ctx.needs_input_grad)
 
     return differentiable(steps.training, save, backward)
@@ -172,7 +170,7 @@ def _define_synchronised(backend: str, steps: Steps) -> Callable[..., tuple[Tens
     backward_operator = define(
         f"reborn_synchronised_backward_{backend}(Tensor grad, {tensors}Tensor z, Tensor statistics, {options}, "
         f"bool needs_x, bool needs_deconv) -> ({', '.join(['Tensor'] * 6)})", backward, fake_backward)
-    once_differentiable(backward_operator, DOUBLE_BACKWARD)
+    run_once = once_differentiable(backward_operator, DOUBLE_BACKWARD)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _save(ctx, inputs, *output[1:])
@@ -182,7 +180,7 @@ def _define_synchronised(backend: str, steps: Steps) -> Callable[..., tuple[Tens
     def run_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 10
-        gradients = backward_operator(grad, *ctx.saved_tensors, *ctx.options, *_needs(ctx)[:2])
+        gradients = run_once(grad, *ctx.saved_tensors, *ctx.options, *_needs(ctx)[:2])
         return only_needed(gradients, ctx.needs_input_grad)
 
     return differentiable(forward_operator, save, run_backward)
@@ -198,8 +196,7 @@ class Training(NamedTuple):
     """(x, D, γ, β, P, c, eps, groups, channels_last, group) -> y, z, statistics"""
 
 
-def _define_training(backend: str) -> Training:
-    steps = steps_of("reborn", backend, _FAKES)
+def _define_training(backend: str, steps: Steps) -> Training:
     return Training(steps, _training(steps), _define_synchronised(backend, steps))
 
 
@@ -270,13 +267,20 @@ _PASS_FAKES = Passes(
 
 
 if extension.why_missing is None:
-    _CPP = _define_training("cpp")
+    _CPP = _define_training("cpp", steps_of("reborn", "cpp", _FAKES))
     operators_of("reborn", "cpp", _PASS_FAKES, Passes._fields)
 
 
 @triton_support.operators_when_needed
 def _define_triton() -> None:
     global _TRITON
+    for name in Steps._fields:
+        triton_support.define_operator(f"reborn_{name}_triton", getattr(triton_steps, f"reborn_{name}"),
+                                       ("mean", "variance", "batches") if name == "running_statistics" else ())
+    steps = steps_of("reborn", "triton", _FAKES)
+    _TRITON = _define_training("triton", steps._replace(
+        training_backward=with_reference("reborn_training_backward", "triton", steps.training_backward,
+                                         reference.reborn_training_backward)))
 
 
 # ---- Reborn ------------------------------------------------------------------------------------------------

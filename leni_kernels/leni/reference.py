@@ -356,3 +356,124 @@ def reborn_negative_gradient(grad: Tensor, z: Tensor, weight: Tensor, constant: 
 def reborn_input_gradient(grad: Tensor, x: Tensor, negative: Tensor, weight: Tensor) -> Tensor:
     """x's gradient: through ``max(x, 0)`` where x > 0, ``negative`` where x < 0, and 0 where x = 0."""
     return torch.where(x > 0, _through(grad, weight[:, :x.shape[1]]), torch.where(x < 0, negative, 0))
+
+
+# ---- blocks in training, as functions of the statistics of [max(x, 0); z] too: of whole batches, or given ------
+# What a backward is where its kernels do not compile. Statistics are packed: mean, biased variance, count of values.
+
+
+def _fused_scale(variance: Tensor, negative_weight: Tensor | None, fusion_weight: Tensor | None, negative_eps: float,
+                 fusion_eps: float) -> Tensor:
+    """What LENI's two norms scale ``[max(x, 0); z]`` by, for its variance ``[2C]``; both are in float64."""
+    positive, negative = variance.chunk(2)
+    gamma = torch.ones_like(negative) if negative_weight is None else negative_weight.double()
+    first = torch.cat([torch.ones_like(gamma), gamma * torch.rsqrt(negative + negative_eps)])
+    of_normed = (1 - negative_eps / (negative + negative_eps)) * gamma.square()
+    scale = first * torch.rsqrt(torch.cat([positive, of_normed]) + fusion_eps)
+    return scale if fusion_weight is None else scale * fusion_weight.double()
+
+
+def _normed(features: Tensor, mean: Tensor, scale: Tensor, shift: Tensor | None, compress_weight: Tensor,
+            compress_bias: Tensor) -> Tensor:
+    """``P · (scale · (features − mean) + shift) + c`` in features' dtype."""
+    dtype = features.dtype
+    normed = (features - mean.to(dtype)[:, None, None]) * scale.to(dtype)[:, None, None]
+    if shift is not None:
+        normed = normed + shift.to(dtype)[:, None, None]
+    return F.conv2d(normed, compress_weight.to(dtype), compress_bias.to(dtype))
+
+
+def _through_statistics(features: Tensor, statistics: Tensor, grad_statistics: Tensor) -> Tensor:
+    """A number whose gradient for features is that which the gradient of their statistics has."""
+    mean, count = statistics[:features.shape[1]], statistics[-1]
+    of_mean, of_variance = (grad_statistics / count).to(features.dtype).chunk(2)
+    deviations = features - mean.to(features.dtype)[:, None, None]
+    return (deviations.sum((0, 2, 3)) * of_mean).sum() + (deviations.square().sum((0, 2, 3)) * of_variance).sum()
+
+
+def leni_training_backward(
+        grad: Tensor, x: Tensor, deconv_weight: Tensor, negative_weight: Tensor | None, negative_bias: Tensor | None,
+        fusion_weight: Tensor | None, fusion_bias: Tensor | None, compress_weight: Tensor, statistics: Tensor,
+        grad_statistics: Tensor | None, negative_eps: float, fusion_eps: float, channels_last: bool,
+        needs_input: bool) -> tuple[Tensor, ...]:
+    """The gradients of x, D, γ1, β1, γ2, β2, P, c and of the statistics of a batch in training, empty where there is
+    none; for gradients of the statistics that are given, those of x and D alone."""
+
+    def normed(features: Tensor, mean_and_variance: Tensor, *parameters: Tensor | None) -> Tensor:
+        gamma1, gamma2, beta2, weight, bias = parameters
+        mean, variance = mean_and_variance.chunk(2)
+        return _normed(features, mean, _fused_scale(variance, gamma1, gamma2, negative_eps, fusion_eps), beta2, weight,
+                       bias)
+
+    gradients = _block_backward(
+        grad, x, lambda inputs, taps: _features(inputs, taps.squeeze(1)), deconv_weight, normed,
+        (negative_weight, fusion_weight, fusion_bias, compress_weight, compress_weight.new_zeros(x.shape[1])),
+        statistics, grad_statistics, channels_last, (needs_input, needs_input, True), True)
+    grad_x, grad_deconv, grad_gamma1, grad_gamma2, grad_beta2, grad_weight, grad_bias, of_statistics = gradients
+    absent = negative_bias is None or grad_statistics is not None
+    grad_beta1 = x.new_empty(0) if absent else torch.zeros_like(negative_bias)
+    return (grad_x, grad_deconv, grad_gamma1, grad_beta1, grad_gamma2, grad_beta2, grad_weight, grad_bias,
+            of_statistics)
+
+
+def reborn_training_backward(
+        grad: Tensor, x: Tensor, deconv_weight: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None,
+        compress_weight: Tensor, z: Tensor, statistics: Tensor, grad_statistics: Tensor | None, eps: float,
+        groups: int, channels_last: bool, trains: bool, needs_x: bool, needs_deconv: bool,
+        needs_parameters: bool) -> tuple[Tensor, ...]:
+    """As :func:`leni_training_backward`, of x, D, γ, β, P, c and the statistics of z; none goes through those unless
+    the norm ``trains``."""
+
+    def features(inputs: Tensor, taps: Tensor) -> Tensor:
+        positive, negative = split_signs(inputs)
+        return torch.cat([positive, F.conv_transpose2d(negative, taps, padding=taps.shape[-1] // 2, groups=groups)], 1)
+
+    def normed(branches: Tensor, mean_and_variance: Tensor, *parameters: Tensor | None) -> Tensor:
+        gamma, beta, weight, bias = parameters
+        mean, variance = mean_and_variance.chunk(2)
+        scale = torch.rsqrt(variance + eps)
+        scale = scale if gamma is None else scale * gamma.double()
+        shift = None if beta is None else F.pad(beta, (mean.shape[0], 0))
+        return _normed(branches, F.pad(mean, (mean.shape[0], 0)), torch.cat([torch.ones_like(scale), scale]), shift,
+                       weight, bias)
+
+    return _block_backward(
+        grad, x, features, deconv_weight, normed,
+        (norm_weight, norm_bias, compress_weight, compress_weight.new_zeros(x.shape[1])), statistics, grad_statistics,
+        channels_last, (needs_x, needs_deconv, trains or needs_parameters), trains)
+
+
+def _block_backward(grad: Tensor, x: Tensor, features: Callable[[Tensor, Tensor], Tensor], deconv_weight: Tensor,
+                    normed: Callable[..., Tensor], parameters: tuple[Tensor | None, ...], statistics: Tensor,
+                    grad_statistics: Tensor | None, channels_last: bool, needs: tuple[bool, bool, bool],
+                    trains: bool) -> tuple[Tensor, ...]:
+    """The gradients of x, D, the parameters and the statistics in ``normed(features(x, D), statistics, *parameters)``,
+    each in its tensor's dtype and empty where it is not needed."""
+    needs_x, needs_deconv, needs_parameters = needs
+    dtype = folding_dtype(x.dtype)
+    with torch.enable_grad():
+        inputs, taps = (tensor.detach().to(dtype).requires_grad_() for tensor in (x, deconv_weight))
+        given = statistics[:-1].detach().requires_grad_()
+        leaves = [None if parameter is None else parameter.detach().requires_grad_() for parameter in parameters]
+        branches = features(inputs, taps)
+        y = normed(branches, given, *leaves)
+    nothing = x.new_empty(0)
+    of_statistics, of_parameters = nothing, [nothing] * len(leaves)
+    if grad_statistics is None and needs_parameters:
+        present = [leaf for leaf in leaves if leaf is not None]
+        of_statistics, *found = torch.autograd.grad(y, [given, *present], grad.to(dtype), retain_graph=True)
+        found = iter(found)
+        of_parameters = [nothing if leaf is None else next(found) for leaf in leaves]
+    of_inputs = [nothing, nothing]
+    if needs_x or needs_deconv:
+        with torch.enable_grad():
+            total = (y * grad.to(dtype)).sum()
+            if trains:
+                own = branches[:, -(given.shape[0] // 2):]
+                total = total + _through_statistics(
+                    own, statistics, of_statistics if grad_statistics is None else grad_statistics)
+        grad_x, grad_deconv = torch.autograd.grad(total, [inputs, taps])
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        of_inputs = [grad_x.to(x.dtype).contiguous(memory_format=layout) if needs_x else nothing,
+                     grad_deconv.to(deconv_weight.dtype).contiguous() if needs_deconv else nothing]
+    return *of_inputs, *of_parameters, of_statistics

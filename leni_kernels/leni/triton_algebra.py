@@ -238,8 +238,8 @@ def _through_statistics(mean, count, grad_mean, grad_variance, ACCUMULATOR: tl.c
 
 @jit
 def _leni_backward_kernel(shares, statistics, grad_statistics, negative_weight, fusion_weight, fusion_bias,
-                          compress_weight, grad_negative, grad_fusion, grad_shift, grad_compress, grad_bias,
-                          weight, constant, slope, parts,
+                          compress_weight, grad_negative, grad_negative_shift, grad_fusion, grad_shift, grad_compress,
+                          grad_bias, weight, constant, slope, parts,
                           C: tl.constexpr, NEGATIVE_EPS: tl.constexpr, FUSION_EPS: tl.constexpr,
                           HALF: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
     """A program: one of the 2C columns.
@@ -278,6 +278,8 @@ def _leni_backward_kernel(shares, statistics, grad_statistics, negative_weight, 
         if grad_negative is not None:
             of_gamma = scaled * gamma2 * first * FUSION_EPS * (second * second * second)
             tl.store(grad_negative + column - C, of_gamma.to(grad_negative.dtype.element_ty), negative)
+        if grad_negative_shift is not None:  # β1 shifts what BN2 centres
+            tl.store(grad_negative_shift + column - C, tl.zeros((), grad_negative_shift.dtype.element_ty), negative)
         ratio = gamma * first * second
         per_variance = tl.where(negative, first * first * (1.0 + NEGATIVE_EPS * (ratio * ratio)), second * second)
         if HALF:
@@ -576,21 +578,21 @@ def _gradient_like(parameter: Tensor | None) -> Tensor | None:
 
 
 def leni_fold_backward(x: Tensor, shares: Tensor | None, statistics: Tensor, grad_statistics: Tensor | None,
-                       negative_weight: Tensor | None, fusion_weight: Tensor | None, fusion_bias: Tensor | None,
-                       compress_weight: Tensor, negative_eps: float, fusion_eps: float,
+                       negative_weight: Tensor | None, negative_bias: Tensor | None, fusion_weight: Tensor | None,
+                       fusion_bias: Tensor | None, compress_weight: Tensor, negative_eps: float, fusion_eps: float,
                        ) -> tuple[PassedOn, tuple[Tensor | None, ...], Tensor]:
     """What is passed on, the parameters' gradients and those of the statistics ``[4C]``, from the weight's shares.
 
     Without shares the gradients of the statistics are given, and there are no others. Those of the parameters are of
-    γ1, γ2, β2, P and c; None of an absent one.
+    γ1, β1, γ2, β2, P and c; None of an absent one.
     """
     channels = x.shape[1]
     passed = PassedOn.empty(x, (channels, 2 * channels), 2 * channels)
-    gradients: tuple[Tensor | None, ...] = (None,) * 5
+    gradients: tuple[Tensor | None, ...] = (None,) * 6
     if grad_statistics is None:
         grad_statistics = statistics.new_empty(4 * channels)
-        gradients = (*map(_gradient_like, (negative_weight, fusion_weight, fusion_bias, compress_weight)),
-                     compress_weight.new_empty(channels))
+        parameters = (negative_weight, negative_bias, fusion_weight, fusion_bias, compress_weight)
+        gradients = (*map(_gradient_like, parameters), compress_weight.new_empty(channels))
     with on_device_of(x):
         launchable(_leni_backward_kernel)[(2 * channels,)](
             shares, statistics, grad_statistics, negative_weight, fusion_weight, fusion_bias, compress_weight,
@@ -708,8 +710,8 @@ class _CaseOf(NamedTuple):
         warps = of_columns.pop("num_warps")
         backward = {"HALF": self.operand in ("fp16", "bf16"), **of_columns}
         no_shares = dict.fromkeys(("counts", "means", "squares"))
-        given = dict.fromkeys(("shares", "grad_negative", "grad_fusion", "grad_scale", "grad_shift", "grad_compress",
-                               "grad_bias"))
+        given = dict.fromkeys(("shares", "grad_negative", "grad_negative_shift", "grad_fusion", "grad_scale",
+                               "grad_shift", "grad_compress", "grad_bias"))
         block = {"BLOCK": _VECTOR}
         yield self._case("leni merge", _merge_kernel, merge)
         yield self._case("leni fold", _leni_fold_kernel, eps | merge | rows)

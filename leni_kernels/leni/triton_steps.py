@@ -1,6 +1,6 @@
 """Whole steps of LENI and Reborn in Triton: the passes over the activations, and the algebra between them.
 
-Launches: ``leni_statistics`` 2, ``leni_eval`` 2, ``leni_training`` 3 (2 for statistics that are given),
+Launches: ``leni_batch_statistics`` 2, ``leni_eval`` 2, ``leni_training`` 3 (2 for statistics that are given),
 ``leni_running_statistics`` 1, ``leni_training_backward`` 4 (2 for the parameters alone, 3 for gradients of the
 statistics that are given): a step 8, and nothing else on the device.
 Reborn, apart from the library's deconvolution: ``reborn_training`` 3 (2 for a mean and a variance that are given),
@@ -38,7 +38,7 @@ def _or_empty(gradients: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
 # ``[C, 1, k, k]``, P ``[C, 2C, 1, 1]``.
 
 
-def leni_statistics(x: Tensor, deconv_weight: Tensor, channels_last: bool) -> Tensor:
+def leni_batch_statistics(x: Tensor, deconv_weight: Tensor, channels_last: bool) -> Tensor:
     """The statistics ``[4C + 1]`` of ``a = [max(x, 0); D ⋆ᵀ min(x, 0)]``; zeros of an empty batch."""
     a, = precise(x, channels_last)
     return triton_algebra.merged_statistics(
@@ -58,11 +58,14 @@ def leni_eval(x: Tensor, deconv_weight: Tensor, negative_mean: Tensor, negative_
     return triton_kernels.leni_laid_out(x, *folded, channels_last)
 
 
-def leni_training(x: Tensor, deconv_weight: Tensor, negative_weight: Tensor | None, fusion_weight: Tensor | None,
-                  fusion_bias: Tensor | None, compress_weight: Tensor, compress_bias: Tensor | None,
-                  statistics: Tensor | None, negative_eps: float, fusion_eps: float,
+def leni_training(x: Tensor, deconv_weight: Tensor, negative_weight: Tensor | None, negative_bias: Tensor | None,
+                  fusion_weight: Tensor | None, fusion_bias: Tensor | None, compress_weight: Tensor,
+                  compress_bias: Tensor | None, statistics: Tensor | None, negative_eps: float, fusion_eps: float,
                   channels_last: bool) -> tuple[Tensor, Tensor]:
-    """y with the batch's statistics, and those; or y with the statistics that are given, and an empty tensor."""
+    """y with the batch's statistics, and those; or y with the statistics that are given, and an empty tensor.
+
+    β1 shifts what BN2 centres, and has no part in it.
+    """
     a, = precise(x, channels_last)
     deconv_weight, *parameters = _as_read(deconv_weight, negative_weight, fusion_weight, fusion_bias, compress_weight,
                                           compress_bias)
@@ -76,16 +79,17 @@ def leni_training(x: Tensor, deconv_weight: Tensor, negative_weight: Tensor | No
 
 
 def leni_training_backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, negative_weight: Tensor | None,
-                           fusion_weight: Tensor | None, fusion_bias: Tensor | None, compress_weight: Tensor,
-                           statistics: Tensor, grad_statistics: Tensor | None, negative_eps: float,
-                           fusion_eps: float, channels_last: bool, needs_input: bool,
-                           ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, D, γ1, γ2, β2, P, c, and of the statistics' mean and variance ``[4C]`` in float64.
+                           negative_bias: Tensor | None, fusion_weight: Tensor | None, fusion_bias: Tensor | None,
+                           compress_weight: Tensor, statistics: Tensor, grad_statistics: Tensor | None,
+                           negative_eps: float, fusion_eps: float, channels_last: bool, needs_input: bool,
+                           ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, D, γ1, β1, γ2, β2, P, c, and of the statistics' mean and variance ``[4C]`` in float64.
 
     Of the first two only if ``needs_input``. For gradients of the statistics that are given, these two alone.
     """
     a, grad = precise(x, channels_last, grad)
-    deconv_weight, *parameters = _as_read(deconv_weight, negative_weight, fusion_weight, fusion_bias, compress_weight)
+    deconv_weight, *parameters = _as_read(deconv_weight, negative_weight, negative_bias, fusion_weight, fusion_bias,
+                                          compress_weight)
     shares = None
     if grad_statistics is None:
         shares = triton_training.weight_shares(grad, a, deconv_weight, statistics, channels_last)
@@ -124,42 +128,47 @@ def _deconvolve(x: Tensor, deconv_weight: Tensor, groups: int, channels_last: bo
     return _laid_out(reference.reborn_deconvolve(x, deconv_weight.to(x.dtype), groups), channels_last)
 
 
+def reborn_batch_statistics(x: Tensor, deconv_weight: Tensor, groups: int,
+                            channels_last: bool) -> tuple[Tensor, Tensor]:
+    """z, as in :func:`reborn_training`, and its statistics ``[2C + 1]``."""
+    a, = precise(x, channels_last)
+    z = _deconvolve(a, deconv_weight, groups, channels_last)
+    return z, triton_algebra.merged_statistics(*triton_tail.statistics_shares(z, channels_last))
+
+
 def reborn_training(x: Tensor, deconv_weight: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None,
                     compress_weight: Tensor, compress_bias: Tensor | None, z: Tensor | None, mean: Tensor | None,
                     variance: Tensor | None, eps: float, groups: int,
                     channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """y, z in x's dtype, and the norm's statistics ``[2C + 1]``: the batch's, or a mean and a variance given.
+    """y, z, in float64 where a channel has few values, and the norm's statistics ``[2C + 1]``.
+
+    These are the batch's, or a mean and a variance that are given.
 
     A z that is given is not deconvolved again, and comes back as an empty tensor.
     """
     # With z or without statistics it is a batch in training, whose norm is its own or a group's.
     a, = precise(x, channels_last) if mean is None or z is not None else (x,)
-    of_a = z
-    if of_a is None or of_a.dtype != a.dtype:
-        of_a = _deconvolve(a, deconv_weight, groups, channels_last)
+    of_a = _deconvolve(a, deconv_weight, groups, channels_last) if z is None else z
     shares = triton_tail.statistics_shares(of_a, channels_last) if mean is None or variance is None else None
     norm_weight, norm_bias, compress_weight, compress_bias, mean, variance = _as_read(
         norm_weight, norm_bias, compress_weight, compress_bias, mean, variance)
     (weight, bias, middle), statistics = triton_algebra.reborn_fold(
         a, shares, mean, variance, norm_weight, norm_bias, compress_weight, compress_bias, eps)
     y = triton_tail.tail_laid_out(a, of_a, weight, bias, middle, channels_last).to(x.dtype)
-    return y, of_a.to(x.dtype) if z is None else x.new_empty(0), statistics
+    return y, of_a if z is None else x.new_empty(0), statistics
 
 
 def reborn_training_backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, norm_weight: Tensor | None,
                              norm_bias: Tensor | None, compress_weight: Tensor, z: Tensor, statistics: Tensor,
                              grad_statistics: Tensor | None, eps: float, groups: int, channels_last: bool,
-                             trains: bool, needs: Sequence[bool],
+                             trains: bool, needs_x: bool, needs_deconv: bool, needs_parameters: bool,
                              ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, D, γ, β, P, c, and of the statistics' mean and variance ``[2C]`` in float64.
 
-    ``needs`` says which of x's, D's and the others. Unless the norm ``trains``, none goes through the statistics.
+    Unless the norm ``trains``, none goes through the statistics.
     For gradients of the statistics that are given, x's and D's alone.
     """
-    needs_x, needs_deconv, needs_parameters = needs
     a, grad = precise(x, channels_last, grad) if trains else (x, grad)
-    if z.dtype != a.dtype:
-        z = _deconvolve(a, deconv_weight, groups, channels_last)
     norm_weight, norm_bias, compress_weight = _as_read(norm_weight, norm_bias, compress_weight)
     shares = None
     if grad_statistics is None and (trains or needs_parameters):
