@@ -40,10 +40,14 @@ TRAINING = tuple(f"leni {which} gradient {layout} C=64 k=3 bf16"
 REBORN = tuple(f"reborn {which} {layout} C=64 bf16" for which in ("tail", "weight gradient", "input gradient")
                for layout in ("channels-last", "NCHW"))
 CONV_RELU = ("conv_relu forward channels-last 64→64 k=3×3 bf16", "conv_relu weight channels-last 64→64 k=3×3 bf16")
+ALGEBRA = tuple(f"{mechanism} {which} C=64 bf16" for mechanism in ("leni", "reborn")
+                for which in ("fold", "fold backward", "running"))
+SUMS = ("leni merge C=64 bf16", "leni fold of running C=64 bf16", "leni sum of weight C=64 bf16",
+        "leni sum of taps C=64 bf16")
 POINTWISE = ("fully_parametric_relu backward channels-last bf16", "fully_parametric_relu backward NCHW bf16")
 EVERYWHERE = (*LENI, *CONV_RELU, *POINTWISE)
 EACH_KERNEL = (
-    *EVERYWHERE, *TRAINING, *REBORN, "leni statistics channels-last C=64 k=3 bf16",
+    *EVERYWHERE, *TRAINING, *REBORN, *ALGEBRA, *SUMS, "leni statistics channels-last C=64 k=3 bf16",
     "reborn statistics channels-last C=64 bf16", "reborn negative gradient NCHW C=64 bf16",
     "conv_relu input channels-last 64→64 k=3×3 bf16", "ada_relu channels-last bf16", "crelu channels-last bf16",
     "crelu backward channels-last bf16")
@@ -62,6 +66,8 @@ CHOSEN = {
         "reborn tail channels-last C=16 bf16", "reborn tail NCHW C=64 tf32",
         "reborn negative gradient channels-last C=64 tf32", "reborn weight gradient channels-last C=64 tf32",
         "reborn input gradient NCHW C=128 fp32", "reborn tail channels-last C=64 fp64",
+        *ALGEBRA, *SUMS, "leni fold of given C=64 bf16", "leni fold backward of given C=64 bf16",
+        "leni fold C=256 fp32", "leni fold backward C=256 fp32", "leni fold backward C=64 fp64",
         *CONV_RELU,
         "conv_relu forward channels-last 256→256 k=3×3 bf16", "conv_relu forward channels-last 64→64 k=3×3 tf32",
         "conv_relu forward channels-last 64→64 k=3×3 groups=64 bf16", "conv_relu forward NCHW 64→64 k=3×3 bf16",
@@ -73,11 +79,11 @@ CHOSEN = {
         "fully_parametric_relu backward NCHW fp64",
     ),
     "sm_80": (*EVERYWHERE, "leni channels-last C=256 k=3 bf16", TRAINING[0], TRAINING[2], *REBORN,
-              "reborn tail channels-last C=256 tf32"),
+              "reborn tail channels-last C=256 tf32", *ALGEBRA, *SUMS),
     "sm_86": BRIEFLY, "sm_89": BRIEFLY, "sm_120": BRIEFLY,
-    "sm_100": (*EVERYWHERE, TRAINING[1], TRAINING[2], *REBORN),
+    "sm_100": (*EVERYWHERE, TRAINING[1], TRAINING[2], *REBORN, *ALGEBRA, *SUMS),
     "gfx90a": BRIEFLY, "gfx1100": BRIEFLY,
-    "gfx942": (*EVERYWHERE, TRAINING[0], TRAINING[2], *REBORN),
+    "gfx942": (*EVERYWHERE, TRAINING[0], TRAINING[2], *REBORN, *ALGEBRA, *SUMS),
 }
 
 
@@ -145,7 +151,9 @@ def test_every_case_has_its_own_name():
 def test_every_kernel_has_a_case_with_64_bit_offsets_and_one_for_the_oldest_triton():
     cases = codegen.cases("sm_90")
     kernels = {case.kernel for case in cases}
-    assert {case.kernel for case in cases if case.constants["WIDE"]} == kernels
+    # What reads no activation has 64-bit offsets where it needs them, or none that large.
+    assert {case.kernel for case in cases if case.constants.get("WIDE")} == {
+        kernel for kernel in kernels if "WIDE" in kernel.arg_names}
     chosen = set(EACH_KERNEL) & set(CHOSEN["sm_90"])
     assert {case.kernel for case in cases if codegen.full_name(case) in chosen} == kernels
 
