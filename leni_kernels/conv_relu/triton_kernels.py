@@ -11,6 +11,10 @@ gradient and writes dx; every tap has a product of its own, because x against it
 gradients of weight and of θ read x and y's gradient, 2T each, and again for each tap through L2; that of the bias reads
 y's gradient. No sum depends on timing: a program writes its share, and the shares are added afterwards.
 
+Launches, where parameters have x's dtype and no gaps: forward 3, of which two lay out weight and θ; x's gradient 2, one
+of them for the weight; weight's and θ's 2 each, one of them to sum, lay out and cast; bias' 1, PyTorch's sum, and
+another in half precision, where that is cast: 10, or 11, a step.
+
 Where groups have one channel (depthwise) there is no matrix to multiply, and the same kernels multiply elementwise.
 """
 
@@ -298,7 +302,7 @@ def _input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h
                            CHANNELS_LAST: tl.constexpr, BLOCK_SITES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
                            BLOCK_OUTPUTS: tl.constexpr, WIDE: tl.constexpr,
                            PRECISION: tl.constexpr):
-    """weight: [T, channels, outputs of a group].
+    """weight: [T, channels, outputs of a group]; threshold: [channels, T].
 
     x's sites are dealt out by their residues modulo STRIDE: all sites of a program then meet the same taps. ``span`` is
     how many each residue has in each dimension. Taps are a loop of the compiled kernel: each has its own product, and
@@ -333,21 +337,21 @@ def _input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h
     steps = _steps(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR, index_type)
     first = image * (tl.cast(grad_step_n, index_type) * GRAD_VECTOR) + _total(_times(position, steps))
     grad = _pointers(grad + group * OUTPUTS * step_c, first, output * step_c, CHANNELS_LAST)
-    threshold += group * CHANNELS + channel
+    taps: tl.constexpr = GRID[2][0] * GRID[2][1] * GRID[2][2]
+    threshold += (group * CHANNELS + channel) * taps
     if CHANNELS == 1:
         weight += output
     else:
         weight += (group * CHANNELS + channel)[:, None] * OUTPUTS + output[None, :]
     sums = tl.zeros((BLOCK_SITES, BLOCK_CHANNELS), accumulator_type)
-    for t in range(GRID[2][0] * GRID[2][1] * GRID[2][2]):
+    for t in range(taps):
         offset = _grid_offset(t, GRID)
         lag = residue[0] - offset[0], residue[1] - offset[1], residue[2] - offset[2]
         gradient = _tap_gradient(tl.zeros_like(sums), grad, weight, position, out_size, steps, step_c, has_site,
                                  has_channel, lag, STRIDE, CHANNELS, OUTPUTS, CHANNELS_LAST, BLOCK_OUTPUTS, PRECISION)
-        theta = tl.load(threshold, has_channel, 0.0)
+        theta = tl.load(threshold + t, has_channel, 0.0).to(values.dtype)
         sums += tl.where(values <= theta[None, :], 0.0, gradient)
         weight += GROUPS * CHANNELS * OUTPUTS
-        threshold += GROUPS * CHANNELS
     number = ((image * in_d + site[0]) * in_h + site[1]) * in_w + site[2]
     plane = tl.cast(in_d, index_type) * in_h * in_w
     _store_tile(dx, sums, number, group * CHANNELS + channel, inside, has_channel, plane, GROUPS * CHANNELS,
@@ -357,19 +361,24 @@ def _input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h
 # ---- the gradients of weight and θ -------------------------------------------------------------------------
 # Of a tap, dw[o, c] = Σ_q dy[q, o] · max(x̂[q, c], θ[c]) and dθ[c] = Σ_q [x̂[q, c] ≤ θ[c]] · Σ_o w[o, c] · dy[q, o]. That
 # is Σ_o w[o, c] · M[o, c], where M[o, c] = Σ_q dy[q, o] · [x̂[q, c] ≤ θ[c]]: the same product, of zeros and ones. So the
-# gradient of θ needs no sum over sites of its own, and sites outside x count without being sought.
+# gradient of θ needs no sum over sites of its own, and sites outside x count without being sought. A program weights
+# its share of M itself: its share of dθ has as many numbers less as there are outputs.
 
 
 @jit
-def _correlation_kernel(x, threshold, grad, partial, sites, tiles, out_d, out_h, out_w, in_d, in_h, in_w,
+def _correlation_kernel(x, threshold, grad, weight, partial, sites, tiles, out_d, out_h, out_w, in_d, in_h, in_w,
                         step_n, step_d, step_h, step_w, step_c,
                         grad_step_n, grad_step_d, grad_step_h, grad_step_w, grad_step_c,
-                        OF_MASK: tl.constexpr, GRID: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr,
+                        GRID: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr,
                         OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr,
                         CHANNELS_LAST: tl.constexpr, BLOCK_SITES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
                         BLOCK_OUTPUTS: tl.constexpr, WIDE: tl.constexpr,
                         PRECISION: tl.constexpr):
-    """partial: [programs over sites, T, outputs, channels of a group]. A program has one tap and ``tiles`` tiles."""
+    """A program has one tap and ``tiles`` tiles; threshold: [channels, T].
+
+    Without a weight, partial is dw's: [programs over sites, T, outputs, channels of a group]. With the weight [outputs,
+    channels of a group, T] it is dθ's: [programs over sites and outputs, T, channels]; depthwise, as without.
+    """
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
     accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     every: tl.constexpr = GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS
@@ -397,7 +406,7 @@ def _correlation_kernel(x, threshold, grad, partial, sites, tiles, out_d, out_h,
     grad_steps = _steps(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR, index_type)
     x += group * CHANNELS * step_c
     grad += group * OUTPUTS * grad_step_c
-    theta = tl.load(threshold + (tap * GROUPS + group) * CHANNELS + channel, has_channel, 0.0)
+    theta = tl.load(threshold + (group * CHANNELS + channel) * taps + tap, has_channel, 0.0).to(x.dtype.element_ty)
     sums = tl.zeros((BLOCK_SITES if CHANNELS == 1 else BLOCK_OUTPUTS, theta.shape[0]), accumulator_type)
     for tile in range(tiles):
         number = tl.cast(part * tiles + tile, index_type) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
@@ -411,17 +420,44 @@ def _correlation_kernel(x, threshold, grad, partial, sites, tiles, out_d, out_h,
         first = image * (tl.cast(step_n, index_type) * VECTOR) + _total(_times(site, steps))
         values = _load_tile(_pointers(x, first, channel * step_c, CHANNELS_LAST), inside, has_channel, CHANNELS_LAST)
         below = values <= theta[None, :]
-        values = below.to(values.dtype) if OF_MASK else _activated(values, theta, False)
+        values = _activated(values, theta, False) if weight is None else below.to(values.dtype)
         if CHANNELS == 1:
             sums += gradient.to(accumulator_type) * values.to(accumulator_type)
         else:
             sums = tl.dot(tl.trans(gradient), values, sums, PRECISION, out_dtype=accumulator_type)
-    partial += (tl.cast(part, index_type) * taps + tap) * (GROUPS * OUTPUTS * CHANNELS)
     if CHANNELS == 1:
-        tl.store(partial + output, tl.sum(sums, 0), has_output)
+        total = tl.sum(sums, 0)
+        if weight is not None:
+            total *= tl.load(weight + output * taps + tap, has_output, 0.0).to(accumulator_type)
+        tl.store(partial + (tl.cast(part, tl.int64) * taps + tap) * every + output, total, has_output)
     else:
         row = (group * OUTPUTS + output) * CHANNELS
-        tl.store(partial + row[:, None] + channel[None, :], sums, has_output[:, None] & has_channel[None, :])
+        place = row[:, None] + channel[None, :]
+        mask = has_output[:, None] & has_channel[None, :]
+        if weight is None:
+            partial += (tl.cast(part, tl.int64) * taps + tap) * (GROUPS * OUTPUTS * CHANNELS)
+            tl.store(partial + place, sums, mask)
+        else:
+            factors = tl.load(weight + place * taps + tap, mask, 0.0).to(accumulator_type)
+            share = tl.cast(part, tl.int64) * output_blocks + tl.program_id(0) % output_blocks
+            partial += ((share * taps + tap) * GROUPS + group) * CHANNELS
+            tl.store(partial + channel, tl.sum(sums * factors, 0), has_channel)
+
+
+@jit
+def _sum_kernel(partial, out, rows, WIDTH: tl.constexpr, TAPS: tl.constexpr, EACH: tl.constexpr, BLOCK: tl.constexpr,
+                LANES: tl.constexpr):
+    """out [WIDTH, TAPS]: the shares [rows, TAPS, WIDTH, EACH] summed over rows and EACH, in float64."""
+    number = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    sums = tl.zeros((LANES, BLOCK), tl.float64)
+    for first in range(0, rows, LANES):
+        row = (first + tl.arange(0, LANES))[:, None]
+        mask = (row < rows) & (number < WIDTH * TAPS)[None, :]
+        for each in range(EACH):
+            place = (row.to(tl.int64) * (WIDTH * TAPS) + number[None, :]) * EACH + each
+            sums += tl.load(partial + place, mask, 0.0).to(tl.float64)
+    place = number % WIDTH * TAPS + number // WIDTH
+    tl.store(out + place, tl.sum(sums, 0).to(out.dtype.element_ty), number < WIDTH * TAPS)
 
 
 # ---- launches ----------------------------------------------------------------------------------------------
@@ -494,10 +530,7 @@ def conv_relu_input_gradient(grad: Tensor, x: Tensor, weight: Tensor, threshold:
     if needs_x:
         dx = _input_gradient(problem, grad, weight, threshold, x.dim() - 2)
     if needs_threshold:
-        masked = _correlation(problem, grad, threshold, of_mask=True)
-        shares = weight.to(masked.dtype).reshape(groups, problem.outputs, *weight.shape[1:]).flatten(3)
-        shares = shares * masked.reshape(shares.shape)
-        dthreshold = shares.sum(1).reshape(threshold.shape).to(threshold.dtype)
+        dthreshold = _correlation(problem, grad, threshold, weight, threshold)
     return dx, dthreshold
 
 
@@ -508,7 +541,7 @@ def conv_relu_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, threshold
     problem = _convolution(x, weight, stride, pads, dilation, groups, channels_last)
     dweight, dbias = weight.new_empty(0), weight.new_empty(0)
     if needs_weight:
-        dweight = _correlation(problem, grad, threshold, of_mask=False).reshape(weight.shape).to(weight.dtype)
+        dweight = _correlation(problem, grad, threshold, None, weight)
     if needs_bias:
         dbias = grad.sum([0, *range(2, grad.dim())], dtype=_accumulator(x)).to(weight.dtype)
     return dweight, dbias
@@ -551,34 +584,44 @@ def _input_gradient(problem: _Problem, grad: Tensor, weight: Tensor, threshold: 
     matrices = weight.to(x.dtype).reshape(problem.groups, problem.outputs, problem.channels, -1).permute(3, 0, 2, 1)
     with on_device_of(x):
         launchable(_input_gradient_kernel)[(programs,)](
-            x, matrices.contiguous(), _by_tap(threshold, x), grad, dx, sites, *span, *x.shape[2:], *problem.out_size,
+            x, matrices.contiguous(), threshold.contiguous(), grad, dx, sites, *span, *x.shape[2:], *problem.out_size,
             *_steps_of(x, constants["VECTOR"]), *_steps_of(_three_dimensional(grad), constants["GRAD_VECTOR"]),
             **constants, num_warps=config.warps, num_stages=config.stages)
     return dx
 
 
-def _correlation(problem: _Problem, grad: Tensor, threshold: Tensor, of_mask: bool) -> Tensor:
-    """``Σ_q grad[q, o] · max(x̂[q, c], θ[c])`` of each tap, or of the mask x̂ ≤ θ, as [O, C // groups, T]."""
-    x = problem.x
-    taps, shape, accumulator = len(problem.taps), (grad.shape[1], problem.channels), _accumulator(x)
+_SUMMED, _LANES = 128, 32
+"""Of numbers and of their shares, where a program sums shares."""
+
+
+def _correlation(problem: _Problem, grad: Tensor, threshold: Tensor, weight: Tensor | None, like: Tensor) -> Tensor:
+    """``Σ_q grad[q, o] · max(x̂[q, c], θ[c])`` of each tap, or given the weight θ's gradient; in the shape and dtype of
+    the parameter that it is ``like``."""
+    x, taps, width = problem.x, len(problem.taps), like.numel() // len(problem.taps)
     if x.numel() == 0 or grad.numel() == 0:
-        return x.new_zeros(*shape, taps, dtype=accumulator)
+        return like.new_zeros(like.shape)
     operand = _operand(x)
-    config = choose("weight", problem.channels, problem.outputs, len(problem.taps), operand, architecture(x),
-                    problem.channels_last)
+    config = choose("weight", problem.channels, problem.outputs, taps, operand, architecture(x), problem.channels_last)
     sites = grad.numel() // grad.shape[1]
     blocks = taps * problem.blocks(problem.outputs, config.outputs) * ceil_div(problem.channels, config.channels)
     # Programs of many tiles write few shares; too few programs leave the GPU idle.
     tiles = min(ceil_div(ceil_div(sites, config.sites), ceil_div(_ENOUGH_PROGRAMS, blocks)), LONGEST_RUN)
     parts = ceil_div(sites, config.sites * tiles)
-    partial = x.new_empty(parts, taps, *shape, dtype=accumulator)
-    constants = _gradient_constants(problem, config, operand, grad) | {"OF_MASK": of_mask, "WIDE": wide(x, grad)}
+    of_outputs = ceil_div(problem.outputs, config.outputs) if problem.matrix and weight is not None else 1
+    each = problem.outputs if not problem.matrix and weight is not None else 1
+    rows = parts * of_outputs
+    partial = x.new_empty(rows, taps, width, each, dtype=_accumulator(x))
+    gradient = like.new_empty(like.shape)
+    constants = _gradient_constants(problem, config, operand, grad) | {"WIDE": wide(x, grad)}
     with on_device_of(x):
         launchable(_correlation_kernel)[(parts * blocks,)](
-            x, _by_tap(threshold, x), grad, partial, sites, tiles, *problem.out_size, *x.shape[2:],
-            *_steps_of(x, constants["VECTOR"]), *_steps_of(_three_dimensional(grad), constants["GRAD_VECTOR"]),
-            **constants, num_warps=config.warps, num_stages=config.stages)
-    return partial.sum(0).permute(1, 2, 0).contiguous()
+            x, threshold.contiguous(), grad, None if weight is None else weight.contiguous(), partial, sites, tiles,
+            *problem.out_size, *x.shape[2:], *_steps_of(x, constants["VECTOR"]),
+            *_steps_of(_three_dimensional(grad), constants["GRAD_VECTOR"]), **constants, num_warps=config.warps,
+            num_stages=config.stages)
+        launchable(_sum_kernel)[(ceil_div(like.numel(), _SUMMED),)](
+            partial, gradient, rows, WIDTH=width, TAPS=taps, EACH=each, BLOCK=_SUMMED, LANES=_LANES, num_warps=4)
+    return gradient
 
 
 def _convolution(x: Tensor, weight: Tensor, stride: Sequence[int], pads: Sequence[int], dilation: Sequence[int],
@@ -668,6 +711,8 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
             for operand, layer in layers:
                 yield _compile_case(kernel, layer, operand, architecture, channels_last)
             yield _compile_case(kernel, _TYPICAL_LAYERS[0], "fp16", architecture, channels_last).with_wide_offsets()
+    for operand in found:
+        yield _sum_case(operand)
 
 
 class _Layer(NamedTuple):
@@ -712,8 +757,8 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
     else:
         function = _input_gradient_kernel if kernel == "input" else _correlation_kernel
         constants = _gradient_constants(problem, config, operand, grad) | {unit: 1, f"grad_{unit}": 1}
-    if kernel in ("weight", "threshold"):
-        constants |= {"OF_MASK": of_mask}
+    if kernel == "weight":
+        constants |= {"weight": None}
     constants |= {"WIDE": False}
     element = "fp32" if operand == "tf32" else operand
     exact = "fp64" if operand == "fp64" else "fp32"
@@ -726,6 +771,13 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
     layout = "channels-last" if channels_last else "NCHW"
     return CompileCase(f"conv_relu {kernel} {layout} {layer}", function, signature, constants, config.warps,
                        operand, rows if problem.matrix else 0, vector_bits, vector_loads, config.stages)
+
+
+def _sum_case(operand: str) -> CompileCase:
+    exact, element = "fp64" if operand == "fp64" else "fp32", "fp32" if operand == "tf32" else operand
+    constants = {"WIDTH": 4096, "TAPS": 9, "EACH": 1, "BLOCK": _SUMMED, "LANES": _LANES}
+    signature = {"partial": f"*{exact}", "out": f"*{element}", "rows": "i32"}
+    return CompileCase("conv_relu sum", _sum_kernel, signature, constants, 4, operand, 0, 32, 0)
 
 
 def _loads(kernel: str, problem: _Problem, config: Config, vector: int, operand: str,
