@@ -10,15 +10,17 @@
 #include <vector>
 
 #include "host.h"
+#include "tensors.h"
 
 namespace {
 
+using leni::as_type;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // The options of a convolution, one entry per spatial dimension, and two of ``pads``: before and after.
 struct Options {
-  std::vector<int64_t> stride, pads, dilation;
+  const std::vector<int64_t>&stride, &pads, &dilation;
   int64_t groups;
   bool channels_last;
 };
@@ -41,16 +43,6 @@ void check_parameter(const char* op, const Tensor& tensor, const char* name, con
   STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
   STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type() || tensor.scalar_type() == wide(x), op, ": ", name,
                   " must be of x's dtype, or of float32 for a bfloat16 x");
-}
-
-Tensor as_type(const Tensor& tensor, ScalarType type) {
-  return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
-}
-
-// A parameter's gradient, to be computed in x's wide type; empty if it is not needed.
-Tensor empty_gradient(const Tensor& parameter, const Tensor& x, bool needed) {
-  if (!needed) return torch::stable::new_empty(parameter, {0}, wide(x));
-  return torch::stable::new_empty(parameter, parameter.sizes(), wide(x));
 }
 
 void check_bias(const char* op, const std::optional<Tensor>& bias, const Tensor& x, int64_t channels) {
@@ -97,6 +89,22 @@ leni::Volume volume(const Tensor& tensor, bool channels_last) {
     result.stride[i - 2 + missing] = stride(i);
   }
   return result;
+}
+
+// From one tap to the next of a weight [O, C/groups, *kernel], if the taps are as far apart as that all along the kernel.
+std::optional<int64_t> stride_of_taps(const Tensor& weight) {
+  std::optional<int64_t> innermost;
+  int64_t next = 1;  // the stride that the next outer dimension must have
+  for (int64_t d = weight.dim() - 1; d >= 2; --d) {
+    if (weight.size(d) == 1) continue;
+    if (!innermost.has_value()) {
+      innermost = weight.stride(d);
+    } else if (weight.stride(d) != next) {
+      return std::nullopt;
+    }
+    next = weight.stride(d) * weight.size(d);
+  }
+  return innermost.value_or(1);
 }
 
 // A convolution and what its pointers point to.
@@ -155,34 +163,37 @@ struct Convolution {
     set_parameters(as_type(w, wide(x)), as_type(t, wide(x)));
   }
 
-  // weight as [O, C/groups, T] and threshold as [C, T].
+  // weight [O, C/groups, *kernel] as [O, C/groups, T], threshold as [C, T].
   void set_parameters(const Tensor& w, const Tensor& t) {
-    const int64_t count = static_cast<int64_t>(taps.size());
-    // Channels-last weights are read in place, others are gathered unless they are contiguous.
-    weight = torch::stable::reshape(w, {w.size(0), w.size(1), count});
-    threshold = torch::stable::contiguous(t);
-    problem.taps = taps.data();
-    problem.tap_count = count;
-    problem.weight = weight.const_data_ptr();
-    for (int64_t i = 2, dense = 1; i >= 0; --i) {  // the stride of a dimension of size 1 may be any number
-      problem.weight_stride[i] = weight.size(i) == 1 ? dense : weight.stride(i);
-      dense *= weight.size(i);
+    weight = w;
+    std::optional<int64_t> tap_stride = stride_of_taps(weight);
+    if (!tap_stride.has_value()) {
+      weight = torch::stable::contiguous(weight);
+      tap_stride = 1;
     }
+    threshold = leni::contiguous(t);
+    problem.taps = taps.data();
+    problem.tap_count = static_cast<int64_t>(taps.size());
+    problem.weight = weight.const_data_ptr();
+    // Channels-last weights, too, are read in place. The stride of a dimension of size 1 may be any number.
+    const int64_t inputs = weight.size(1), taps_and_inputs = problem.tap_count * inputs;
+    problem.weight_stride[0] = weight.size(0) == 1 ? taps_and_inputs : weight.stride(0);
+    problem.weight_stride[1] = inputs == 1 ? problem.tap_count : weight.stride(1);
+    problem.weight_stride[2] = *tap_stride;
     problem.threshold = threshold.const_data_ptr();
   }
 };
 
-Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, bool channels_last) {
-  using torch::headeronly::MemoryFormat;
-  const auto format = !channels_last      ? MemoryFormat::Contiguous
-                      : shape.size() == 4 ? MemoryFormat::ChannelsLast
-                                          : MemoryFormat::ChannelsLast3d;
-  if (shape.size() != 3 || !channels_last) {
-    return torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
-  }
-  // There is no memory format of that name in one dimension.
-  const Tensor flat = torch::stable::new_empty(like, {shape[0], shape[2], shape[1]});
-  return torch::stable::transpose(flat, 1, 2);
+// An activation.
+Tensor empty(const std::vector<int64_t>& shape, ScalarType type, bool channels_last) {
+  const int64_t last = static_cast<int64_t>(shape.size()) - 1;
+  const auto channels_behind = [&](int64_t i) { return i == 0 ? 0 : i == last ? 1 : i + 1; };
+  return channels_last ? leni::empty(shape, channels_behind, type) : leni::empty(shape, type);
+}
+
+// A parameter's gradient, to be computed in x's wide type; empty if it is not needed.
+Tensor empty_gradient(const Tensor& parameter, const Tensor& x, bool needed) {
+  return needed ? leni::empty(parameter.sizes(), wide(x)) : leni::empty({0}, wide(x));
 }
 
 const leni::ConvReluKernels& kernels() {
@@ -209,9 +220,9 @@ void run(const leni::ConvReluProblem& problem) {
 }
 
 Tensor forward(const Convolution& convolution, const Tensor& x, const std::optional<Tensor>& bias) {
-  Tensor y = empty(x, convolution.out_shape, convolution.problem.x.channels_last);
+  Tensor y = empty(convolution.out_shape, x.scalar_type(), convolution.problem.x.channels_last);
   if (y.numel() == 0) return y;
-  const Tensor b = bias.has_value() ? torch::stable::contiguous(as_type(*bias, wide(x))) : Tensor();
+  const Tensor b = bias.has_value() ? leni::contiguous(as_type(*bias, wide(x))) : Tensor();
   run({convolution.problem, bias.has_value() ? b.const_data_ptr() : nullptr, y.mutable_data_ptr()});
   return y;
 }
@@ -243,49 +254,32 @@ leni::ConvReluGradientProblem gradient_problem(const char* op, const Convolution
   return {convolution.problem, volume(grad, convolution.problem.x.channels_last)};
 }
 
-// The gradients of x and of threshold; one that is not needed is empty.
-std::tuple<Tensor, Tensor> conv_relu_input_gradient(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                                    const Tensor& threshold, std::vector<int64_t> stride,
-                                                    std::vector<int64_t> pads, std::vector<int64_t> dilation,
-                                                    int64_t groups, bool channels_last, bool needs_x,
-                                                    bool needs_threshold) {
-  constexpr const char* op = "conv_relu_input_gradient_cpp";
+// The gradients of x, weight, threshold and bias, which has weight's dtype; one that is not needed is empty.
+std::tuple<Tensor, Tensor, Tensor, Tensor> conv_relu_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& threshold, std::vector<int64_t> stride,
+    std::vector<int64_t> pads, std::vector<int64_t> dilation, int64_t groups, bool channels_last, bool needs_x,
+    bool needs_weight, bool needs_threshold, bool needs_bias) {
+  constexpr const char* op = "conv_relu_backward_cpp";
   const Convolution convolution(op, x, weight, threshold, {stride, pads, dilation, groups, channels_last});
   leni::ConvReluGradientProblem problem = gradient_problem(op, convolution, grad, x);
   const std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
-  Tensor dx = needs_x ? empty(x, shape, channels_last) : torch::stable::new_empty(x, {0});
-  Tensor dthreshold = empty_gradient(threshold, x, needs_threshold);
-  if (grad.numel() == 0) {
-    torch::stable::zero_(dx);
-    torch::stable::zero_(dthreshold);
-  } else if (needs_x || needs_threshold) {
-    if (needs_x) problem.dx = dx.mutable_data_ptr();
-    if (needs_threshold) problem.dthreshold = dthreshold.mutable_data_ptr();
-    kernels().input_gradient(problem, leni::Call());
-  }
-  return {dx, as_type(dthreshold, threshold.scalar_type())};
-}
-
-// The gradients of weight and of bias, which has weight's dtype; one that is not needed is empty.
-std::tuple<Tensor, Tensor> conv_relu_weight_gradient(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                                     const Tensor& threshold, std::vector<int64_t> stride,
-                                                     std::vector<int64_t> pads, std::vector<int64_t> dilation,
-                                                     int64_t groups, bool channels_last, bool needs_weight,
-                                                     bool needs_bias) {
-  constexpr const char* op = "conv_relu_weight_gradient_cpp";
-  const Convolution convolution(op, x, weight, threshold, {stride, pads, dilation, groups, channels_last});
-  leni::ConvReluGradientProblem problem = gradient_problem(op, convolution, grad, x);
+  Tensor dx = needs_x ? empty(shape, x.scalar_type(), channels_last) : leni::empty({0}, x.scalar_type());
   Tensor dweight = empty_gradient(weight, x, needs_weight);
-  Tensor dbias = torch::stable::new_empty(weight, {needs_bias ? weight.size(0) : 0}, wide(x));
+  Tensor dthreshold = empty_gradient(threshold, x, needs_threshold);
+  Tensor dbias = leni::empty({needs_bias ? weight.size(0) : 0}, wide(x));
   if (grad.numel() == 0) {
-    torch::stable::zero_(dweight);
-    torch::stable::zero_(dbias);
-  } else if (needs_weight || needs_bias) {
+    for (Tensor* gradient : {&dx, &dweight, &dthreshold, &dbias}) torch::stable::zero_(*gradient);
+  } else {
+    if (needs_x) problem.dx = dx.mutable_data_ptr();
     if (needs_weight) problem.dweight = dweight.mutable_data_ptr();
+    if (needs_threshold) problem.dthreshold = dthreshold.mutable_data_ptr();
     if (needs_bias) problem.dbias = dbias.mutable_data_ptr();
-    kernels().weight_gradient(problem, leni::Call());
+    const leni::Call host;
+    if (needs_x || needs_threshold) kernels().input_gradient(problem, host);
+    if (needs_weight || needs_bias) kernels().weight_gradient(problem, host);
   }
-  return {as_type(dweight, weight.scalar_type()), as_type(dbias, weight.scalar_type())};
+  const ScalarType type = weight.scalar_type();
+  return {dx, as_type(dweight, type), as_type(dthreshold, threshold.scalar_type()), as_type(dbias, type)};
 }
 
 }  // namespace
@@ -298,18 +292,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
       "conv_relu_taps_cpp(Tensor x, Tensor weight, Tensor threshold, Tensor? bias, int[] offsets, int[] below, "
       "bool channels_last) -> Tensor");
   m.def(
-      "conv_relu_input_gradient_cpp(Tensor grad, Tensor x, Tensor weight, Tensor threshold, int[] stride, "
-      "int[] pads, int[] dilation, int groups, bool channels_last, bool needs_x, bool needs_threshold) "
-      "-> (Tensor, Tensor)");
-  m.def(
-      "conv_relu_weight_gradient_cpp(Tensor grad, Tensor x, Tensor weight, Tensor threshold, int[] stride, "
-      "int[] pads, int[] dilation, int groups, bool channels_last, bool needs_weight, bool needs_bias) "
-      "-> (Tensor, Tensor)");
+      "conv_relu_backward_cpp(Tensor grad, Tensor x, Tensor weight, Tensor threshold, int[] stride, int[] pads, "
+      "int[] dilation, int groups, bool channels_last, bool needs_x, bool needs_weight, bool needs_threshold, "
+      "bool needs_bias) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(leni_kernels, CPU, m) {
   m.impl("conv_relu_cpp", TORCH_BOX(&conv_relu));
   m.impl("conv_relu_taps_cpp", TORCH_BOX(&conv_relu_taps));
-  m.impl("conv_relu_input_gradient_cpp", TORCH_BOX(&conv_relu_input_gradient));
-  m.impl("conv_relu_weight_gradient_cpp", TORCH_BOX(&conv_relu_weight_gradient));
+  m.impl("conv_relu_backward_cpp", TORCH_BOX(&conv_relu_backward));
 }

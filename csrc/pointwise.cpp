@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "host.h"
+#include "tensors.h"
 
 namespace {
 
@@ -62,9 +63,9 @@ void check_gradient(const char* op, const Tensor& grad, const Tensor& x, int64_t
 Dimensions order_of(const Tensor& dense) {
   Dimensions order(dense.dim());
   std::iota(order.begin(), order.end(), 0);
+  const auto sizes = dense.sizes(), strides = dense.strides();
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-    const int64_t first = dense.stride(a), second = dense.stride(b);
-    return first != second ? first > second : dense.size(a) > dense.size(b);
+    return strides[a] != strides[b] ? strides[a] > strides[b] : sizes[a] > sizes[b];
   });
   return order;
 }
@@ -110,6 +111,13 @@ struct Steps {
     }
   }
 };
+
+bool is_dense(const Tensor& x) { return x.numel() > 0 && Steps(x, order_of(x)).dense(); }
+
+// As PyTorch's: of x's own strides if x is dense.
+Tensor empty_as(const Tensor& x) {
+  return is_dense(x) ? leni::empty_strided(x.sizes(), x.strides(), x.scalar_type()) : torch::stable::empty_like(x);
+}
 
 // ---- parameters -------------------------------------------------------------------------------------------
 
@@ -196,7 +204,7 @@ class Parameters {
   }
 
   Tensor gradient(int64_t j) const {
-    const Tensor gradient = torch::stable::new_empty(tensors_[j], tensors_[j].sizes());
+    const Tensor gradient = leni::empty(tensors_[j].sizes(), tensors_[j].scalar_type());
     for_dtype(gradient.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       T* to = static_cast<T*>(gradient.mutable_data_ptr());
@@ -253,12 +261,12 @@ class Parameters {
 
 // Zeros like a parameter, or a tensor of no elements.
 Tensor zeros(const Tensor& parameter, bool like) {
-  return like ? torch::stable::new_zeros(parameter, parameter.sizes()) : torch::stable::new_empty(parameter, {0});
+  return like ? torch::stable::new_zeros(parameter, parameter.sizes()) : leni::empty({0}, parameter.scalar_type());
 }
 
 Tensor run_forward(const char* op, Function function, const Tensor& x, std::vector<Tensor> tensors) {
   const leni::Scalar scalar = scalar_of(op, x);
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = empty_as(x);
   if (y.numel() == 0) return y;
   const Dimensions order = order_of(y);
   const Parameters parameters(op, x, order, std::move(tensors));
@@ -276,7 +284,7 @@ std::vector<Tensor> run_backward(const char* op, Function function, const Tensor
                                  const std::vector<Tensor>& tensors, bool needs_input, bool needs_parameters) {
   const leni::Scalar scalar = scalar_of(op, x);
   check_gradient(op, grad, x, x.size(1));
-  std::vector<Tensor> gradients{needs_input ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0})};
+  std::vector<Tensor> gradients{needs_input ? empty_as(x) : leni::empty({0}, x.scalar_type())};
   if (x.numel() == 0 || !(needs_input || needs_parameters)) {
     for (const Tensor& tensor : tensors) gradients.push_back(zeros(tensor, needs_parameters));
     return gradients;
@@ -331,22 +339,12 @@ int64_t inner_size(const Tensor& x, const Dimensions& order) {
   return std::accumulate(channels, order.end(), int64_t{1}, [&](int64_t n, int64_t d) { return n * x.size(d); });
 }
 
-// torch::stable::permute is younger than the oldest PyTorch that this is built against; its operator is not.
-Tensor permute(const Tensor& tensor, const Dimensions& order) {
-  std::array<StableIValue, 2> stack{torch::stable::detail::from(tensor), torch::stable::detail::from(order)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::permute", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 Tensor crelu(const Tensor& x) {
   const leni::Scalar scalar = scalar_of("crelu_cpp", x);
-  const Dimensions order = order_of(torch::stable::empty_like(x));
-  Dimensions sizes(order.size()), position(order.size());
-  for (size_t i = 0; i < order.size(); ++i) {
-    sizes[i] = x.size(order[i]) * (order[i] == 1 ? 2 : 1);
-    position[order[i]] = i;
-  }
-  Tensor y = permute(torch::stable::new_empty(x, sizes), position);
+  const Dimensions order = order_of(is_dense(x) ? x : torch::stable::empty_like(x));
+  Dimensions sizes(x.sizes().begin(), x.sizes().end());
+  sizes[1] *= 2;
+  const Tensor y = leni::empty(sizes, [&](int64_t i) { return order[i]; }, x.scalar_type());
   if (y.numel() == 0) return y;
   const Steps steps(x, order);
   const int64_t inner = inner_size(x, order);
@@ -358,7 +356,7 @@ Tensor crelu_backward(const Tensor& grad, const Tensor& x) {
   constexpr const char* op = "crelu_backward_cpp";
   const leni::Scalar scalar = scalar_of(op, x);
   check_gradient(op, grad, x, 2 * x.size(1));
-  Tensor dx = torch::stable::empty_like(x);
+  Tensor dx = empty_as(x);
   if (dx.numel() == 0) return dx;
   const Dimensions order = order_of(dx);
   const Steps steps(x, order), grad_steps(grad, order);

@@ -55,6 +55,7 @@ class Operation:
     def __init__(self, name: str, *backends: Backend) -> None:
         self.name = name
         self.backends = backends
+        self._kernels, self._reference = backends[:-1], backends[-1]
 
     def __call__(self, call: Any) -> Tensor:
         backend = self._choose(call)
@@ -71,10 +72,10 @@ class Operation:
     def _choose(self, call: Any) -> Backend:
         if _forced is not None:
             return self._named(_forced, call)
-        for backend in self.backends[:-1]:
-            if self._why_not(backend, call) is None:
+        for backend in self._kernels:
+            if backend.why_not(call) is None and _why_failed(self.name, backend.name, call) is None:
                 return backend
-        return self.backends[-1]
+        return self._reference
 
     def _why_not(self, backend: Backend, call: Any) -> str | None:
         return backend.why_not(call) or _why_failed(self.name, backend.name, call)
@@ -145,7 +146,7 @@ def with_reference(operation: str, backend: str, run: Callable[..., Any],
 
 
 def gradients_of(definition: Callable[..., Tensor], inputs: tuple[Tensor, ...], needs: tuple[bool, ...],
-                 grad: Tensor) -> list[Tensor | None]:
+                 grad: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients of ``definition(*inputs)`` by autograd for that of its result, None where not needed.
 
     They can be differentiated again where grad mode is on, as it is in a backward with ``create_graph``.
@@ -157,7 +158,7 @@ def gradients_of(definition: Callable[..., Tensor], inputs: tuple[Tensor, ...], 
         y = definition(*leaves)
     wanted = [leaf for leaf, needed in zip(leaves, needs, strict=True) if needed]
     gradients = iter(torch.autograd.grad(y, wanted, grad, create_graph=again))
-    return [next(gradients) if needed else None for needed in needs]
+    return tuple(next(gradients) if needed else None for needed in needs)
 
 
 def _remember(failure: KernelFailure, operation: str, backend: str, call: Any) -> None:

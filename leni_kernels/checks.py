@@ -31,6 +31,8 @@ def floating(name: str, x: Tensor, what: str = "x") -> None:
 
 def shape(name: str, what: str, tensor: Tensor, wanted: tuple[int | str, ...]) -> None:
     """Require a shape; a string in ``wanted`` stands for any size and names it in the message."""
+    if tensor.shape == wanted:  # nearly always, where no string is wanted
+        return
     fits = tensor.dim() == len(wanted) and all(
         isinstance(want, str) or size == want for size, want in zip(tensor.shape, wanted, strict=True))
     if not fits:
@@ -72,9 +74,10 @@ def per_dimension(name: str, what: str, value: int | Sequence[int], dimensions: 
 def kernel_fits(name: str, x: Tensor, pads: Sequence[tuple[int, int]], extents: Sequence[int]) -> None:
     """Require an output of at least one site per dimension."""
     padded = [size + before + after for size, (before, after) in zip(x.shape[-len(pads):], pads, strict=True)]
-    if any(size < extent for size, extent in zip(padded, extents, strict=True)):
-        raise ValueError(f"{name}: the dilated kernel {list(extents)} must fit into the padded x {padded}; "
-                         f"got x of shape {tuple(x.shape)}")
+    for size, extent in zip(padded, extents, strict=True):
+        if size < extent:
+            raise ValueError(f"{name}: the dilated kernel {list(extents)} must fit into the padded x {padded}; "
+                             f"got x of shape {tuple(x.shape)}")
 
 
 def odd_kernel(name: str, what: str, tensor: Tensor, wanted: tuple[int | str, ...]) -> None:
@@ -99,6 +102,16 @@ def norm(name: str, what: str, state: Norm, channels: int) -> None:
             shape(name, f"{what}.{field}", tensor, (channels,))
 
 
+def alike(name: str, **tensors: Tensor) -> None:
+    """Require one device and, after autocast, one dtype; nearly always the tensors just have them."""
+    first, *others = tensors.values()
+    for other in others:
+        if other.dtype != first.dtype or other.device != first.device:
+            same_device(name, **tensors)
+            same_dtype(name, **tensors)
+            return
+
+
 def same_device(name: str, **tensors: Tensor) -> None:
     """Require all tensors on the device of the first."""
     _alike(name, ValueError, "device", {what: tensor.device for what, tensor in tensors.items()})
@@ -106,11 +119,12 @@ def same_device(name: str, **tensors: Tensor) -> None:
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
     """The dtype that autocast gives x for a convolution: x's own where autocast is off, and for float64."""
-    kind, casts = x.device.type, x.is_floating_point() and x.dtype != torch.float64
+    kind = "cpu" if x.is_cpu else x.device.type  # the latter takes longer to say
     # torch.amp.is_autocast_available would say the same of meta, but Dynamo of torch 2.11 cannot trace it.
-    if casts and kind != "meta" and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return x.dtype
+    casts = x.is_floating_point() and x.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if casts else x.dtype
 
 
 def in_dtype(x: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:

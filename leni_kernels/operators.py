@@ -7,7 +7,7 @@ which PyTorch's dispatcher finds under the operator's name for everybody else: `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -63,12 +63,13 @@ def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], No
             save(ctx, inputs, output)
             return output
 
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            return backward(ctx, *grads)
+    Differentiable.backward = staticmethod(backward)
 
     def run(*inputs: Any) -> Any:
-        return Differentiable.apply(*inputs) if torch.is_grad_enabled() else below_autograd(operator, *inputs)
+        if torch.is_grad_enabled():
+            return Differentiable.apply(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*inputs)
 
     defaults = [argument.default_value for argument in operator._schema.arguments]
 
@@ -81,3 +82,10 @@ def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], No
         return operator(*inputs) if torch.compiler.is_compiling() else run(*inputs)
 
     return call
+
+
+def needed(gradients: tuple[Tensor | None, ...], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """The gradients as autograd takes them: None for each that is not needed."""
+    if all(needs):
+        return gradients
+    return tuple(gradient if need else None for gradient, need in zip(gradients, needs, strict=True))

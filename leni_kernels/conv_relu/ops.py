@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,24 +11,24 @@ from torch import Tensor
 
 from .. import checks, extension, triton_support
 from ..backends import Backend, Operation, gradients_of, with_reference
+from ..operators import differentiable, needed
 from . import reference, triton_kernels
 from .reference import Pads
 
 # ---- the operators -----------------------------------------------------------------------------------------
-# Of each backend: conv_relu with autograd, the two halves of its backward, and its general form, without. Options are
-# a convolution's, one number per spatial dimension, and two of ``pads``: before and after. ``channels_last`` says which
-# stride of x is 1 and how y and dx are laid out. What is kept for backward is x and the parameters.
+# Of each backend: conv_relu with autograd, its backward, and its general form, without. Options are a convolution's,
+# one number per spatial dimension, and two of ``pads``: before and after. ``channels_last`` says which stride of x is
+# 1 and how y and dx are laid out. What is kept for backward is x and the parameters.
 
 
 class Kernels(NamedTuple):
     """The operators of one backend."""
 
     forward: Any
-    """(x, weight, threshold, bias, stride, pads, dilation, groups, channels_last) -> y"""
-    input_gradient: Any
-    """(grad, x, weight, threshold, *options, needs_x, needs_threshold) -> their gradients, empty if not needed"""
-    weight_gradient: Any
-    """(grad, x, weight, threshold, *options, needs_weight, needs_bias) -> their gradients, empty if not needed"""
+    """(x, weight, threshold, bias, *options) -> y; options are stride, pads, dilation, groups, channels_last"""
+    backward: Any
+    """(grad, x, weight, threshold, *options, needs_x, needs_weight, needs_threshold, needs_bias) -> the gradients of
+    all four, empty if not needed"""
     taps: Any
     """(x, weight, threshold, bias, offsets, below, channels_last) -> y: what Reborn folds into"""
 
@@ -47,17 +48,12 @@ def _fake_forward(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | N
     return _empty(x, (x.shape[0], weight.shape[0], *sites), channels_last)
 
 
-def _fake_input_gradient(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor, stride: Sequence[int],
-                         pads: Sequence[int], dilation: Sequence[int], groups: int, channels_last: bool,
-                         needs_x: bool, needs_threshold: bool) -> tuple[Tensor, Tensor]:
+def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor, stride: Sequence[int],
+                   pads: Sequence[int], dilation: Sequence[int], groups: int, channels_last: bool, needs_x: bool,
+                   needs_weight: bool, needs_threshold: bool, needs_bias: bool) -> tuple[Tensor, ...]:
     return (_empty(x, x.shape, channels_last) if needs_x else x.new_empty(0),
-            threshold.new_empty(threshold.shape if needs_threshold else 0))
-
-
-def _fake_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor, stride: Sequence[int],
-                          pads: Sequence[int], dilation: Sequence[int], groups: int, channels_last: bool,
-                          needs_weight: bool, needs_bias: bool) -> tuple[Tensor, Tensor]:
-    return (weight.new_empty(weight.shape if needs_weight else 0),
+            weight.new_empty(weight.shape if needs_weight else 0),
+            threshold.new_empty(threshold.shape if needs_threshold else 0),
             weight.new_empty(weight.shape[0] if needs_bias else 0))
 
 
@@ -71,68 +67,39 @@ def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
                               "use_backend('reference') supports it")
 
 
-def _by_reference(grad: Tensor, tensors: tuple[Tensor, ...], options: tuple[Any, ...],
-                  needs: tuple[bool, ...]) -> list[Tensor | None]:
-    """The gradients of the definition for (x, weight, threshold, bias), None where not needed."""
-    stride, pads, dilation, groups, _ = options
+def _backward_by_reference(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor,
+                           *rest: Any) -> tuple[Tensor | None, ...]:
+    """What the operator of backward returns, from the definition; None where it is not needed."""
+    stride, pads, dilation, groups, _, *needs = rest
 
     def definition(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor) -> Tensor:
         pairs = tuple(zip(pads[::2], pads[1::2], strict=True))
         return reference.conv_relu(x, weight.to(x.dtype), threshold.to(x.dtype), bias.to(x.dtype), stride, pairs,
                                    dilation, groups)
 
-    weight = tensors[1]
-    return gradients_of(definition, (*tensors, weight.new_zeros(weight.shape[0])), needs, grad)
+    return gradients_of(definition, (x, weight, threshold, weight.new_zeros(weight.shape[0])), tuple(needs), grad)
 
 
-def _input_gradient_by_reference(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor, *rest: Any) -> Any:
-    *options, needs_x, needs_threshold = rest
-    dx, _, dthreshold, _ = _by_reference(grad, (x, weight, threshold), options,
-                                         (needs_x, False, needs_threshold, False))
-    return dx, dthreshold
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.options = inputs[4:]
 
 
-def _weight_gradient_by_reference(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor, *rest: Any) -> Any:
-    *options, needs_weight, needs_bias = rest
-    _, dweight, _, dbias = _by_reference(grad, (x, weight, threshold), options,
-                                         (False, needs_weight, False, needs_bias))
-    return dweight, dbias
+def _backward(operator: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needs = ctx.needs_input_grad[:4]
+    return *needed(operator(grad, *ctx.saved_tensors, *ctx.options, *needs), needs), None, None, None, None, None
 
 
 def _operators(backend: str) -> Kernels:
-    """The operators leni_kernels::conv_relu_*_<backend>, with their fakes and autograd registered."""
-    parts = ("", "_input_gradient", "_weight_gradient", "_taps")
-    fakes = (_fake_forward, _fake_input_gradient, _fake_weight_gradient, _fake_taps)
-    names = Kernels(*(f"leni_kernels::conv_relu{part}_{backend}" for part in parts))
-    for name, fake in zip(names, fakes, strict=True):
-        torch.library.register_fake(name, fake)
-    kernels = Kernels(*(getattr(torch.ops.leni_kernels, name.split("::")[1]).default for name in names))
+    """The operators leni_kernels::conv_relu*_<backend>, with their fakes and autograd registered."""
+    names = [f"conv_relu{part}_{backend}" for part in ("", "_backward", "_taps")]
+    for name, fake in zip(names, (_fake_forward, _fake_backward, _fake_taps), strict=True):
+        torch.library.register_fake(f"leni_kernels::{name}", fake)
+    forward, backward, taps = (getattr(torch.ops.leni_kernels, name).default for name in names)
+    backward = differentiable(backward, lambda *_: None, _no_double_backward)
     if backend == "triton":
-        kernels = kernels._replace(
-            input_gradient=with_reference("conv_relu_input_gradient", backend, kernels.input_gradient,
-                                          _input_gradient_by_reference),
-            weight_gradient=with_reference("conv_relu_weight_gradient", backend, kernels.weight_gradient,
-                                           _weight_gradient_by_reference))
-
-    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:3])
-        ctx.options = inputs[4:]
-
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = (grad, *ctx.saved_tensors, *ctx.options)
-        needs_x, needs_weight, needs_threshold, needs_bias = ctx.needs_input_grad[:4]
-        dx = dweight = dthreshold = dbias = None
-        if needs_x or needs_threshold:
-            dx, dthreshold = kernels.input_gradient(*inputs, needs_x, needs_threshold)
-        if needs_weight or needs_bias:
-            dweight, dbias = kernels.weight_gradient(*inputs, needs_weight, needs_bias)
-        return (dx if needs_x else None, dweight if needs_weight else None, dthreshold if needs_threshold else None,
-                dbias if needs_bias else None, None, None, None, None, None)
-
-    torch.library.register_autograd(names.forward, backward, setup_context=save)
-    for name in names[1:3]:
-        torch.library.register_autograd(name, _no_double_backward, setup_context=lambda *_, **__: None)
-    return kernels
+        backward = with_reference("conv_relu_backward", backend, backward, _backward_by_reference)
+    return Kernels(differentiable(forward, _save, partial(_backward, backward)), backward, taps)
 
 
 if extension.why_missing is None:
@@ -142,8 +109,7 @@ if extension.why_missing is None:
 @triton_support.operators_when_needed
 def _define_triton() -> None:
     global _TRITON
-    for launch in (triton_kernels.conv_relu, triton_kernels.conv_relu_input_gradient,
-                   triton_kernels.conv_relu_weight_gradient, triton_kernels.conv_relu_taps):
+    for launch in (triton_kernels.conv_relu, triton_kernels.conv_relu_backward, triton_kernels.conv_relu_taps):
         triton_support.define_operator(f"{launch.__name__}_triton", launch)
     _TRITON = _operators("triton")
 
@@ -184,7 +150,7 @@ def why_not_cpp(x: Tensor) -> str | None:
     """Why the C++ kernels cannot read x, or None if they can."""
     if extension.why_missing is not None:
         return extension.why_missing
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"x is on {x.device.type}"
     dtype = checks.autocast_dtype(x)
     if dtype not in (torch.float32, torch.bfloat16, torch.float64):
@@ -328,5 +294,4 @@ def _check_tensors(name: str, x: Tensor, weight: Tensor, threshold: Tensor, bias
     if bias is not None:
         checks.shape(name, "bias", bias, (weight.shape[0],))
         tensors["bias"] = bias
-    checks.same_device(name, **tensors)
-    checks.same_dtype(name, **tensors)
+    checks.alike(name, **tensors)

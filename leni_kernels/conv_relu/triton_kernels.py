@@ -518,33 +518,26 @@ def conv_relu_taps(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | 
     return _forward(problem, weight, threshold, bias, 2)
 
 
-def conv_relu_input_gradient(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor, stride: Sequence[int],
-                             pads: Sequence[int], dilation: Sequence[int], groups: int, channels_last: bool,
-                             needs_x: bool, needs_threshold: bool) -> tuple[Tensor, Tensor]:
-    """The gradients of x and threshold for a ``grad`` of y; one that is not needed is empty.
+def conv_relu_backward(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor, stride: Sequence[int],
+                       pads: Sequence[int], dilation: Sequence[int], groups: int, channels_last: bool, needs_x: bool,
+                       needs_weight: bool, needs_threshold: bool,
+                       needs_bias: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, weight, threshold and bias for a ``grad`` of y; one that is not needed is empty.
 
     Where x equals the threshold the gradient is the threshold's; sites outside x count for the threshold.
     """
     problem = _convolution(x, weight, stride, pads, dilation, groups, channels_last)
     dx, dthreshold = x.new_empty(0), threshold.new_empty(0)
+    dweight, dbias = weight.new_empty(0), weight.new_empty(0)
     if needs_x:
         dx = _input_gradient(problem, grad, weight, threshold, x.dim() - 2)
     if needs_threshold:
         dthreshold = _correlation(problem, grad, threshold, weight, threshold)
-    return dx, dthreshold
-
-
-def conv_relu_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor, stride: Sequence[int],
-                              pads: Sequence[int], dilation: Sequence[int], groups: int, channels_last: bool,
-                              needs_weight: bool, needs_bias: bool) -> tuple[Tensor, Tensor]:
-    """The gradients of weight and bias for a ``grad`` of y; one that is not needed is empty."""
-    problem = _convolution(x, weight, stride, pads, dilation, groups, channels_last)
-    dweight, dbias = weight.new_empty(0), weight.new_empty(0)
     if needs_weight:
         dweight = _correlation(problem, grad, threshold, None, weight)
     if needs_bias:
         dbias = grad.sum([0, *range(2, grad.dim())], dtype=_accumulator(x)).to(weight.dtype)
-    return dweight, dbias
+    return dx, dweight, dthreshold, dbias
 
 
 def _forward(problem: _Problem, weight: Tensor, threshold: Tensor, bias: Tensor | None, dimensions: int) -> Tensor:

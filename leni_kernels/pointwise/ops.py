@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import checks, extension, triton_support
 from ..backends import Backend, Operation, gradients_of, with_reference
-from ..operators import differentiable
+from ..operators import differentiable, needed
 from . import reference, triton_kernels
 
 # ---- the operators -----------------------------------------------------------------------------------------
@@ -49,14 +49,12 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 
 def _backward(definition: Callable[..., Tensor], operator: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    needs_input, *needs_parameters = ctx.needs_input_grad
+    needs = ctx.needs_input_grad
     if torch.is_grad_enabled():  # with create_graph: only the reference can be differentiated again
-        return tuple(gradients_of(definition, ctx.saved_tensors, ctx.needs_input_grad, grad))
-    if not needs_parameters:
+        return gradients_of(definition, ctx.saved_tensors, needs, grad)
+    if len(needs) == 1:
         return operator(grad, *ctx.saved_tensors)
-    gradients = operator(grad, *ctx.saved_tensors, needs_input, any(needs_parameters))
-    return tuple(gradient if needed else None
-                 for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True))
+    return needed(operator(grad, *ctx.saved_tensors, needs[0], any(needs[1:])), needs)
 
 
 def _kernel_by_reference(definition: Callable[..., Tensor], grad: Tensor, x: Tensor, *rest: Any) -> Any:
@@ -105,7 +103,7 @@ def _why_not_cpp(call: tuple[Tensor, ...]) -> str | None:
     x = call[0]
     if extension.why_missing is not None:
         return extension.why_missing
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"x is on {x.device.type}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float64):
         return f"the CPU kernels take float32, bfloat16 and float64, not {x.dtype}"
@@ -155,7 +153,7 @@ def ada_relu(x: Tensor, threshold: Tensor) -> Tensor:
         wanted = {"one per channel": (channels,), "one for all": (1,), "one per element": tuple(x.shape[1:])}
         listed = ", ".join(f"{list(size)} ({meaning})" for meaning, size in wanted.items())
         raise ValueError(f"ada_relu: threshold must have shape {listed}, got {tuple(shape)}")
-    _check_alike("ada_relu", x=x, threshold=threshold)
+    checks.alike("ada_relu", x=x, threshold=threshold)
     return _ADA_RELU((x, threshold))
 
 
@@ -181,7 +179,7 @@ def fully_parametric_relu(x: Tensor, positive_slope: Tensor, negative_slope: Ten
     if not positive_slope.shape == negative_slope.shape == (channels,):
         checks.shape(name, "positive_slope", positive_slope, (channels,))
         checks.shape(name, "negative_slope", negative_slope, (channels,))
-    _check_alike(name, x=x, positive_slope=positive_slope, negative_slope=negative_slope)
+    checks.alike(name, x=x, positive_slope=positive_slope, negative_slope=negative_slope)
     return _FULLY_PARAMETRIC_RELU((x, positive_slope, negative_slope))
 
 
@@ -201,11 +199,3 @@ def crelu(x: Tensor) -> Tensor:
     """
     checks.channels("crelu", x)
     return _CRELU((x,))
-
-
-def _check_alike(name: str, **tensors: Tensor) -> None:
-    """Require one device and, after autocast, one dtype; nearly always the tensors just have them."""
-    x, *others = tensors.values()
-    if any(other.dtype != x.dtype or other.device != x.device for other in others):
-        checks.same_device(name, **tensors)
-        checks.same_dtype(name, **tensors)

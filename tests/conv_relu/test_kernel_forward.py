@@ -222,9 +222,8 @@ def test_opcheck(name, is_channels_last, dtype):
     torch.library.opcheck(ops.conv_relu_cpp.default, (x, weight, threshold, bias, *options))
     trainable = [tensor.clone().requires_grad_() for tensor in (x, weight, threshold, bias)]
     torch.library.opcheck(ops.conv_relu_cpp.default, (*trainable, *options))
-    for needs in ((True, True), (False, True), (True, False)):
-        for operator in (ops.conv_relu_input_gradient_cpp, ops.conv_relu_weight_gradient_cpp):
-            torch.library.opcheck(operator.default, (grad, x, weight, threshold, *options, *needs))
+    for needs in ((True, True, True, True), (False, True, False, True), (True, False, True, False)):
+        torch.library.opcheck(ops.conv_relu_backward_cpp.default, (grad, x, weight, threshold, *options, *needs))
 
 
 @pytest.mark.parametrize("is_channels_last", LAYOUTS)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(extension.why_missing is not None, reason=str(ex
 ISAS = ("generic", "avx2", "avx512")
 """Those with gradient kernels of their own, the least first."""
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("x", "threshold", "weight", "bias")
+NAMES = ("x", "weight", "threshold", "bias")
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 1e-2}
 
 # x, weight, stride, pads, dilation, groups.
@@ -74,21 +74,19 @@ def inputs(case, dtype):
 
 
 def truth(case, x, threshold, weight, grad):
-    """The gradients of x, threshold, weight and bias in float64."""
+    """The gradients of x, weight, threshold and bias in float64."""
     _, _, stride, pads, dilation, groups = case
     x, threshold, weight = (tensor.double().requires_grad_() for tensor in (x, threshold, weight))
     bias = torch.zeros(weight.shape[0], dtype=torch.float64, requires_grad=True)
     y = reference.conv_relu(x, weight, threshold, bias, stride, pads, dilation, groups)
-    return torch.autograd.grad(y, (x, threshold, weight, bias), grad.double())
+    return torch.autograd.grad(y, (x, weight, threshold, bias), grad.double())
 
 
 def kernels(case, x, threshold, weight, grad, is_channels_last, needs=(True, True, True, True)):
-    """What the operators give; what is not asked for is empty."""
+    """What the operator gives; what is not asked for is empty."""
     _, _, stride, pads, dilation, groups = case
     options = (stride, [count for pair in pads for count in pair], dilation, groups, is_channels_last)
-    ops = torch.ops.leni_kernels
-    return (*ops.conv_relu_input_gradient_cpp(grad, x, weight, threshold, *options, *needs[:2]),
-            *ops.conv_relu_weight_gradient_cpp(grad, x, weight, threshold, *options, *needs[2:]))
+    return torch.ops.leni_kernels.conv_relu_backward_cpp(grad, x, weight, threshold, *options, *needs)
 
 
 def check(name, got, exact, dtype):

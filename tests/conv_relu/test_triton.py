@@ -318,9 +318,9 @@ def test_opcheck(case, channels_last):
     torch.library.opcheck(operators.conv_relu_triton.default, (*tensors, *options))
     x, weight, threshold, _ = (tensor.detach() for tensor in tensors)
     grad = operators.conv_relu_triton(x, weight, threshold, None, *options)
-    for backward in (operators.conv_relu_input_gradient_triton, operators.conv_relu_weight_gradient_triton):
-        torch.library.opcheck(backward.default, (grad, x, weight, threshold, *options, True, True),
-                              test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(operators.conv_relu_backward_triton.default,
+                          (grad, x, weight, threshold, *options, True, True, True, True),
+                          test_utils=("test_schema", "test_faketensor"))
 
 
 @runs_kernels
@@ -344,8 +344,7 @@ def test_the_launches_can_be_traced_without_a_gpu(channels_last):
 
     def step(x, weight, threshold, bias):
         y = triton_kernels.conv_relu(x, weight, threshold, bias, *options)
-        return (*triton_kernels.conv_relu_input_gradient(y, x, weight, threshold, *options, True, True),
-                *triton_kernels.conv_relu_weight_gradient(y, x, weight, threshold, *options, True, True))
+        return triton_kernels.conv_relu_backward(y, x, weight, threshold, *options, True, True, True, True)
 
     with FakeTensorMode():
         shapes = ((2, 16, 5, 8), (32, 16, 3, 3), (16, 3, 3), (32,))

@@ -1,0 +1,324 @@
+// PyTorch's tensors as the kernels of LENI and Reborn take them: checks of what the kernels rely on, views of
+// activations, and parameters of any dtype and strides as arrays.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <type_traits>
+
+#include "batch_norms.h"
+#include "bfloat16.h"
+#include "host.h"
+#include "leni.h"
+#include "tensors.h"
+
+namespace leni {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// ---- checks ----------------------------------------------------------------------------------------------------
+
+inline Scalar scalar_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return Scalar::Float32;
+    case ScalarType::Double: return Scalar::Float64;
+    case ScalarType::BFloat16: return Scalar::BFloat16;
+    default: STD_TORCH_CHECK(false, "leni_kernels: x must be float32, float64 or bfloat16");
+  }
+}
+
+inline void check_parameter(const char* op, const Tensor& tensor, const char* name, const Tensor& x) {
+  const auto wanted = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
+  STD_TORCH_CHECK(tensor.scalar_type() == wanted, op, ": ", name, " must be float64 for a float64 x, else float32");
+}
+
+inline void check_vector(const char* op, const Tensor& tensor, const char* name, const Tensor& x, int64_t size) {
+  check_parameter(op, tensor, name, x);
+  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == size, op, ": ", name, " must be [", size, "]");
+}
+
+inline void check_weight(const char* op, const Tensor& weight, const Tensor& x) {
+  check_parameter(op, weight, "weight", x);
+  const int64_t channels = x.size(1);
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == channels && weight.size(1) == 2 * channels, op,
+                  ": weight must be [", channels, ", ", 2 * channels, "]");
+}
+
+inline void check_activation(const char* op, const Tensor& x, const char* name, bool channels_last) {
+  STD_TORCH_CHECK(x.is_cpu(), op, ": ", name, " must be on the CPU");
+  STD_TORCH_CHECK(x.dim() == 4, op, ": ", name, " must be [N, C, H, W], got ", x.dim(), " dimensions");
+  const int dimension = channels_last ? 1 : 3;
+  STD_TORCH_CHECK(x.size(dimension) <= 1 || x.stride(dimension) == 1, op, ": ", name, " must have stride 1 along ",
+                  channels_last ? "channels" : "columns", ", got ", x.stride(dimension));
+}
+
+inline void check_kernel_size(const char* op, int64_t k) {
+  STD_TORCH_CHECK(k == 3 || k == 5 || k == 7, op, ": k must be 3, 5 or 7, got ", k);
+}
+
+// What LENI's operators ask of x and taps.
+inline void check_input(const char* op, const Tensor& x, const Tensor& taps, bool channels_last) {
+  check_activation(op, x, "x", channels_last);
+  check_parameter(op, taps, "taps", x);
+  STD_TORCH_CHECK(taps.dim() == 3 && taps.size(0) == x.size(1) && taps.size(1) == taps.size(2), op, ": taps must be [",
+                  x.size(1), ", k, k]");
+  check_kernel_size(op, taps.size(1));
+}
+
+inline bool same_shape(const Tensor& a, const Tensor& b) {
+  bool same = a.dim() == b.dim();
+  for (int i = 0; same && i < a.dim(); ++i) same = a.size(i) == b.size(i);
+  return same;
+}
+
+inline void check_gradient(const char* op, const Tensor& grad, const Tensor& x) {
+  STD_TORCH_CHECK(grad.is_cpu() && grad.scalar_type() == x.scalar_type(), op,
+                  ": grad must be on the CPU, of x's dtype");
+  STD_TORCH_CHECK(same_shape(grad, x), op, ": grad must have x's shape");
+}
+
+// ---- allocation ------------------------------------------------------------------------------------------------
+
+template <class... Size>
+Tensor empty(ScalarType type, Size... size) {
+  const int64_t sizes[] = {size...};
+  return empty(Sizes(sizes, sizeof...(Size)), type);
+}
+
+// An activation of x's sizes: PyTorch's own, which can be told to fill it, so that what no kernel wrote shows.
+inline Tensor empty_as(const Tensor& x, bool channels_last, ScalarType type) {
+  using torch::headeronly::MemoryFormat;
+  return torch::stable::empty(x.sizes(), type, std::nullopt, x.device(), std::nullopt,
+                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+inline Tensor empty_as(const Tensor& x, bool channels_last) { return empty_as(x, channels_last, x.scalar_type()); }
+
+// A contiguous tensor of a parameter's shape and dtype.
+inline Tensor new_like(const Tensor& parameter) { return empty(parameter.sizes(), parameter.scalar_type()); }
+
+inline Tensor nothing(const Tensor& like) { return empty(like.scalar_type(), int64_t{0}); }
+
+// ---- elements of any dtype and strides -------------------------------------------------------------------------
+
+// body(a value of the type that a tensor has)
+template <class Body>
+void with_type(ScalarType type, const Body& body) {
+  switch (type) {
+    case ScalarType::Float: return body(float{});
+    case ScalarType::Double: return body(double{});
+    case ScalarType::BFloat16: return body(BFloat16{});
+    default: STD_TORCH_CHECK(false, "leni_kernels: tensors must be float32, float64 or bfloat16");
+  }
+}
+
+template <class To, class From>
+To converted(From value) {
+  if constexpr (std::is_same_v<To, From>) {
+    return value;
+  } else if constexpr (std::is_same_v<From, BFloat16>) {
+    return static_cast<To>(to_float(value));
+  } else if constexpr (std::is_same_v<To, BFloat16>) {
+    return to_bfloat16(static_cast<float>(value));
+  } else {
+    return static_cast<To>(value);
+  }
+}
+
+// body(an element's place in order, its offset) for all elements of a tensor of up to four dimensions.
+template <class Body>
+void for_each(const Tensor& tensor, const Body& body) {
+  int64_t sizes[4] = {1, 1, 1, 1}, strides[4] = {0, 0, 0, 0};
+  const int64_t missing = 4 - tensor.dim();
+  for (int64_t d = missing; d < 4; ++d) {
+    sizes[d] = tensor.size(d - missing);
+    strides[d] = tensor.stride(d - missing);
+  }
+  int64_t place = 0;
+  for (int64_t i = 0; i < sizes[0]; ++i) {
+    for (int64_t j = 0; j < sizes[1]; ++j) {
+      for (int64_t k = 0; k < sizes[2]; ++k) {
+        int64_t offset = i * strides[0] + j * strides[1] + k * strides[2];
+        for (int64_t l = 0; l < sizes[3]; ++l, offset += strides[3]) body(place++, offset);
+      }
+    }
+  }
+}
+
+// A tensor's elements in order.
+template <class To>
+void gather(const Tensor& from, To* to) {
+  with_type(from.scalar_type(), [&](auto type) {
+    using From = decltype(type);
+    const auto* data = static_cast<const From*>(from.const_data_ptr());
+    for_each(from, [&](int64_t place, int64_t offset) { to[place] = converted<To>(data[offset]); });
+  });
+}
+
+// Elements in order into a tensor.
+template <class From>
+void scatter(const From* from, const Tensor& to) {
+  with_type(to.scalar_type(), [&](auto type) {
+    using To = decltype(type);
+    auto* data = static_cast<To*>(to.mutable_data_ptr());
+    for_each(to, [&](int64_t place, int64_t offset) { data[offset] = converted<To>(from[place]); });
+  });
+}
+
+// A parameter in double; where there is none, so many of its default.
+inline Vector vector_of(const std::optional<Tensor>& parameter, int64_t size, double absent) {
+  Vector result(size, absent);
+  if (parameter.has_value()) {
+    STD_TORCH_CHECK(parameter->is_cpu() && parameter->dim() == 1 && parameter->size(0) == size,
+                    "leni_kernels: a parameter must be [", size, "], on the CPU");
+    gather(*parameter, result.data());
+  }
+  return result;
+}
+
+// A new tensor like a parameter, of these values; an empty one where there is no parameter.
+inline Tensor like(const std::optional<Tensor>& parameter, const Vector& values, const Tensor& x) {
+  if (!parameter.has_value()) return nothing(x);
+  const Tensor result = new_like(*parameter);
+  scatter(values.data(), result);
+  return result;
+}
+
+// A matrix, or taps, of the kernels' type: in place where it is so, else in a slot of scratch memory.
+template <class Scale>
+const Scale* array_of(const Tensor& parameter, const Host& host, int slot) {
+  constexpr auto type = std::is_same_v<Scale, double> ? ScalarType::Double : ScalarType::Float;
+  if (parameter.scalar_type() == type && parameter.is_contiguous()) {
+    return static_cast<const Scale*>(parameter.const_data_ptr());
+  }
+  auto* array = static_cast<Scale*>(host.scratch(slot, parameter.numel() * sizeof(Scale)));
+  gather(parameter, array);
+  return array;
+}
+
+// A small activation in another dtype.
+inline Tensor in_type(const Tensor& x, ScalarType type, bool channels_last) {
+  if (x.scalar_type() == type) return x;
+  Vector values(x.numel());
+  gather(x, values.data());
+  const Tensor result = empty_as(x, channels_last, type);
+  scatter(values.data(), result);
+  return result;
+}
+
+// ---- activations -----------------------------------------------------------------------------------------------
+
+// The stride of a dimension of size 1 may be any number: here it is 1, or a column's one that joins rows.
+inline Activation activation(const Tensor& x, bool channels_last) {
+  const auto stride = [&](int dimension, int64_t of_one) {
+    return x.size(dimension) == 1 ? of_one : x.stride(dimension);
+  };
+  const int64_t row = stride(2, 1), column = stride(3, channels_last ? row : 1);
+  return {x.const_data_ptr(), x.size(0), x.size(1), x.size(2), x.size(3), stride(0, 1), stride(1, 1), row, column,
+          channels_last};
+}
+
+// ---- the kernels of this CPU -----------------------------------------------------------------------------------
+
+inline const Kernels& kernels() {
+  switch (current_isa()) {
+#if defined(__x86_64__)
+    case Isa::Amx:
+    case Isa::Avx512Bf16:
+    case Isa::Avx512: return avx512_kernels;
+    case Isa::Avx2: return avx2_kernels;
+#endif
+    default: return generic_kernels;
+  }
+}
+
+inline void run(const FoldedProblem& problem, const Host& host) {
+#if defined(__x86_64__)
+  if (problem.scalar == Scalar::BFloat16) {
+    if (current_isa() == Isa::Amx) return folded_amx(problem, host);
+    if (current_isa() == Isa::Avx512Bf16) return folded_avx512_bf16(problem, host);
+  }
+#endif
+  kernels().folded(problem, host);
+}
+
+// ---- norms -----------------------------------------------------------------------------------------------------
+
+constexpr int kCompressSlot = kCallerSlot;
+
+// P [C, 2C] as the norms' algebra takes it, for the duration of a call.
+template <class Scale>
+const Scale* compress_of(const char* op, const Tensor& weight, int64_t channels, const Host& host) {
+  STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 4 && weight.size(0) == channels &&
+                      weight.size(1) == 2 * channels && weight.size(2) == 1 && weight.size(3) == 1,
+                  op, ": compress_weight must be [", channels, ", ", 2 * channels, ", 1, 1]");
+  return array_of<Scale>(weight, host, kCompressSlot);
+}
+
+inline const double* check_packed(const char* op, const Tensor& packed, int64_t size) {
+  STD_TORCH_CHECK(packed.is_cpu() && packed.scalar_type() == ScalarType::Double && packed.is_contiguous() &&
+                      packed.dim() == 1 && packed.size(0) == size,
+                  op, ": statistics must be [", size, "], contiguous and of float64");
+  return static_cast<const double*>(packed.const_data_ptr());
+}
+
+// Of ``features``: the mean and the biased variance of each, and the count of values that they come from.
+inline const double* check_statistics(const char* op, const Tensor& statistics, int64_t features) {
+  return check_packed(op, statistics, 2 * features + 1);
+}
+
+template <class Scale>
+Tensor packed_statistics(const std::vector<Scale>& moments, int64_t count) {
+  Tensor result = empty(ScalarType::Double, static_cast<int64_t>(moments.size()) + 1);
+  auto* packed = static_cast<double*>(result.mutable_data_ptr());
+  std::copy(moments.begin(), moments.end(), packed);
+  packed[moments.size()] = static_cast<double>(count);
+  return result;
+}
+
+// body(a value of the kernels' type for parameters, sums and products of x)
+template <class Body>
+auto with_scale(const Tensor& x, const Body& body) {
+  return x.scalar_type() == ScalarType::Double ? body(double{}) : body(float{});
+}
+
+// Moves running statistics towards a batch's, as nn.BatchNorm2d does in training: with the momentum, or without one
+// as the average over all batches. A norm that keeps none has none of the tensors.
+inline void update_running(const std::optional<Tensor>& mean, const std::optional<Tensor>& variance,
+                           const std::optional<Tensor>& batches, std::optional<double> momentum,
+                           const Vector& batch_mean, const Vector& batch_variance, double count) {
+  double share = momentum.value_or(0);
+  if (batches.has_value()) {
+    STD_TORCH_CHECK(batches->is_cpu() && batches->scalar_type() == ScalarType::Long && batches->numel() == 1,
+                    "leni_kernels: num_batches_tracked must be one int64, on the CPU");
+    const int64_t seen = ++*static_cast<int64_t*>(batches->mutable_data_ptr());
+    if (!momentum.has_value()) share = 1.0 / static_cast<double>(seen);
+  }
+  if (!mean.has_value() || !variance.has_value()) return;
+  const int64_t size = batch_mean.size();
+  Vector running_mean = vector_of(mean, size, 0), running_variance = vector_of(variance, size, 1);
+  for (int64_t c = 0; c < size; ++c) {
+    running_mean[c] = (1 - share) * running_mean[c] + share * batch_mean[c];
+    running_variance[c] = (1 - share) * running_variance[c] + share * (batch_variance[c] * (count / (count - 1)));
+  }
+  scatter(running_mean.data(), *mean);
+  scatter(running_variance.data(), *variance);
+}
+
+// Of a channel, up to which a batch's norms leave so little of a gradient that float's rounding drowns it: it is
+// computed in double.
+constexpr int64_t kFewValues = 16;
+
+inline int64_t values_of(const Tensor& x) { return x.numel() / std::max<int64_t>(x.size(1), 1); }
+
+inline ScalarType training_type(const Tensor& x) {
+  return values_of(x) > kFewValues ? x.scalar_type() : ScalarType::Double;
+}
+
+}  // namespace leni
