@@ -125,6 +125,9 @@ struct Pieces {
     }
     count = (to - pieces) / problem.tap_count;
   }
+
+  // Behind the last site that an expander writes.
+  int64_t end(int64_t width) const { return pieces[count - 1].at + width; }
 };
 
 template <class Product, class T, class Scale>

@@ -240,11 +240,25 @@ struct ForwardJob {
       const Tile tile = plan.tile(index);
       if (index != found) {
         room.windows.find(job.problem, tile);
-        if (plan.side == Channels::kRows) room.pieces.find(job.problem, room.windows, lanes);
+        if (plan.side == Channels::kRows) {
+          room.pieces.find(job.problem, room.windows, lanes);
+          job.clear_tail(room, tile);
+        }
         found = index;
       }
       job.multiply_tile(room, tile, group, chunk * plan.chunk, std::min((chunk + count) * plan.chunk, plan.outputs));
       share += count;
+    }
+  }
+
+  // Zeros where the last vector of the tile's sites ends behind all pieces: it is multiplied whole, and a denormal that
+  // was left there would take a hundred times as long as a number.
+  void clear_tail(const Room& room, const Tile& tile) const {
+    const int64_t written = room.pieces.end(Vec<typename Product::Value>::width);
+    const int64_t end = round_up(tile.count, Product::Acc::width);
+    for (int64_t s = 0; written < end && s < plan.block_steps; ++s) {
+      Element* row = room.expanded + s * room.pitch;
+      std::fill(row + written, row + end, Element{});
     }
   }
 

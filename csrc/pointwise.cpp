@@ -23,7 +23,7 @@ namespace {
 using namespace leni::pointwise;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-using Dimensions = std::vector<int64_t>;
+using leni::Sizes;
 
 const Kernels& kernels() {
   switch (leni::current_isa()) {
@@ -51,22 +51,52 @@ leni::Scalar scalar_of(const char* op, const Tensor& x) {
 void check_gradient(const char* op, const Tensor& grad, const Tensor& x, int64_t channels) {
   STD_TORCH_CHECK(grad.is_cpu() && grad.scalar_type() == x.scalar_type(), op,
                   ": grad must be on the CPU, of x's dtype");
-  bool same = grad.dim() == x.dim();
-  for (int64_t d = 0; same && d < x.dim(); ++d) same = grad.size(d) == (d == 1 ? channels : x.size(d));
+  const Sizes wanted = x.sizes(), got = grad.sizes();
+  bool same = got.size() == wanted.size();
+  for (size_t d = 0; same && d < got.size(); ++d) same = got[d] == (d == 1 ? channels : wanted[d]);
   STD_TORCH_CHECK(same, op, ": grad must have y's shape");
 }
 
 // ---- layouts ----------------------------------------------------------------------------------------------
 
+// A number for each dimension of a tensor, or for some, without memory of its own on the heap.
+class Dimensions {
+ public:
+  explicit Dimensions(int64_t count = 0) : count_(count) {
+    STD_TORCH_CHECK(count <= leni::kMostDimensions, "leni_kernels: a tensor of ", count, " dimensions");
+    std::fill_n(values_, count, 0);
+  }
+
+  void push_back(int64_t value) { values_[count_++] = value; }
+  int64_t size() const { return count_; }
+  bool empty() const { return count_ == 0; }
+  int64_t& operator[](int64_t i) { return values_[i]; }
+  int64_t operator[](int64_t i) const { return values_[i]; }
+  int64_t& back() { return values_[count_ - 1]; }
+  const int64_t* data() const { return values_; }
+  int64_t* begin() { return values_; }
+  int64_t* end() { return values_ + count_; }
+  const int64_t* begin() const { return values_; }
+  const int64_t* end() const { return values_ + count_; }
+
+ private:
+  int64_t count_, values_[leni::kMostDimensions];
+};
+
 // The dimensions of a dense tensor, outermost in memory first. One of size 1 may stand at either end of its stride:
 // the larger dimension goes first, which keeps channels behind columns in channels-last.
 Dimensions order_of(const Tensor& dense) {
+  const Sizes sizes = dense.sizes(), strides = dense.strides();
   Dimensions order(dense.dim());
-  std::iota(order.begin(), order.end(), 0);
-  const auto sizes = dense.sizes(), strides = dense.strides();
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-    return strides[a] != strides[b] ? strides[a] > strides[b] : sizes[a] > sizes[b];
-  });
+  for (int64_t i = 0; i < order.size(); ++i) {
+    int64_t at = i;  // nearly always the last of those before
+    for (; at > 0; --at) {
+      const int64_t before = order[at - 1];
+      if (strides[before] != strides[i] ? strides[before] > strides[i] : sizes[before] >= sizes[i]) break;
+      order[at] = before;
+    }
+    order[at] = i;
+  }
   return order;
 }
 
@@ -76,8 +106,9 @@ struct Steps {
   Dimensions sizes, strides;
 
   Steps(const Tensor& tensor, const Dimensions& order) : data(tensor.const_data_ptr()) {
+    const Sizes all_sizes = tensor.sizes(), all_strides = tensor.strides();
     for (const int64_t d : order) {
-      const int64_t size = tensor.size(d), stride = tensor.stride(d);
+      const int64_t size = all_sizes[d], stride = all_strides[d];
       if (size == 1) continue;
       if (!sizes.empty() && strides.back() == size * stride) {
         sizes.back() *= size;
@@ -98,11 +129,11 @@ struct Steps {
   // body(i, offset in elements) for each element i.
   template <class Body>
   void for_each(const Body& body) const {
-    Dimensions index(sizes.size(), 0);
+    Dimensions index(sizes.size());
     const int64_t count = std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<>());
     for (int64_t i = 0, offset = 0; i < count; ++i) {
       body(i, offset);
-      for (size_t d = sizes.size(); d-- > 0;) {
+      for (int64_t d = sizes.size(); d-- > 0;) {
         offset += strides[d];
         if (++index[d] < sizes[d]) break;
         offset -= sizes[d] * strides[d];
@@ -148,8 +179,9 @@ struct Sharing {
   }
 
  private:
-  static int64_t product(const Tensor& x, Dimensions::const_iterator begin, Dimensions::const_iterator end) {
-    return std::accumulate(begin, end, int64_t{1}, [&](int64_t total, int64_t d) { return total * x.size(d); });
+  static int64_t product(const Tensor& x, const int64_t* begin, const int64_t* end) {
+    const Sizes sizes = x.sizes();
+    return std::accumulate(begin, end, int64_t{1}, [&](int64_t total, int64_t d) { return total * sizes[d]; });
   }
 };
 
@@ -164,12 +196,14 @@ void for_dtype(ScalarType type, const Body& body) {
   }
 }
 
-// The parameters of one call as the kernels want them: by rows, one value each; by columns, copied until a row of
-// them fills vectors.
+// The parameters of a call: as many as there are, then null.
+using Given = std::array<const Tensor*, kMostParameters>;
+
+// Those as the kernels want them: by rows, one value each; by columns, copied until a row of them fills vectors.
 class Parameters {
  public:
-  Parameters(const char* op, const Tensor& x, const Dimensions& x_order, std::vector<Tensor> tensors)
-      : tensors_(std::move(tensors)), sharing_(x, x_order, tensors_[0]) {
+  Parameters(const char* op, const Tensor& x, const Dimensions& x_order, const Given& given)
+      : given_(given), sharing_(x, x_order, *given[0]) {
     constexpr int64_t vector = 16, least_period = 256, worth_copies = 8;
     // Rows of few vectors spend their time on ends; copying pays where there are many repeats to read the copies.
     if (sharing_.run < (sharing_.repeats < worth_copies ? vector : 4 * vector)) {
@@ -179,13 +213,15 @@ class Parameters {
       if (columns < least_period) all_ = whole_vectors * ((least_period - 1) / (columns * whole_vectors) + 1);
     }
     period_ = sharing_.period * each_ * all_;
-    for (const Tensor& tensor : tensors_) {
-      STD_TORCH_CHECK(tensor.is_cpu(), op, ": parameters must be on the CPU");
-      STD_TORCH_CHECK(tensor.numel() == sharing_.groups * sharing_.period, op, ": parameters must fit x");
-      for_dtype(x.scalar_type(), [&](auto zero) { expand<decltype(zero)>(tensor, x.scalar_type()); });
+    const ScalarType type = x.scalar_type();
+    for (int64_t j = 0; j < count(); ++j) {
+      STD_TORCH_CHECK(given[j]->is_cpu(), op, ": parameters must be on the CPU");
+      STD_TORCH_CHECK(given[j]->numel() == sharing_.groups * sharing_.period, op, ": parameters must fit x");
+      for_dtype(type, [&](auto zero) { expand<decltype(zero)>(j, type); });
     }
   }
 
+  int64_t count() const { return std::find(given_.begin(), given_.end(), nullptr) - given_.begin(); }
   int64_t groups() const { return sharing_.groups; }
 
   void describe(int64_t group, Problem& problem) const {
@@ -194,22 +230,24 @@ class Parameters {
     problem.run = sharing_.run / each_;
     problem.period = period_;
     const int64_t bytes = problem.scalar == leni::Scalar::Float64 ? sizeof(double) : sizeof(float);
-    for (size_t j = 0; j < tensors_.size(); ++j) problem.parameters[j] = values_[j] + group * period_ * bytes;
+    for (int64_t j = 0; j < count(); ++j) problem.parameters[j] = values_[j] + group * period_ * bytes;
   }
 
   // Memory for the sums over the gradients of parameter j, of all groups, and those sums as its gradient.
   double* sums(int64_t j) {
-    sums_[j].resize(sharing_.groups * period_);
-    return sums_[j].data();
+    sums_.resize(count() * sharing_.groups * period_);
+    return sums_.data() + j * sharing_.groups * period_;
   }
 
-  Tensor gradient(int64_t j) const {
-    const Tensor gradient = leni::empty(tensors_[j].sizes(), tensors_[j].scalar_type());
-    for_dtype(gradient.scalar_type(), [&](auto zero) {
+  Tensor gradient(int64_t j) {
+    const ScalarType type = given_[j]->scalar_type();
+    const Tensor gradient = leni::empty(given_[j]->sizes(), type);
+    const double* sums = this->sums(j);
+    for_dtype(type, [&](auto zero) {
       using T = decltype(zero);
       T* to = static_cast<T*>(gradient.mutable_data_ptr());
       Steps(gradient, sharing_.order).for_each([&](int64_t i, int64_t offset) {
-        const double* copies = sums_[j].data() + first_copy(i);
+        const double* copies = sums + first_copy(i);
         double total = 0;
         for (int64_t all = 0; all < all_; ++all, copies += period_ / all_) {
           total = std::accumulate(copies, copies + each_, total);
@@ -227,15 +265,16 @@ class Parameters {
 
   // Under autocast a parameter may be of more precision than x; it is used in x's, T.
   template <class T>
-  void expand(const Tensor& parameter, ScalarType x_type) {
+  void expand(int64_t j, ScalarType x_type) {
     using S = std::conditional_t<std::is_same_v<T, double>, double, float>;
+    const Tensor& parameter = *given_[j];
     const Steps steps(parameter, sharing_.order);
     if (std::is_same_v<T, S> && parameter.scalar_type() == x_type && steps.dense() && each_ * all_ == 1) {
-      values_.push_back(static_cast<const char*>(parameter.const_data_ptr()));
+      values_[j] = static_cast<const char*>(parameter.const_data_ptr());
       return;
     }
-    copies_.emplace_back(sharing_.groups * period_ * sizeof(S));
-    S* values = reinterpret_cast<S*>(copies_.back().data());
+    copies_[j].resize(sharing_.groups * period_ * sizeof(S));
+    S* values = reinterpret_cast<S*>(copies_[j].data());
     for_dtype(parameter.scalar_type(), [&](auto zero) {
       const auto* from = static_cast<const decltype(zero)*>(parameter.const_data_ptr());
       steps.for_each([&](int64_t i, int64_t offset) {
@@ -246,15 +285,15 @@ class Parameters {
       S* once = values + group * period_;
       for (int64_t i = period_ / all_; i < period_; ++i) once[i] = once[i - period_ / all_];
     }
-    values_.push_back(copies_.back().data());
+    values_[j] = copies_[j].data();
   }
 
-  std::vector<Tensor> tensors_;
+  Given given_;
   Sharing sharing_;
   int64_t each_ = 1, all_ = 1, period_;  // how often each value is copied, then how often all of them; [period_]
-  std::vector<const char*> values_;
-  std::vector<std::vector<char>> copies_;
-  std::array<std::vector<double>, kMostParameters> sums_;
+  std::array<const char*, kMostParameters> values_;
+  std::array<std::vector<char>, kMostParameters> copies_;
+  std::vector<double> sums_;
 };
 
 // ---- AdaReLU and FullyParametricReLU ----------------------------------------------------------------------
@@ -264,12 +303,12 @@ Tensor zeros(const Tensor& parameter, bool like) {
   return like ? torch::stable::new_zeros(parameter, parameter.sizes()) : leni::empty({0}, parameter.scalar_type());
 }
 
-Tensor run_forward(const char* op, Function function, const Tensor& x, std::vector<Tensor> tensors) {
+Tensor run_forward(const char* op, Function function, const Tensor& x, const Given& given) {
   const leni::Scalar scalar = scalar_of(op, x);
   Tensor y = empty_as(x);
   if (y.numel() == 0) return y;
   const Dimensions order = order_of(y);
-  const Parameters parameters(op, x, order, std::move(tensors));
+  const Parameters parameters(op, x, order, given);
   const Steps steps(x, order);
   Problem problem{function, scalar, steps.sequence()};
   for (int64_t group = 0; group < parameters.groups(); ++group) {
@@ -280,55 +319,58 @@ Tensor run_forward(const char* op, Function function, const Tensor& x, std::vect
 }
 
 // dx and the gradients of the parameters; what is not asked for is empty.
-std::vector<Tensor> run_backward(const char* op, Function function, const Tensor& grad, const Tensor& x,
-                                 const std::vector<Tensor>& tensors, bool needs_input, bool needs_parameters) {
+std::array<Tensor, 1 + kMostParameters> run_backward(const char* op, Function function, const Tensor& grad,
+                                                     const Tensor& x, const Given& given, bool needs_input,
+                                                     bool needs_parameters) {
   const leni::Scalar scalar = scalar_of(op, x);
   check_gradient(op, grad, x, x.size(1));
-  std::vector<Tensor> gradients{needs_input ? empty_as(x) : leni::empty({0}, x.scalar_type())};
-  if (x.numel() == 0 || !(needs_input || needs_parameters)) {
-    for (const Tensor& tensor : tensors) gradients.push_back(zeros(tensor, needs_parameters));
-    return gradients;
+  std::array<Tensor, 1 + kMostParameters> gradients{needs_input ? empty_as(x) : leni::empty({0}, x.scalar_type())};
+  if (x.numel() == 0 || !needs_parameters) {
+    for (size_t j = 0; j < given.size() && given[j] != nullptr; ++j) {
+      gradients[1 + j] = zeros(*given[j], needs_parameters);
+    }
+    if (x.numel() == 0 || !needs_input) return gradients;
   }
   const Dimensions order = order_of(needs_input ? gradients[0] : x);
-  Parameters parameters(op, x, order, tensors);
+  Parameters parameters(op, x, order, given);
   const Steps steps(x, order), grad_steps(grad, order);
   GradientProblem problem{{function, scalar, steps.sequence()}, grad_steps.sequence()};
   if (needs_input) problem.dx = gradients[0].mutable_data_ptr();
   for (int64_t group = 0; group < parameters.groups(); ++group) {
     parameters.describe(group, problem);
-    for (size_t j = 0; needs_parameters && j < tensors.size(); ++j) {
+    for (int64_t j = 0; needs_parameters && j < parameters.count(); ++j) {
       problem.sums[j] = parameters.sums(j) + group * problem.period;
     }
     kernels().backward(problem, leni::Call());
   }
-  for (size_t j = 0; j < tensors.size(); ++j) {
-    gradients.push_back(needs_parameters ? parameters.gradient(j) : zeros(tensors[j], false));
-  }
+  for (int64_t j = 0; needs_parameters && j < parameters.count(); ++j) gradients[1 + j] = parameters.gradient(j);
   return gradients;
 }
 
 Tensor ada_relu(const Tensor& x, const Tensor& threshold) {
-  return run_forward("ada_relu_cpp", Function::AdaRelu, x, {threshold});
+  return run_forward("ada_relu_cpp", Function::AdaRelu, x, {&threshold});
 }
 
 std::tuple<Tensor, Tensor> ada_relu_backward(const Tensor& grad, const Tensor& x, const Tensor& threshold,
                                              bool needs_input, bool needs_parameters) {
-  const auto gradients = run_backward("ada_relu_backward_cpp", Function::AdaRelu, grad, x, {threshold}, needs_input,
-                                      needs_parameters);
-  return {gradients[0], gradients[1]};
+  auto [dx, dthreshold, _] =
+      run_backward("ada_relu_backward_cpp", Function::AdaRelu, grad, x, {&threshold}, needs_input, needs_parameters);
+  return {std::move(dx), std::move(dthreshold)};
 }
 
 Tensor fully_parametric_relu(const Tensor& x, const Tensor& positive_slope, const Tensor& negative_slope) {
-  return run_forward("fully_parametric_relu_cpp", Function::FullyParametricRelu, x, {positive_slope, negative_slope});
+  return run_forward("fully_parametric_relu_cpp", Function::FullyParametricRelu, x,
+                     {&positive_slope, &negative_slope});
 }
 
 std::tuple<Tensor, Tensor, Tensor> fully_parametric_relu_backward(const Tensor& grad, const Tensor& x,
                                                                   const Tensor& positive_slope,
                                                                   const Tensor& negative_slope, bool needs_input,
                                                                   bool needs_parameters) {
-  const auto gradients = run_backward("fully_parametric_relu_backward_cpp", Function::FullyParametricRelu, grad, x,
-                                      {positive_slope, negative_slope}, needs_input, needs_parameters);
-  return {gradients[0], gradients[1], gradients[2]};
+  auto [dx, dpositive, dnegative] =
+      run_backward("fully_parametric_relu_backward_cpp", Function::FullyParametricRelu, grad, x,
+                   {&positive_slope, &negative_slope}, needs_input, needs_parameters);
+  return {std::move(dx), std::move(dpositive), std::move(dnegative)};
 }
 
 // ---- CReLU ------------------------------------------------------------------------------------------------
@@ -342,9 +384,9 @@ int64_t inner_size(const Tensor& x, const Dimensions& order) {
 Tensor crelu(const Tensor& x) {
   const leni::Scalar scalar = scalar_of("crelu_cpp", x);
   const Dimensions order = order_of(is_dense(x) ? x : torch::stable::empty_like(x));
-  Dimensions sizes(x.sizes().begin(), x.sizes().end());
-  sizes[1] *= 2;
-  const Tensor y = leni::empty(sizes, [&](int64_t i) { return order[i]; }, x.scalar_type());
+  Dimensions sizes(x.dim());
+  for (int64_t d = 0; d < x.dim(); ++d) sizes[d] = x.size(d) * (d == 1 ? 2 : 1);
+  const Tensor y = leni::empty(Sizes(sizes.data(), sizes.size()), [&](int64_t i) { return order[i]; }, x.scalar_type());
   if (y.numel() == 0) return y;
   const Steps steps(x, order);
   const int64_t inner = inner_size(x, order);

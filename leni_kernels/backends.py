@@ -49,33 +49,28 @@ class Operation:
 
     Where a kernel of a backend cannot be compiled, and the backend was not asked for by name, the call runs on the
     next one with a warning, and later ones of its kind go there at once. Under torch.compile, which compiles the
-    kernels itself, its error is raised.
+    kernels itself, its error is raised: a call that is traced runs none.
     """
 
     def __init__(self, name: str, *backends: Backend) -> None:
         self.name = name
         self.backends = backends
-        self._kernels, self._reference = backends[:-1], backends[-1]
 
     def __call__(self, call: Any) -> Tensor:
-        backend = self._choose(call)
+        backend = self._preferred(call) if _forced is None else self._named(_forced, call)
         if _decisions is not None:
             _decisions.append(Decision(self.name, backend.name, self._reasons(call, backend)))
-        if torch.compiler.is_compiling():
-            return backend.run(call)
         try:
             return backend.run(call)
         except KernelFailure as failure:
             _remember(failure, self.name, backend.name, call)
         return self(call)
 
-    def _choose(self, call: Any) -> Backend:
-        if _forced is not None:
-            return self._named(_forced, call)
-        for backend in self._kernels:
+    def _preferred(self, call: Any) -> Backend:
+        for backend in self.backends[:-1]:
             if backend.why_not(call) is None and _why_failed(self.name, backend.name, call) is None:
                 return backend
-        return self._reference
+        return self.backends[-1]
 
     def _why_not(self, backend: Backend, call: Any) -> str | None:
         return backend.why_not(call) or _why_failed(self.name, backend.name, call)
@@ -120,6 +115,9 @@ def constant_to_the_compiler(function: Any) -> Any:
 _failures: dict[tuple[Any, ...], str] = {}
 """The kinds of calls, of an operation on a backend, whose kernels did not compile, and why."""
 
+_any_failed = False
+"""Whether there are any: a plain bool, which takes no time to read and which torch.compile guards on."""
+
 _warned: dict[tuple[str, str, str], object] = {}
 """What was warned of: an operation, a GPU, and the kind of failure."""
 
@@ -163,7 +161,9 @@ def gradients_of(definition: Callable[..., Tensor], inputs: tuple[Tensor, ...], 
 
 def _remember(failure: KernelFailure, operation: str, backend: str, call: Any) -> None:
     """Keep calls of this kind off the backend, and warn once; or raise, if the backend was asked for by name."""
+    global _any_failed
     reason = f"its {failure}"
+    _any_failed = True
     _failures[_kind(operation, backend, call)] = reason
     if _forced == backend:
         raise _unavailable(backend, operation, reason) from failure
@@ -175,12 +175,11 @@ def _remember(failure: KernelFailure, operation: str, backend: str, call: Any) -
 
 
 def _why_failed(operation: str, backend: str, call: Any) -> str | None:
-    if torch.compiler.is_compiling():
-        return _why_any_failed(operation, backend)
-    if not _failures:
+    if not _any_failed:
         return None
-    if any(isinstance(leaf, Tensor) and not all(isinstance(size, int) for size in leaf.shape)
-           for leaf in tree_leaves(call)):
+    if torch.compiler.is_compiling() or any(
+            isinstance(leaf, Tensor) and not all(isinstance(size, int) for size in leaf.shape)
+            for leaf in tree_leaves(call)):
         return _why_any_failed(operation, backend)
     return _failures.get(_kind(operation, backend, call))
 

@@ -73,9 +73,10 @@ def per_dimension(name: str, what: str, value: int | Sequence[int], dimensions: 
 
 def kernel_fits(name: str, x: Tensor, pads: Sequence[tuple[int, int]], extents: Sequence[int]) -> None:
     """Require an output of at least one site per dimension."""
-    padded = [size + before + after for size, (before, after) in zip(x.shape[-len(pads):], pads, strict=True)]
-    for size, extent in zip(padded, extents, strict=True):
-        if size < extent:
+    sizes = x.shape[-len(pads):]
+    for size, (before, after), extent in zip(sizes, pads, extents, strict=True):
+        if size + before + after < extent:
+            padded = [size + before + after for size, (before, after) in zip(sizes, pads, strict=True)]
             raise ValueError(f"{name}: the dilated kernel {list(extents)} must fit into the padded x {padded}; "
                              f"got x of shape {tuple(x.shape)}")
 
@@ -110,6 +111,17 @@ def alike(name: str, **tensors: Tensor) -> None:
             same_device(name, **tensors)
             same_dtype(name, **tensors)
             return
+
+
+def usual(x: Tensor, *parameters: Tensor) -> bool:
+    """Whether x is ``[N, C, *spatial]`` and each parameter ``[C]``, all alike, as nearly always: all is well then."""
+    if x.dim() < 2 or not x.is_floating_point():
+        return False
+    channels, dtype, device = x.shape[1], x.dtype, x.device
+    for parameter in parameters:
+        if parameter.shape != (channels,) or parameter.dtype != dtype or parameter.device != device:
+            return False
+    return channels > 0
 
 
 def same_device(name: str, **tensors: Tensor) -> None:

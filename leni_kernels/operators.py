@@ -86,6 +86,4 @@ def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], No
 
 def needed(gradients: tuple[Tensor | None, ...], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """The gradients as autograd takes them: None for each that is not needed."""
-    if all(needs):
-        return gradients
     return tuple(gradient if need else None for gradient, need in zip(gradients, needs, strict=True))

@@ -87,7 +87,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(operator: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad[:4]
-    return *needed(operator(grad, *ctx.saved_tensors, *ctx.options, *needs), needs), None, None, None, None, None
+    gradients = operator(grad, *ctx.saved_tensors, *ctx.options, *needs)
+    return *(gradients if all(needs) else needed(gradients, needs)), None, None, None, None, None
 
 
 def _operators(backend: str) -> Kernels:
@@ -132,8 +133,11 @@ class ConvReluCall(NamedTuple):
 
 def _channels_last(x: Tensor) -> bool | None:
     """Whether the kernels read x with channels (True) or columns (False) at stride 1; None if neither is."""
-    if x.stride(-1) == 1 or x.stride(1) == 1:
-        return x.stride(-1) != 1
+    strides = x.stride()
+    if strides[-1] == 1:
+        return False
+    if strides[1] == 1:
+        return True
     # The stride of a dimension of size 1 says nothing.
     return False if x.shape[-1] == 1 else True if x.shape[1] == 1 else None
 
@@ -253,13 +257,15 @@ def _conv_relu(dimensions: int, x: Tensor, weight: Tensor, threshold: Tensor, bi
                stride: int | Sequence[int], padding: int | Sequence[int] | str, dilation: int | Sequence[int],
                groups: int) -> Tensor:
     name = f"conv_relu{dimensions}d"
-    batched = checks.convolution_input(name, x, dimensions)
-    _check_tensors(name, x, weight, threshold, bias, groups, dimensions)
+    if not _usual(x, weight, threshold, bias, groups, dimensions):
+        checks.convolution_input(name, x, dimensions)
+        _check_tensors(name, x, weight, threshold, bias, groups, dimensions)
     stride = checks.per_dimension(name, "stride", stride, dimensions, least=1)
     dilation = checks.per_dimension(name, "dilation", dilation, dimensions, least=1)
-    extents = [reference.extent(k, d) for k, d in zip(weight.shape[2:], dilation, strict=True)]
+    extents = list(map(reference.extent, weight.shape[2:], dilation))
     pads = _pads(name, padding, extents, stride)
     checks.kernel_fits(name, x, pads, extents)
+    batched = x.dim() == dimensions + 2
     call = ConvReluCall(x if batched else x[None], weight, threshold, bias, stride, pads, dilation, groups)
     y = _OPERATIONS[dimensions](call)
     return y if batched else y[0]
@@ -268,16 +274,27 @@ def _conv_relu(dimensions: int, x: Tensor, weight: Tensor, threshold: Tensor, bi
 def _pads(name: str, padding: int | Sequence[int] | str, extents: Sequence[int],
           stride: tuple[int, ...]) -> Pads:
     """The sites to add before and after x; of an odd "same" total the larger half goes after."""
-    if padding == "valid":
-        padding = 0
-    elif padding == "same":
+    if padding == "same":
         if max(stride) > 1:
             raise ValueError(f"{name}: padding 'same' must have stride 1, got {stride}")
         return tuple(((extent - 1) // 2, extent // 2) for extent in extents)
-    elif isinstance(padding, str):
+    if isinstance(padding, str) and padding != "valid":
         raise ValueError(f"{name}: padding must be 'same', 'valid' or numbers, got {padding!r}")
-    counts = checks.per_dimension(name, "padding", padding, len(extents), least=0)
-    return tuple((count, count) for count in counts)
+    counts = checks.per_dimension(name, "padding", 0 if padding == "valid" else padding, len(extents), least=0)
+    return tuple(zip(counts, counts, strict=True))
+
+
+def _usual(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | None, groups: int, dimensions: int) -> bool:
+    """Whether the tensors fit, as nearly always: :func:`_check_tensors` has nothing to say of a batch x then."""
+    if not x.dim() == weight.dim() == dimensions + 2 or groups < 1:
+        return False
+    outputs, inputs, *kernel = weight.shape
+    channels, dtype, device = inputs * groups, x.dtype, x.device
+    return (x.is_floating_point() and x.shape[1] == channels and threshold.shape == (channels, *kernel)
+            and outputs % groups == 0 and min(kernel) > 0
+            and weight.dtype == dtype == threshold.dtype and weight.device == device == threshold.device
+            and (bias is None
+                 or (bias.shape == (outputs,) and bias.dtype == dtype and bias.device == device)))
 
 
 def _check_tensors(name: str, x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | None, groups: int,

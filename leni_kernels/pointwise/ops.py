@@ -54,7 +54,8 @@ def _backward(definition: Callable[..., Tensor], operator: Any, ctx: Any, grad: 
         return gradients_of(definition, ctx.saved_tensors, needs, grad)
     if len(needs) == 1:
         return operator(grad, *ctx.saved_tensors)
-    return needed(operator(grad, *ctx.saved_tensors, needs[0], any(needs[1:])), needs)
+    gradients = operator(grad, *ctx.saved_tensors, needs[0], any(needs[1:]))
+    return gradients if all(needs) else needed(gradients, needs)
 
 
 def _kernel_by_reference(definition: Callable[..., Tensor], grad: Tensor, x: Tensor, *rest: Any) -> Any:
@@ -147,13 +148,8 @@ def ada_relu(x: Tensor, threshold: Tensor) -> Tensor:
         TypeError: for dtypes that do not fit.
         BackendUnavailableError: if a backend asked for by name cannot serve.
     """
-    channels = checks.channels("ada_relu", x)
-    shape = threshold.shape
-    if shape != (channels,) and shape not in ((1,), (), x.shape[1:]):
-        wanted = {"one per channel": (channels,), "one for all": (1,), "one per element": tuple(x.shape[1:])}
-        listed = ", ".join(f"{list(size)} ({meaning})" for meaning, size in wanted.items())
-        raise ValueError(f"ada_relu: threshold must have shape {listed}, got {tuple(shape)}")
-    checks.alike("ada_relu", x=x, threshold=threshold)
+    if not checks.usual(x, threshold):
+        _check_ada_relu(x, threshold)
     return _ADA_RELU((x, threshold))
 
 
@@ -174,12 +170,8 @@ def fully_parametric_relu(x: Tensor, positive_slope: Tensor, negative_slope: Ten
         TypeError: for dtypes that do not fit.
         BackendUnavailableError: if a backend asked for by name cannot serve.
     """
-    name = "fully_parametric_relu"
-    channels = checks.channels(name, x)
-    if not positive_slope.shape == negative_slope.shape == (channels,):
-        checks.shape(name, "positive_slope", positive_slope, (channels,))
-        checks.shape(name, "negative_slope", negative_slope, (channels,))
-    checks.alike(name, x=x, positive_slope=positive_slope, negative_slope=negative_slope)
+    if not checks.usual(x, positive_slope, negative_slope):
+        _check_fully_parametric_relu(x, positive_slope, negative_slope)
     return _FULLY_PARAMETRIC_RELU((x, positive_slope, negative_slope))
 
 
@@ -197,5 +189,23 @@ def crelu(x: Tensor) -> Tensor:
         TypeError: if x is not floating-point.
         BackendUnavailableError: if a backend asked for by name cannot serve.
     """
-    checks.channels("crelu", x)
+    if not checks.usual(x):
+        checks.channels("crelu", x)
     return _CRELU((x,))
+
+
+def _check_ada_relu(x: Tensor, threshold: Tensor) -> None:
+    channels, shape = checks.channels("ada_relu", x), threshold.shape
+    if shape not in ((channels,), (1,), (), x.shape[1:]):
+        wanted = {"one per channel": (channels,), "one for all": (1,), "one per element": tuple(x.shape[1:])}
+        listed = ", ".join(f"{list(size)} ({meaning})" for meaning, size in wanted.items())
+        raise ValueError(f"ada_relu: threshold must have shape {listed}, got {tuple(shape)}")
+    checks.alike("ada_relu", x=x, threshold=threshold)
+
+
+def _check_fully_parametric_relu(x: Tensor, positive_slope: Tensor, negative_slope: Tensor) -> None:
+    name = "fully_parametric_relu"
+    channels = checks.channels(name, x)
+    checks.shape(name, "positive_slope", positive_slope, (channels,))
+    checks.shape(name, "negative_slope", negative_slope, (channels,))
+    checks.alike(name, x=x, positive_slope=positive_slope, negative_slope=negative_slope)

@@ -29,6 +29,25 @@ def test_compiles_without_a_graph_break(dimensions):
     torch.testing.assert_close(gradients, truth)
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dimensions", MODULES)
+def test_one_graph_for_every_batch_size(dimensions, channels_last):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    module, x = module_and_input(dimensions)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for batch in (2, 3, 5, 8):
+        images = x[:1].repeat(batch, *[1] * (dimensions + 1))
+        if channels_last:
+            images = images.movedim(1, -1).contiguous().movedim(-1, 1)
+        images.requires_grad_()
+        torch._dynamo.mark_dynamic(images, 0)
+        y = compiled(images)
+        torch.testing.assert_close(y, module(images))
+        y.sum().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 @pytest.mark.parametrize("dimensions", MODULES)
 def test_exports_with_any_batch_and_size(dimensions):
     module, x = module_and_input(dimensions)

@@ -28,6 +28,22 @@ def test_compiles_without_a_graph_break(name):
     torch.testing.assert_close(gradients, truth)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("name", MODULES)
+def test_one_graph_for_every_batch_size(name, memory_format):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    module = random_module(name)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for batch in (2, 3, 5, 8):
+        x = torch.randn(batch, 3, 4, 5).to(memory_format=memory_format).requires_grad_()
+        torch._dynamo.mark_dynamic(x, 0)
+        y = compiled(x)
+        torch.testing.assert_close(y, module(x))
+        y.sum().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_exports_with_any_batch_and_size(name):
     module = random_module(name)
