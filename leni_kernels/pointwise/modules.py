@@ -1,4 +1,8 @@
-"""AdaReLU, FullyParametricReLU and CReLU as modules that stand where an ``nn.ReLU`` stood."""
+"""AdaReLU, FullyParametricReLU and CReLU as modules that stand where an ``nn.ReLU`` stood.
+
+Parameters are read where nn.Module keeps them: its search for an attribute takes a tenth of a small activation's time.
+Those that are parametrized are attributes only.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +47,8 @@ class AdaReLU(nn.Module):
         thresholds.initialise(self.threshold, self.threshold_init, count, count)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.ada_relu(x, self.threshold)
+        threshold = self._parameters.get("threshold")
+        return ops.ada_relu(x, self.threshold if threshold is None else threshold)
 
     def extra_repr(self) -> str:
         shape = tuple(self.threshold.shape)
@@ -77,7 +82,10 @@ class FullyParametricReLU(nn.Module):
         nn.init.zeros_(self.negative_slope)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.fully_parametric_relu(x, self.positive_slope, self.negative_slope)
+        own = self._parameters
+        positive, negative = own.get("positive_slope"), own.get("negative_slope")
+        return ops.fully_parametric_relu(x, self.positive_slope if positive is None else positive,
+                                         self.negative_slope if negative is None else negative)
 
     def extra_repr(self) -> str:
         return str(self.positive_slope.shape[0])
