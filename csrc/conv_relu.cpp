@@ -171,7 +171,7 @@ struct Convolution {
       weight = torch::stable::contiguous(weight);
       tap_stride = 1;
     }
-    threshold = leni::contiguous(t);
+    threshold = leni::gathered(t);
     problem.taps = taps.data();
     problem.tap_count = static_cast<int64_t>(taps.size());
     problem.weight = weight.const_data_ptr();
@@ -222,7 +222,7 @@ void run(const leni::ConvReluProblem& problem) {
 Tensor forward(const Convolution& convolution, const Tensor& x, const std::optional<Tensor>& bias) {
   Tensor y = empty(convolution.out_shape, x.scalar_type(), convolution.problem.x.channels_last);
   if (y.numel() == 0) return y;
-  const Tensor b = bias.has_value() ? leni::contiguous(as_type(*bias, wide(x))) : Tensor();
+  const Tensor b = bias.has_value() ? leni::gathered(as_type(*bias, wide(x))) : Tensor();
   run({convolution.problem, bias.has_value() ? b.const_data_ptr() : nullptr, y.mutable_data_ptr()});
   return y;
 }

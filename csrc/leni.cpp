@@ -23,7 +23,7 @@ Tensor leni_folded(const Tensor& x, const Tensor& taps, const Tensor& weight, co
   const Scalar scalar = scalar_of(x);
   Tensor y = empty_as(x, channels_last);
   if (y.numel() == 0) return y;
-  const Tensor t = contiguous(taps), w = contiguous(weight), b = contiguous(bias);
+  const Tensor t = gathered(taps), w = gathered(weight), b = gathered(bias);
   FoldedProblem problem{scalar,
                               activation(x, channels_last),
                               y.mutable_data_ptr(),
@@ -34,7 +34,7 @@ Tensor leni_folded(const Tensor& x, const Tensor& taps, const Tensor& weight, co
   Tensor m;
   if (mean.has_value()) {
     check_vector(op, *mean, "mean", x, 2 * x.size(1));
-    m = contiguous(*mean);
+    m = gathered(*mean);
     problem.positive_mean = half_of(m, x, 0);
     problem.negative_mean = half_of(m, x, 1);
   }
@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor> leni_statistics(const Tensor& x, const Tensor& taps, 
   const int64_t features = 2 * x.size(1);
   Tensor mean = torch::stable::new_empty(taps, {features}), variance = torch::stable::new_empty(taps, {features});
   if (x.numel() == 0) return {torch::stable::zero_(mean), torch::stable::zero_(variance)};
-  const Tensor t = contiguous(taps);
+  const Tensor t = gathered(taps);
   kernels().statistics({scalar, activation(x, channels_last), t.const_data_ptr(), mean.mutable_data_ptr(),
                         variance.mutable_data_ptr(), taps.size(1)},
                        Call());
@@ -65,13 +65,13 @@ std::tuple<Tensor, Tensor> leni_weight_gradient(const Tensor& grad, const Tensor
   Tensor weight = torch::stable::new_empty(taps, {channels, 2 * channels});
   Tensor bias = torch::stable::new_empty(taps, {channels});
   if (x.numel() == 0) return {torch::stable::zero_(weight), torch::stable::zero_(bias)};
-  const Tensor t = contiguous(taps);
+  const Tensor t = gathered(taps);
   GradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
                                 t.const_data_ptr()};
   Tensor m;
   if (mean.has_value()) {
     check_vector(op, *mean, "mean", x, 2 * channels);
-    m = contiguous(*mean);
+    m = gathered(*mean);
     problem.mean = m.const_data_ptr();
   }
   problem.dweight = weight.mutable_data_ptr();
@@ -91,15 +91,15 @@ std::tuple<Tensor, Tensor> leni_input_gradient(const Tensor& grad, const Tensor&
   STD_TORCH_CHECK(constant.has_value() == slope.has_value(), op, ": constant and slope go together");
   Tensor dx = empty_as(x, channels_last), dtaps = torch::stable::new_empty(taps, taps.sizes());
   if (x.numel() == 0) return {dx, torch::stable::zero_(dtaps)};
-  const Tensor t = contiguous(taps), w = contiguous(weight);
+  const Tensor t = gathered(taps), w = gathered(weight);
   GradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
                                 t.const_data_ptr(), w.const_data_ptr()};
   Tensor c, s;
   if (slope.has_value()) {
     check_vector(op, *constant, "constant", x, 2 * x.size(1));
     check_vector(op, *slope, "slope", x, 2 * x.size(1));
-    c = contiguous(*constant);
-    s = contiguous(*slope);
+    c = gathered(*constant);
+    s = gathered(*slope);
     problem.constant = c.const_data_ptr();
     problem.slope = s.const_data_ptr();
   }

@@ -32,7 +32,7 @@ Tensor reborn_tail(const Tensor& x, const Tensor& z, const Tensor& weight, const
   const Scalar scalar = scalar_of(x);
   Tensor y = empty_as(x, channels_last);
   if (y.numel() == 0) return y;
-  const Tensor w = contiguous(weight), b = contiguous(bias);
+  const Tensor w = gathered(weight), b = gathered(bias);
   const Activation negative = activation(z, channels_last);
   FoldedProblem problem{scalar,
                               activation(x, channels_last),
@@ -45,7 +45,7 @@ Tensor reborn_tail(const Tensor& x, const Tensor& z, const Tensor& weight, const
   Tensor m;
   if (mean.has_value()) {
     check_vector(op, *mean, "mean", x, x.size(1));
-    m = contiguous(*mean);
+    m = gathered(*mean);
     problem.negative_mean = m.const_data_ptr();
   }
   run(problem, Call());
@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor> reborn_weight_gradient(const Tensor& grad, const Tens
   check_vector(op, mean, "mean", x, 2 * channels);
   Tensor weight = empty_parameter(x, {channels, 2 * channels}), bias = empty_parameter(x, {channels});
   if (x.numel() == 0) return {torch::stable::zero_(weight), torch::stable::zero_(bias)};
-  const Tensor m = contiguous(mean);
+  const Tensor m = gathered(mean);
   const Activation negative = activation(z, channels_last);
   GradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last)};
   problem.z = &negative;
@@ -92,15 +92,15 @@ Tensor reborn_negative_gradient(const Tensor& grad, const Tensor& z, const Tenso
   STD_TORCH_CHECK(constant.has_value() == slope.has_value(), op, ": constant and slope go together");
   Tensor dz = empty_as(z, channels_last);
   if (z.numel() == 0) return dz;
-  const Tensor w = contiguous(weight);
+  const Tensor w = gathered(weight);
   BranchGradientProblem problem{scalar_of(z), activation(z, channels_last), activation(grad, channels_last),
                                       w.const_data_ptr()};
   Tensor c, s;
   if (slope.has_value()) {
     check_vector(op, *constant, "constant", z, z.size(1));
     check_vector(op, *slope, "slope", z, z.size(1));
-    c = contiguous(*constant);
-    s = contiguous(*slope);
+    c = gathered(*constant);
+    s = gathered(*slope);
     problem.constant = c.const_data_ptr();
     problem.slope = s.const_data_ptr();
   }
@@ -117,7 +117,7 @@ Tensor reborn_input_gradient(const Tensor& grad, const Tensor& x, const Tensor& 
   check_weight(op, weight, x);
   Tensor dx = empty_as(x, channels_last);
   if (x.numel() == 0) return dx;
-  const Tensor w = contiguous(weight);
+  const Tensor w = gathered(weight);
   const Activation joined = activation(negative, channels_last);
   BranchGradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
                                       w.const_data_ptr(), &joined};
@@ -143,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor> reborn_deconvolve(const Tensor& x, const Tens
   Tensor z = empty_as(x, channels_last);
   Tensor mean = empty_parameter(x, {x.size(1)}), variance = empty_parameter(x, {x.size(1)});
   if (z.numel() == 0) return {z, torch::stable::zero_(mean), torch::stable::zero_(variance)};
-  const Tensor d = contiguous(deconv_weight);
+  const Tensor d = gathered(deconv_weight);
   kernels().deconvolve({activation(x, channels_last), d.const_data_ptr(), z.mutable_data_ptr(), mean.mutable_data_ptr(),
                         variance.mutable_data_ptr()},
                        Call());
@@ -162,7 +162,7 @@ std::tuple<Tensor, Tensor> reborn_deconv_gradient(const Tensor& grad, const Tens
   Tensor ddeconv = needs_deconv ? torch::stable::new_empty(deconv_weight, deconv_weight.sizes())
                                 : torch::stable::new_empty(deconv_weight, {0});
   if (x.numel() == 0) return {dx, torch::stable::zero_(ddeconv)};
-  const Tensor d = contiguous(deconv_weight), w = contiguous(weight);
+  const Tensor d = gathered(deconv_weight), w = gathered(weight);
   kernels().deconv_gradient({activation(x, channels_last), activation(grad, channels_last),
                              activation(grad_z, channels_last), d.const_data_ptr(), w.const_data_ptr(),
                              needs_input ? dx.mutable_data_ptr() : nullptr,
@@ -213,7 +213,7 @@ Tensor laid_out(const Tensor& x, bool channels_last) {
 Tensor flipped(const Tensor& deconv_weight, int64_t groups) {
   const int64_t inputs = deconv_weight.size(0) / groups, outputs = deconv_weight.size(1);
   const int64_t taps = deconv_weight.size(2) * deconv_weight.size(3);
-  const Tensor from = contiguous(deconv_weight);
+  const Tensor from = gathered(deconv_weight);
   Tensor to = empty(from.scalar_type(), groups * outputs, inputs, from.size(2), from.size(3));
   with_type(from.scalar_type(), [&](auto type) {
     using T = decltype(type);
@@ -289,7 +289,7 @@ struct Deconvolution {
     const Tensor negative = negative_part(x);
     // Where the transposed one does not, the library's bfloat16 convolution makes NaNs beside an infinity.
     const bool transposed = x.scalar_type() == ScalarType::BFloat16;
-    return laid_out(transposed ? convolution(negative, contiguous(weight), true, groups)
+    return laid_out(transposed ? convolution(negative, gathered(weight), true, groups)
                                : convolution(negative, flipped(weight, groups), false, groups),
                     channels_last);
   }
@@ -318,7 +318,7 @@ struct Deconvolution {
       problem.out = dx->mutable_data_ptr();
       kernels().branch_gradient(problem, host);
     }
-    if (ddeconv != nullptr) *ddeconv = few ? deconv_gradient_of_few(grad_z, x) : contiguous(deconv_gradient(grad_z, x));
+    if (ddeconv != nullptr) *ddeconv = few ? deconv_gradient_of_few(grad_z, x) : gathered(deconv_gradient(grad_z, x));
   }
 
   // z for x, or ``backward`` what z's gradient gives x.

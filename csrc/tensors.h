@@ -43,7 +43,7 @@ inline torch::stable::Tensor as_type(const torch::stable::Tensor& tensor, torch:
   return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
 }
 
-inline torch::stable::Tensor contiguous(const torch::stable::Tensor& tensor) {
+inline torch::stable::Tensor gathered(const torch::stable::Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 

@@ -177,15 +177,12 @@ KERNELS = (
              lambda i, last: _launch.leni_statistics_triton(i.x, i.taps, last),
              lambda i: reference.leni_statistics(i.x, i.taps)),
     _of_conv_relu("input", ("input",),
-                  lambda i, last: _launch.conv_relu_input_gradient_triton(
-                      i.grad, i.x, i.filters, i.threshold, *_OPTIONS, last, True, False)[:1],
+                  lambda i, last: _launch.conv_relu_backward_triton(
+                      i.grad, i.x, i.filters, i.threshold, *_OPTIONS, last, True, False, False, False)[:1],
                   lambda i: _conv_relu_gradients(i, "x")),
     _of_conv_relu("weight", ("weight", "threshold"),
-                  lambda i, last: (
-                      _launch.conv_relu_weight_gradient_triton(
-                          i.grad, i.x, i.filters, i.threshold, *_OPTIONS, last, True, False)[0],
-                      _launch.conv_relu_input_gradient_triton(
-                          i.grad, i.x, i.filters, i.threshold, *_OPTIONS, last, False, True)[1]),
+                  lambda i, last: _launch.conv_relu_backward_triton(
+                      i.grad, i.x, i.filters, i.threshold, *_OPTIONS, last, False, True, True, False)[1:3],
                   lambda i: _conv_relu_gradients(i, "filters", "threshold")),
     _of_reborn("tail", ("tail",), triton_configs.tail,
                lambda i, last: (_launch.reborn_tail_triton(i.x, i.z, i.weight, i.bias, last, _mean_of_z(i)),),
