@@ -11,6 +11,8 @@
 #include <mutex>
 #include <string>
 
+#include "tensors.h"
+
 #if defined(LENI_STD_THREADS)
 #include <thread>
 #include <vector>
@@ -188,10 +190,20 @@ Isa current_isa() {
   return isa;
 }
 
+std::atomic<bool> fills_empty = false;
+
+void fill_empty(bool fill) { fills_empty = fill; }
+
 std::string cpu_isa() { return isa_name(current_isa()); }
 
 }  // namespace leni
 
-STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) { m.def("cpu_isa() -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
+  m.def("cpu_isa() -> str");
+  m.def("fill_empty(bool fill) -> ()");
+}
 
-STABLE_TORCH_LIBRARY_IMPL(leni_kernels, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&leni::cpu_isa)); }
+STABLE_TORCH_LIBRARY_IMPL(leni_kernels, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&leni::cpu_isa));
+  m.impl("fill_empty", TORCH_BOX(&leni::fill_empty));
+}

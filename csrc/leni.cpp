@@ -200,7 +200,7 @@ std::tuple<Tensor, Tensor> leni_training(const Tensor& x, const Tensor& deconv_w
     using Scale = decltype(scale);
     const Taps<Scale> taps(op, a, deconv_weight, host);
     const auto* compress = compress_of<Scale>(op, compress_weight, channels, host);
-    const Tensor of_batch = statistics.has_value() ? nothing(x) : statistics_of(a, taps, channels_last, host);
+    const Tensor of_batch = statistics.has_value() ? nothing(*statistics) : statistics_of(a, taps, channels_last, host);
     const double* mean = check_statistics(op, statistics.value_or(of_batch), 2 * channels);
     const Tensor y = folded_block(a, taps, compress, vector_of(compress_bias, channels, 0),
                                   norms.scale(mean + 2 * channels), norms.fusion_bias, mean, channels_last, host);

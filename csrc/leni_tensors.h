@@ -92,11 +92,10 @@ Tensor empty(ScalarType type, Size... size) {
   return empty(Sizes(sizes, sizeof...(Size)), type);
 }
 
-// An activation of x's sizes: PyTorch's own, which can be told to fill it, so that what no kernel wrote shows.
+// An activation of x's sizes.
 inline Tensor empty_as(const Tensor& x, bool channels_last, ScalarType type) {
-  using torch::headeronly::MemoryFormat;
-  return torch::stable::empty(x.sizes(), type, std::nullopt, x.device(), std::nullopt,
-                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  constexpr int64_t last[] = {0, 2, 3, 1};
+  return empty(x.sizes(), [&](int64_t i) { return channels_last ? last[i] : i; }, type);
 }
 inline Tensor empty_as(const Tensor& x, bool channels_last) { return empty_as(x, channels_last, x.scalar_type()); }
 

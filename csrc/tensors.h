@@ -6,6 +6,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cstring>
 
 namespace leni {
 
@@ -13,12 +15,19 @@ constexpr int64_t kMostDimensions = 64;  // as PyTorch has it
 
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
+// Whether new memory is filled with NaN, so that an element no kernel wrote fails a test: PyTorch's own setting does not
+// reach these calls.
+extern std::atomic<bool> fills_empty;
+
+// A dense tensor.
 inline torch::stable::Tensor empty_strided(Sizes sizes, Sizes strides, torch::headeronly::ScalarType type) {
   AtenTensorHandle tensor;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), aoti_torch_device_type_cpu(), 0, &tensor));
-  return torch::stable::Tensor(tensor);
+  torch::stable::Tensor result(tensor);
+  if (fills_empty) std::memset(result.mutable_data_ptr(), 0xff, result.numel() * result.element_size());
+  return result;
 }
 
 // A tensor that is dense with its dimensions in this order, order(0) outermost in memory.

@@ -13,6 +13,15 @@ except ImportError as error:
     why_missing = f"the C++ extension is not available in this installation ({error})"
 
 
+def fill_empty(fill: bool) -> None:
+    """Fill what the C++ operators allocate with NaN, or no more: a test that fails on what no kernel wrote.
+
+    ``torch.use_deterministic_algorithms`` does so for PyTorch's own operators.
+    """
+    if why_missing is None:
+        torch.ops.leni_kernels.fill_empty(fill)
+
+
 def cpu_isa() -> str | None:
     """The instruction set the C++ kernels use here: "generic", "avx2", "avx512", "avx512_bf16" or "amx".
 

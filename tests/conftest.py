@@ -32,10 +32,14 @@ def _seeded():
 
 @pytest.fixture(autouse=True)
 def _empty_is_nan():
-    """``torch.empty`` is filled with NaN, so that an element no kernel wrote fails the comparison."""
+    """New memory is filled with NaN, so that an element no kernel wrote fails the comparison."""
+    from leni_kernels import extension  # not before the environment is as it shall be
+
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
+    extension.fill_empty(True)
     yield
+    extension.fill_empty(False)
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 

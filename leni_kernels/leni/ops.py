@@ -200,6 +200,10 @@ DOUBLE_BACKWARD = ("leni_kernels: double backward through the training kernels i
                    "use_backend('reference') supports it")
 
 
+GIVEN = ("leni_kernels: a step with statistics that are given is a part of one over several processes, and has no "
+         "gradient by itself")
+
+
 def steps_of(mechanism: str, backend: str, fakes: Any) -> Any:
     """The operators leni_kernels::<mechanism>_<name>_<backend> of whole blocks, with their fakes registered."""
     steps = []
@@ -232,11 +236,13 @@ def _training(steps: Steps) -> Callable[..., tuple[Tensor, Tensor]]:
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _save_training(ctx, inputs, output)
-        ctx.options = inputs[9:]
+        ctx.options, ctx.given = inputs[9:], inputs[8] is not None
 
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 12
+        if ctx.given:
+            raise NotImplementedError(GIVEN)
         needs = ctx.needs_input_grad
         gradients = steps.training_backward(grad, *ctx.saved_tensors, None, *ctx.options, needs[0] or needs[1])
         return only_needed(gradients, needs)

@@ -23,6 +23,7 @@ from .batch_norms import merged_over, summed_over
 from .ops import (
     DOUBLE_BACKWARD,
     FEW_VALUES,
+    GIVEN,
     check_block,
     check_folded,
     check_values,
@@ -123,12 +124,14 @@ def _training(steps: Steps) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _save(ctx, inputs, *output[1:])
-        ctx.options = *inputs[9:], inputs[7] is None
+        ctx.options, ctx.given = (*inputs[9:], inputs[7] is None), inputs[6] is not None
         only_first_differentiable(ctx, output)
 
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 12
+        if ctx.given:
+            raise NotImplementedError(GIVEN)
         gradients = steps.training_backward(grad, *ctx.saved_tensors, None, *ctx.options, *_needs(ctx))
         return only_needed(gradients, ctx.needs_input_grad)
 

@@ -52,6 +52,7 @@ def serve(draws: Draws, pipe: connection.Connection) -> None:
 
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills memory that no kernel writes with NaN
+    extension.fill_empty(True)
     if draws.prepare is not None:
         draws.prepare()
     pipe.send(extension.cpu_isa())

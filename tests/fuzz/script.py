@@ -52,6 +52,7 @@ def script_of(case: Case, title: str) -> str:
     return "\n".join([
         f"# {title}", "import torch", "", "import leni_kernels as lk", "",
         "torch.use_deterministic_algorithms(True, warn_only=True)  # what no kernel writes is NaN",
+        "torch.ops.leni_kernels.fill_empty(True)",
         f"torch.set_num_threads({case.threads})", "", "",
         *(f"{inspect.getsource(function)}\n" for function in needed),
         "tensors = {", *made, "}", "", step.strip("\n"), ""])

@@ -38,29 +38,72 @@ def test_opcheck(make_folded, dtype, shape, kernel_size, channels_last, requires
 # ---- training ----------------------------------------------------------------------------------------------
 
 
-def training_arguments(make_folded, dtype, shape, kernel_size, channels_last, requires_grad=False):
-    """x, taps and the parameters of the norms and the 1×1 convolution; the options behind them."""
+def training_arguments(dtype, shape, kernel_size, requires_grad=False):
+    """x, D and the parameters of the norms and the 1×1 convolution as their layers hold them."""
     channels = shape[1]
-    x, taps, weight, bias, _ = arguments(make_folded, dtype, shape, kernel_size, channels_last)
-    vectors = [torch.rand(size, dtype=taps.dtype) + 0.5 for size in (channels, channels, 2 * channels, 2 * channels)]
-    tensors = [tensor.requires_grad_(requires_grad) for tensor in (x, taps, *vectors, weight, bias)]
-    return tensors, (1e-3, 1e-2, channels_last, "")
+    sizes = [(channels, 1, kernel_size, kernel_size), (channels,), (channels,), (2 * channels,), (2 * channels,),
+             (channels, 2 * channels, 1, 1), (channels,)]
+    return [torch.randn(size).to(dtype).requires_grad_(requires_grad) for size in (shape, *sizes)]
 
 
+@pytest.mark.parametrize("absent", [(), (2, 3, 4, 5, 7)], ids=["all", "no affine norms, no bias"])
 @pytest.mark.parametrize(("dtype", "shape", "kernel_size", "channels_last", "requires_grad"), SAMPLES[:4])
-def test_opcheck_of_training(make_folded, dtype, shape, kernel_size, channels_last, requires_grad):
-    tensors, options = training_arguments(make_folded, dtype, shape, kernel_size, channels_last, requires_grad)
-    torch.library.opcheck(torch.ops.leni_kernels.leni_training_cpp.default, (*tensors, *options))
+def test_opcheck_of_training(dtype, shape, kernel_size, channels_last, requires_grad, absent):
+    tensors = training_arguments(dtype, shape, kernel_size, requires_grad)
+    tensors = [None if place in absent else tensor for place, tensor in enumerate(tensors)]
+    x = tensors[0].detach().contiguous(memory_format=LAYOUTS[channels_last]).requires_grad_(requires_grad)
+    statistics = torch.rand(4 * shape[1] + 1, dtype=torch.float64) + 0.5
+    operators = torch.ops.leni_kernels
+    torch.library.opcheck(operators.leni_batch_statistics_cpp.default, (x, tensors[1], channels_last),
+                          test_utils=("test_schema", "test_faketensor"))
+    operator, options = operators.leni_training_cpp.default, (1e-3, 1e-2, channels_last)
+    torch.library.opcheck(operator, (x, *tensors[1:], None, *options))
+    torch.library.opcheck(operator, (x, *tensors[1:], statistics, *options),
+                          test_utils=("test_schema", "test_faketensor"))
+
+
+def test_given_statistics_have_no_gradient():
+    x, *parameters = training_arguments(torch.float32, (2, 3, 4, 5), 3, requires_grad=True)
+    statistics = torch.rand(13, dtype=torch.float64) + 0.5
+    y, _ = torch.ops.leni_kernels.leni_training_cpp(x, *parameters, statistics, 1e-3, 1e-2, False)
+    with pytest.raises(NotImplementedError, match="a part of one over several processes"):
+        y.sum().backward()
 
 
 @pytest.mark.parametrize("needs_input", [False, True])
+@pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize(("dtype", "shape", "kernel_size", "channels_last", "_"), SAMPLES[:4])
-def test_opcheck_of_training_backward(make_folded, dtype, shape, kernel_size, channels_last, _, needs_input):
-    (x, taps, gamma, _, *rest), options = training_arguments(make_folded, dtype, shape, kernel_size, channels_last)
-    mean, variance = torch.rand(2, 2 * shape[1], dtype=taps.dtype)
+def test_opcheck_of_training_backward(dtype, shape, kernel_size, channels_last, _, needs_input, given):
+    x, *parameters, _ = training_arguments(dtype, shape, kernel_size)
+    x = x.contiguous(memory_format=LAYOUTS[channels_last])
+    statistics = torch.rand(4 * shape[1] + 1, dtype=torch.float64) + 0.5
     torch.library.opcheck(
         torch.ops.leni_kernels.leni_training_backward_cpp.default,
-        (torch.randn_like(x), x, taps, gamma, *rest, mean, variance, taps.new_tensor(42.0), *options, needs_input))
+        (torch.randn_like(x), x, *parameters, statistics, statistics[1:].clone() if given else None, 1e-3, 1e-2,
+         channels_last, needs_input))
+
+
+@pytest.mark.parametrize(("dtype", "shape", "kernel_size", "channels_last", "_"), SAMPLES)
+def test_opcheck_of_inference(dtype, shape, kernel_size, channels_last, _):
+    x, deconv, gamma1, beta1, gamma2, beta2, weight, bias = training_arguments(dtype, shape, kernel_size)
+    x = x.contiguous(memory_format=LAYOUTS[channels_last])
+    torch.library.opcheck(
+        torch.ops.leni_kernels.leni_eval_cpp.default,
+        (x, deconv, gamma1, gamma1.abs(), gamma1, beta1, gamma2, gamma2.abs(), gamma2, beta2, weight, bias, 1e-3, 1e-2,
+         channels_last))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_opcheck_of_running_statistics(momentum):
+    statistics, vectors = torch.rand(17, dtype=torch.float64) + 0.5, [torch.rand(4) for _ in range(4)]
+    wide = [torch.rand(8) for _ in range(2)]
+    batches = torch.tensor(3)
+    torch.library.opcheck(torch.ops.leni_kernels.leni_running_statistics_cpp.default,
+                          (statistics, *vectors, batches, momentum, *wide, batches.clone(), momentum, 1e-3),
+                          test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(torch.ops.leni_kernels.reborn_running_statistics_cpp.default,
+                          (torch.rand(9, dtype=torch.float64) + 0.5, *vectors[:2], batches, momentum),
+                          test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize("channels_last_grad", LAYOUTS)

@@ -10,7 +10,6 @@ from training_steps import GRADIENTS, SLICES, assert_right, dense_truth, errors,
 
 import leni_kernels as lk
 from leni_kernels import extension, functional
-from leni_kernels.leni import reborn_ops
 
 C = 4
 
@@ -399,9 +398,21 @@ def test_opcheck(channels_last):
                for needs in ((True, True), (True, False), (False, True))]
     for operator, arguments in [*checked.items(), *by_need]:
         torch.library.opcheck(operator, (*arguments, channels_last), test_utils=("test_schema", "test_faketensor"))
-    leaves = [tensor.clone().requires_grad_() for tensor in (x, deconv, vector, bias, weight, bias)]
-    for running in ((None, None), (bias, vector)):
-        torch.library.opcheck(reborn_ops._reborn_training_cpp, (*leaves, *running, 1e-3, 1, channels_last, ""))
+    compress = weight[:, :, None, None].clone()
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, deconv, vector, bias, compress, bias)]
+    for known in ((None, None, None), (None, bias, vector)):
+        torch.library.opcheck(operators.reborn_training_cpp, (*leaves, *known, 1e-3, 1, channels_last))
+    torch.library.opcheck(operators.reborn_training_cpp, (*leaves, z, bias, vector, 1e-3, 1, channels_last),
+                          test_utils=("test_schema", "test_faketensor"))
+    statistics = torch.rand(2 * C + 1, dtype=torch.float64) + 0.5
+    for of_statistics in (None, statistics[1:].clone()):
+        for needs in ((True, True, True, True), (False, True, False, True), (True, False, False, False)):
+            torch.library.opcheck(
+                operators.reborn_training_backward_cpp,
+                (grad, *(leaf.detach() for leaf in leaves[:5]), z, statistics, of_statistics, 1e-3, 1, channels_last,
+                 *needs), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(operators.reborn_batch_statistics_cpp, (x, deconv, 1, channels_last),
+                          test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
