@@ -235,8 +235,7 @@ LeniGradients leni_training_backward(const Tensor& grad, const Tensor& x, const 
     const auto* compress = compress_of<Scale>(op, compress_weight, channels, host);
     GradientProblem problem{scalar_of(a), activation(a, channels_last), activation(g, channels_last), taps.data};
     problem.kernel_size = taps.kernel_size;
-    const Tensor none = nothing(x);
-    LeniGradients result{none, none, none, none, none, none, none, none, none};
+    Results<9> result;
     Vector through;  // the gradient of a's mean, and of its variance
     if (grad_statistics.has_value()) {
       const double* given = check_packed(op, *grad_statistics, 2 * features);
@@ -256,20 +255,20 @@ LeniGradients leni_training_backward(const Tensor& grad, const Tensor& x, const 
       const auto folded =
           fold_backward(compress, scale, norms.fusion_bias, grad_weight, grad_bias.data());
       const LeniNormGradients of_norms = norms_backward(norms, variance, folded.scale, folded.shift);
-      std::get<2>(result) = like(negative_weight, of_norms.negative_weight, x);
-      std::get<3>(result) = like(negative_bias, Vector(channels), x);  // β1 shifts what BN2 centres
-      std::get<4>(result) = like(fusion_weight, of_norms.fusion_weight, x);
-      std::get<5>(result) = like(fusion_bias, of_norms.fusion_bias, x);
-      std::get<6>(result) = new_like(compress_weight);
-      scatter(folded.compress, std::get<6>(result));
-      std::get<7>(result) = empty(compress_weight.scalar_type(), channels);
-      scatter(grad_bias.data(), std::get<7>(result));
+      result[2] = like(negative_weight, of_norms.negative_weight, x);
+      result[3] = like(negative_bias, Vector(channels), x);  // β1 shifts what BN2 centres
+      result[4] = like(fusion_weight, of_norms.fusion_weight, x);
+      result[5] = like(fusion_bias, of_norms.fusion_bias, x);
+      result[6] = new_like(compress_weight);
+      scatter(folded.compress, *result[6]);
+      result[7] = empty(compress_weight.scalar_type(), channels);
+      scatter(grad_bias.data(), *result[7]);
       through = of_norms.mean;
       through.insert(through.end(), of_norms.variance.begin(), of_norms.variance.end());
-      std::get<8>(result) = empty(ScalarType::Double, 2 * features);
-      scatter(through.data(), std::get<8>(result));
+      result[8] = empty(ScalarType::Double, 2 * features);
+      scatter(through.data(), *result[8]);
     }
-    if (!needs_input) return result;
+    if (!needs_input) return as_tuple(result, x);
 
     Tensor dx = empty_as(a, channels_last);
     std::vector<Scale> constant(features), slope(features), bias(channels);
@@ -284,10 +283,10 @@ LeniGradients leni_training_backward(const Tensor& grad, const Tensor& x, const 
     problem.dx = dx.mutable_data_ptr();
     problem.dtaps = grad_taps.data();
     if (x.numel() > 0) kernels().input_gradient(problem, host);
-    std::get<0>(result) = in_type(dx, x.scalar_type(), channels_last);
-    std::get<1>(result) = new_like(deconv_weight);
-    scatter(grad_taps.data(), std::get<1>(result));
-    return result;
+    result[0] = in_type(dx, x.scalar_type(), channels_last);
+    result[1] = new_like(deconv_weight);
+    scatter(grad_taps.data(), *result[1]);
+    return as_tuple(result, x);
   });
 }
 

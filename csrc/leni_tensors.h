@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <optional>
+#include <tuple>
 #include <type_traits>
 
 #include "batch_norms.h"
@@ -103,6 +104,18 @@ inline Tensor empty_as(const Tensor& x, bool channels_last) { return empty_as(x,
 inline Tensor new_like(const Tensor& parameter) { return empty(parameter.sizes(), parameter.scalar_type()); }
 
 inline Tensor nothing(const Tensor& like) { return empty(like.scalar_type(), int64_t{0}); }
+
+// An operator's results: each a tensor of its own, empty where there is none.
+template <size_t N>
+using Results = std::array<std::optional<Tensor>, N>;
+
+template <size_t N>
+auto as_tuple(Results<N>& results, const Tensor& x) {
+  for (std::optional<Tensor>& result : results) {
+    if (!result.has_value()) result = nothing(x);
+  }
+  return std::apply([](auto&... each) { return std::tuple(*each...); }, results);
+}
 
 // ---- elements of any dtype and strides -------------------------------------------------------------------------
 

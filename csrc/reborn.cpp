@@ -458,8 +458,7 @@ RebornGradients reborn_training_backward(const Tensor& grad, const Tensor& x, co
     check_branches(op, a, z, channels_last);
     const auto* compress = compress_of<Scale>(op, compress_weight, channels, host);
     const Activation negative = activation(z, channels_last);
-    const Tensor none = nothing(x);
-    RebornGradients result{none, none, none, none, none, none, none};
+    Results<7> result;
     Vector through;  // the gradient of z's mean, and of its variance
     if (grad_statistics.has_value()) {
       const double* given = check_packed(op, *grad_statistics, features);
@@ -480,23 +479,23 @@ RebornGradients reborn_training_backward(const Tensor& grad, const Tensor& x, co
       }
       const auto folded = fold_backward(compress, scale, shift, grad_weight, grad_bias.data());
       const RebornNormGradients of_norm = norm_backward(norm, variance, folded.scale, folded.shift);
-      std::get<2>(result) = like(norm_weight, of_norm.weight, x);
-      std::get<3>(result) = like(norm_bias, of_norm.bias, x);
-      std::get<4>(result) = new_like(compress_weight);
-      scatter(folded.compress, std::get<4>(result));
-      std::get<5>(result) = empty(compress_weight.scalar_type(), channels);
-      scatter(grad_bias.data(), std::get<5>(result));
+      result[2] = like(norm_weight, of_norm.weight, x);
+      result[3] = like(norm_bias, of_norm.bias, x);
+      result[4] = new_like(compress_weight);
+      scatter(folded.compress, *result[4]);
+      result[5] = empty(compress_weight.scalar_type(), channels);
+      scatter(grad_bias.data(), *result[5]);
       through = of_norm.mean;
       through.insert(through.end(), of_norm.variance.begin(), of_norm.variance.end());
-      std::get<6>(result) = empty(ScalarType::Double, features);
-      scatter(through.data(), std::get<6>(result));
+      result[6] = empty(ScalarType::Double, features);
+      scatter(through.data(), *result[6]);
     }
-    if (!needs_x && !needs_deconv) return result;
+    if (!needs_x && !needs_deconv) return as_tuple(result, x);
 
     auto* weight = static_cast<Scale*>(host.scratch(kWeight, features * channels * sizeof(Scale)));
     std::vector<Scale> constant(channels), slope(channels), bias(channels);
     fold(compress, Vector(channels), scale, shift, weight, bias.data());
-    Tensor dx = none, ddeconv = none, dz = empty_as(a, channels_last);
+    Tensor dx, ddeconv, dz = empty_as(a, channels_last);
     if (x.numel() > 0) {
       BranchGradientProblem problem{scalar_of(a), negative, activation(g, channels_last), weight};
       if (trains) {
@@ -508,17 +507,16 @@ RebornGradients reborn_training_backward(const Tensor& grad, const Tensor& x, co
       problem.out = dz.mutable_data_ptr();
       kernels().branch_gradient(problem, host);
       deconvolution.backward(g, dz, a, weight, needs_x ? &dx : nullptr, needs_deconv ? &ddeconv : nullptr);
-      dx = in_type(dx, x.scalar_type(), channels_last);
     } else {
-      if (needs_x) dx = empty_as(x, channels_last);
+      dx = empty_as(a, channels_last);
       if (needs_deconv) {
         ddeconv = new_like(deconv_weight);
         torch::stable::zero_(ddeconv);
       }
     }
-    std::get<0>(result) = dx;
-    std::get<1>(result) = needs_deconv ? parameter_like(deconv_weight, ddeconv) : none;
-    return result;
+    if (needs_x) result[0] = in_type(dx, x.scalar_type(), channels_last);
+    if (needs_deconv) result[1] = parameter_like(deconv_weight, ddeconv);
+    return as_tuple(result, x);
   });
 }
 

@@ -7,7 +7,7 @@ from here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -174,15 +174,22 @@ def _fake_training(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 def _fake_training_backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *parameters, _, grad_statistics, _, _, channels_last, needs_input = rest
-    nothing = x.new_empty(0)
-    inputs = (empty_as(x, channels_last), deconv_weight.new_empty(deconv_weight.shape)) if needs_input else (
-        nothing, nothing)
-    if grad_statistics is not None:
-        return *inputs, *[nothing] * 7
-    compress_weight = parameters[-1]
-    return (*inputs, *(nothing if parameter is None else parameter.new_empty(parameter.shape)
-                       for parameter in parameters),
-            compress_weight.new_empty(x.shape[1]), x.new_empty(4 * x.shape[1], dtype=torch.float64))
+    needs_parameters = grad_statistics is None
+    return (empty_as(x, channels_last) if needs_input else x.new_empty(0), gradient_of(deconv_weight, x, needs_input),
+            *fake_parameter_gradients(x, parameters, 4 * x.shape[1], needs_parameters))
+
+
+def gradient_of(parameter: Tensor | None, x: Tensor, needed: bool) -> Tensor:
+    """What a parameter's gradient is written to; empty if there is none."""
+    return parameter.new_empty(parameter.shape) if needed and parameter is not None else x.new_empty(0)
+
+
+def fake_parameter_gradients(x: Tensor, parameters: Sequence[Tensor | None], statistics: int,
+                             needed: bool) -> tuple[Tensor, ...]:
+    """Those of the parameters, of which P is the last, of c, and of the statistics."""
+    of_bias = parameters[-1].new_empty(x.shape[1]) if needed else x.new_empty(0)
+    of_statistics = x.new_empty(statistics, dtype=torch.float64) if needed else x.new_empty(0)
+    return *(gradient_of(parameter, x, needed) for parameter in parameters), of_bias, of_statistics
 
 
 def _fake_running_statistics(*arguments: Any) -> None:

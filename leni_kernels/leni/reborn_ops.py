@@ -29,6 +29,8 @@ from .ops import (
     check_values,
     deconv_layer,
     empty_as,
+    fake_parameter_gradients,
+    gradient_of,
     is_channels_last,
     norm_fits,
     only_first_differentiable,
@@ -90,14 +92,9 @@ def _fake_training(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _fake_training_backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     parameters, grad_statistics = rest[:3], rest[5]
     channels_last, trains, needs_x, needs_deconv, needs_parameters = rest[-5:]
-    nothing = x.new_empty(0)
-    inputs = (empty_as(x, channels_last) if needs_x else nothing,
-              deconv_weight.new_empty(deconv_weight.shape) if needs_deconv else nothing)
-    if grad_statistics is not None or not (trains or needs_parameters):
-        return *inputs, *[nothing] * 5
-    return (*inputs, *(nothing if parameter is None else parameter.new_empty(parameter.shape)
-                       for parameter in parameters),
-            parameters[-1].new_empty(x.shape[1]), x.new_empty(2 * x.shape[1], dtype=torch.float64))
+    needed = grad_statistics is None and (trains or needs_parameters)
+    return (empty_as(x, channels_last) if needs_x else x.new_empty(0), gradient_of(deconv_weight, x, needs_deconv),
+            *fake_parameter_gradients(x, parameters, 2 * x.shape[1], needed))
 
 
 def _fake_running_statistics(*arguments: Any) -> None:
