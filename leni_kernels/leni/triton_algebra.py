@@ -24,7 +24,7 @@ from torch import Tensor
 from ..architectures import operand_types
 from ..triton_support import CompileCase, ceil_div, jit, launchable, on_device_of, power_of_two, tl
 from .reference import folding_dtype
-from .triton_features import StatisticsShares, index, merge_lanes
+from .triton_features import StatisticsShares, index, merge_lanes, store_taps
 
 # A parameter that is absent is None. ``statistics`` are mean, biased variance and count, packed in float64. What is
 # folded is for y = weight · (a − mean) + bias, as the kernels read it: weight in x's dtype, the rest in that of sums.
@@ -132,18 +132,6 @@ def _fold_bias(compress_weight, compress_bias, shift, bias, row, C: tl.constexpr
 
 
 @jit
-def _store_taps(deconv_weight, taps, scale, channel, C: tl.constexpr, KERNEL: tl.constexpr):
-    """D [C, k, k] of some channels, times their ``scale`` if there is one, as ``taps`` [k, k, C]."""
-    size: tl.constexpr = KERNEL * KERNEL
-    tap = tl.arange(0, power_of_two(size))
-    mask = (channel < C)[:, None] & (tap < size)[None, :]
-    values = tl.load(deconv_weight + (channel * size)[:, None] + tap[None, :], mask, 0.0)
-    if scale is not None:
-        values = values.to(tl.float64) * scale[:, None]
-    tl.store(taps + (tap * C)[None, :] + channel[:, None], values.to(taps.dtype.element_ty), mask)
-
-
-@jit
 def _leni_fold_kernel(counts, means, squares, statistics, deconv_weight, negative_weight, fusion_weight, fusion_bias,
                       compress_weight, compress_bias, taps, weight, bias, mean, parts,
                       C: tl.constexpr, KERNEL: tl.constexpr, NEGATIVE_EPS: tl.constexpr, FUSION_EPS: tl.constexpr,
@@ -167,7 +155,7 @@ def _leni_fold_kernel(counts, means, squares, statistics, deconv_weight, negativ
     else:
         row = (program - blocks) * ROWS + tl.arange(0, ROWS)
         _fold_bias(compress_weight, compress_bias, fusion_bias, bias, row, C, 0, 2 * C, WIDTH)
-        _store_taps(deconv_weight, taps, None, row, C, KERNEL)
+        store_taps(deconv_weight, taps, None, row, C, KERNEL)
 
 
 @jit
@@ -211,7 +199,7 @@ def _leni_eval_kernel(deconv_weight, negative_mean, negative_variance, negative_
     tl.store(bias + row, sums.to(bias.dtype.element_ty), row < C)
     scale, _ = _running_norm(row, row < C, negative_mean, negative_variance, negative_weight, negative_bias,
                              NEGATIVE_EPS)
-    _store_taps(deconv_weight, taps, scale, row, C, KERNEL)
+    store_taps(deconv_weight, taps, scale, row, C, KERNEL)
 
 
 # ---- backward ----------------------------------------------------------------------------------------------

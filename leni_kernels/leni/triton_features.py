@@ -325,16 +325,24 @@ def centred(branch, mean, inside, AXIS: tl.constexpr):
 
 
 @jit
-def lay_out(deconv_weight, taps, channel, C: tl.constexpr, KERNEL: tl.constexpr):
-    """Copy D [C, k, k] of a program's channels, whatever its dtype, to ``taps`` [k, k, C], which it alone reads.
+def store_taps(deconv_weight, taps, scale, channel, C: tl.constexpr, KERNEL: tl.constexpr):
+    """D [C, k, k] of some channels, whatever its dtype, times their ``scale`` if there is one, as ``taps`` [k, k, C].
 
-    There a tile's channels stand side by side; as D lies, each of them would be a load of its own in every tile.
+    So a tile's channels stand side by side; as D lies, each of them would be a load of its own in every tile.
     """
     size: tl.constexpr = KERNEL * KERNEL
     tap = tl.arange(0, power_of_two(size))
     mask = (channel < C)[:, None] & (tap < size)[None, :]
     values = tl.load(deconv_weight + (channel * size)[:, None] + tap[None, :], mask, 0.0)
+    if scale is not None:
+        values = values.to(tl.float64) * scale[:, None]
     tl.store(taps + (tap * C)[None, :] + channel[:, None], values.to(taps.dtype.element_ty), mask)
+
+
+@jit
+def lay_out(deconv_weight, taps, channel, C: tl.constexpr, KERNEL: tl.constexpr):
+    """:func:`store_taps` for the program to read itself, from where no other one writes."""
+    store_taps(deconv_weight, taps, None, channel, C, KERNEL)
     tl.debug_barrier()
 
 

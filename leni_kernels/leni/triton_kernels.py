@@ -5,6 +5,9 @@ That is the least, since every element of x matters and every element of y is ne
 halo of a tile and the k column shifts of a row come from L1 and L2. With more output channels than one tile
 has, x is read once per block of them, through L2.
 
+It is one launch for parameters that are laid out and rounded already (``leni_laid_out``: the algebra's launch leaves
+them so); ``leni_folded`` copies taps, and casts weight in half precision.
+
 Both branches (``triton_features.py``) go through the matrix units into one accumulator, rounded to x's dtype, and
 before that less their mean, if there is one: what is left may be much smaller, and so is the rounding of it.
 """

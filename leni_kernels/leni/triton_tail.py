@@ -8,6 +8,8 @@ Less would need the deconvolution in these kernels, and it is the library's: z, 
 written, the norm's statistics depend on all of z, and dz on all of dy through their gradients. Nothing else is written.
 What a tile reads a second time (x, z and dy once for each block of channels or outputs) comes from L2.
 
+Each pass is one launch; shares of sums, and parameters as the kernels read them, are as in ``triton_training.py``.
+
 A tile is pixels by channels in either layout, and max(x, 0) is taken on the way to the matrix units. Where rows follow
 each other without a gap, a plane is one row, so that narrow images have long vectors too. No sum is atomic: equal
 shapes give equal bits. The tilings are those that compile without spilling in the cases of ``tests/test_codegen.py``;

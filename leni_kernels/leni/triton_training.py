@@ -13,6 +13,10 @@ it keeps writing over and L2 can hold: 3T of device memory, and 4T through L2. W
 first tile and after its last is its neighbours', and computed twice. A barrier of the program orders the ring's
 writes before its reads; programs share nothing, and no sum is atomic: equal shapes give equal bits. The tilings are
 those that compile without spilling in the cases of ``tests/test_codegen.py``; the rest are not all compiled.
+
+Each pass is one launch. D it reads as it lies: every program first lays out its channels' share of it, as tiles read
+it, in a place of its own. What the programs leave of sums are shares, which the algebra's launches take; where a pass
+is called alone, one more launch sums them.
 """
 # ruff: noqa: RUF005 (kernels cannot unpack tuples)
 

@@ -5,6 +5,9 @@ passes read x and dy and write dx (3T; CReLU 4T), and sum the gradients of the p
 per program, which PyTorch adds up in a fixed order. Saved for backward: x. That is the least, since each element is
 new: a ReLU moves as much.
 
+Launches: forward 1; backward 1, and for each parameter PyTorch's sum, in half precision also a cast of it. A threshold
+per element of a channels-last x is copied into that order, and so is its gradient back.
+
 A tensor is taken as [rows, columns] in the order of y's memory. A parameter belongs to a row, as in NCHW, or to a
 column, as in channels-last; sums run along the other axis. Strided tensors are read in place.
 """

@@ -9,6 +9,7 @@ import on_triton
 import pytest
 import torch
 import torch.nn.functional as F
+from launches import Launches
 from on_triton import DEVICE, GPU, needs_gpu, runs_kernels
 from torch import Tensor
 
@@ -350,7 +351,7 @@ def test_the_launches_can_be_traced_without_a_gpu(channels_last):
         shapes = ((2, 16, 5, 8), (32, 16, 3, 3), (16, 3, 3), (32,))
         x, *parameters = (torch.empty(shape, device="cuda", dtype=torch.float16) for shape in shapes)
         graph = make_fx(step)(in_layout(x, channels_last), *parameters)
-    assert graph.code.count("triton_kernel_wrapper_mutation(") == 4
+    assert graph.code.count("triton_kernel_wrapper_mutation(") == 6
 
 
 # ---- on a GPU ----------------------------------------------------------------------------------------------
@@ -402,3 +403,21 @@ def test_torch_compile(channels_last):
         y = function(*tensors, padding=1)
         gradients.append((y, *torch.autograd.grad(y.sum(), tensors)))
     torch.testing.assert_close(*gradients)
+
+
+# ---- launches ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("case", "channels_last"), [("2d", True), ("2d", False), ("2d depthwise", True)])
+def test_a_step_is_ten_launches(case, channels_last):
+    tensors, (stride, pads, dilation, groups) = inputs(case, torch.float32, channels_last)
+    x, weight, threshold, bias = (tensor.detach() for tensor in tensors)
+    options = stride, [count for pair in pads for count in pair], dilation, groups, channels_last
+    with Launches() as forward:
+        y = triton_kernels.conv_relu(x, weight, threshold, bias, *options)
+    with Launches() as backward:
+        triton_kernels.conv_relu_input_gradient(y, x, weight, threshold, *options, True, True)
+        triton_kernels.conv_relu_weight_gradient(y, x, weight, threshold, *options, True, True)
+    assert len(forward.kernels) + len(forward.of_torch) <= 3
+    assert backward.kernels == ["_input_gradient_kernel", *["_correlation_kernel", "_sum_kernel"] * 2]
+    assert sorted(backward.of_torch) in (["clone", "sum"], ["sum"])

@@ -13,9 +13,13 @@ import on_triton
 import pytest
 import torch
 import torch.nn.functional as F
+from launches import Launches
 from on_triton import DEVICE, runs_kernels
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._higher_order_ops.triton_kernel_wrap import triton_kernel_wrapper_mutation
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from leni_kernels import triton_support
 from leni_kernels.leni import reference, triton_algebra, triton_features, triton_steps
@@ -421,36 +425,6 @@ def test_reborn_computes_what_is_needed():
 
 # ---- launches ----------------------------------------------------------------------------------------------
 
-FREE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach", "view", "_unsafe_view",
-        "alias", "expand", "as_strided", "unbind", "slice", "select", "split", "split_with_sizes", "permute",
-        "transpose", "t", "unsqueeze", "squeeze", "_reshape_alias")
-"""What PyTorch calls that launch nothing."""
-
-
-class Launches(TorchDispatchMode):
-    """Counts kernels of Triton, which do not run inside, and lists what PyTorch launches beside them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kernels: list[str] = []
-        self.of_torch: list[str] = []
-        self._noting = triton_support.launches_noted("sm_90", lambda kernel, *_: self.kernels.append(kernel.__name__))
-
-    def __enter__(self) -> Launches:
-        self._noting.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._noting.__exit__(*error)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        if name not in FREE:
-            self.of_torch.append(name)
-        return function(*args, **(kwargs or {}))
-
-
 @layouts
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_a_step_of_leni_is_eight_launches(dtype, channels_last):
@@ -524,3 +498,42 @@ def test_a_step_of_reborn_is_eight_launches_beside_the_library_s(channels_last):
     (triton_steps.reborn_running_statistics, ("mean", "variance", "batches"))], ids=str)
 def test_each_step_can_be_an_operator(launch, mutates):
     assert torch.library.infer_schema(launch, mutates_args=mutates)
+
+
+@layouts
+@pytest.mark.parametrize("mechanism", ["leni", "reborn"])
+def test_no_batch_size_is_a_program_of_its_own(mechanism, channels_last):
+    """Of a batch whose size is a symbol launches ask only whether it is large: a few ranges of it, and no values."""
+    shapes = ShapeEnv()
+    of = block(16, torch.float32, groups=16 if mechanism == "leni" else 1)
+    x = normal(8, 16, 28, 28, dtype=torch.float32, channels_last=channels_last).cpu()
+    with FakeTensorMode(shape_env=shapes) as mode, Launches():
+        any_size = StatelessSymbolicContext([DimDynamic.DYNAMIC, *[DimDynamic.STATIC] * 3])
+        x = mode.from_tensor(x, symbolic_context=any_size)
+        of = Block(*(mode.from_tensor(tensor.cpu(), static_shapes=True) for tensor in of))
+        run = step if mechanism == "leni" else reborn_step
+        run(of, x, torch.empty_like(x), channels_last)
+    assert not shapes.replacements
+    size, = x.shape[:1]
+    programs = {tuple(bool(guard.expr.subs(size.node.expr, batch)) for guard in shapes.guards)
+                for batch in range(2, 1000, 9)}
+    assert 1 < len(programs) <= 5
+
+
+@pytest.mark.skipif(triton_support.interpreting, reason="the interpreter's operator is opaque to tracing")
+def test_steps_can_be_traced_without_a_gpu():
+    """As torch.compile does: fake tensors on a GPU that need not exist give a graph with each of the kernels in it."""
+    options = NEGATIVE_EPS, FUSION_EPS, False
+    with FakeTensorMode() as mode, torch.device("cuda"):
+        x = torch.empty(2, 16, 8, 8)
+        of = Block(*(mode.from_tensor(tensor.cpu()).cuda() for tensor in block(16, torch.float32)))
+        _, *parameters, _ = of.of_training()
+        state = torch.empty(16), torch.empty(16), torch.zeros((), dtype=torch.int64)
+        statistics, wide = torch.empty(65, dtype=torch.float64), (torch.empty(32), torch.empty(32), None)
+        backward = partial(triton_steps.leni_training_backward, x, x, of.deconv_weight, *parameters, statistics, None)
+        update = partial(triton_steps.leni_running_statistics, statistics, of.negative_weight, of.negative_bias)
+        graphs = [make_fx(lambda x: triton_steps.leni_training(x, *of.of_training(), None, *options))(x),
+                  make_fx(lambda: backward(*options, True))(),
+                  make_fx(lambda: update(*state, 0.1, *wide, None, NEGATIVE_EPS))()]
+    kernels = [sum(node.target is triton_kernel_wrapper_mutation for node in graph.graph.nodes) for graph in graphs]
+    assert kernels == [3, 4, 1]

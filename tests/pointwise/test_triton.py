@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from launches import Launches
 
 from leni_kernels import triton_support
 
@@ -35,3 +36,22 @@ def test_launches_can_be_traced_without_a_gpu():
                   make_fx(lambda x: triton_kernels.fully_parametric_relu_backward(x, x, *slopes, True, True))(x),
                   make_fx(triton_kernels.crelu)(x)]
     assert all("triton_kernel_wrapper" in graph.code for graph in graphs)
+
+
+@pytest.mark.parametrize(("dtype", "casts"), [(torch.float32, 0), (torch.float16, 1)], ids=str)
+def test_launches(dtype, casts):
+    """One forward; one backward, a sum for each parameter, and a cast of it in half precision."""
+    from leni_kernels.pointwise import triton_kernels
+
+    x, slopes = torch.randn(2, 16, 5, 8).to(dtype), torch.randn(2, 16).to(dtype)
+    with Launches() as forward:
+        triton_kernels.ada_relu(x, slopes[0])
+        triton_kernels.fully_parametric_relu(x, *slopes)
+        triton_kernels.crelu(x)
+    with Launches() as backward:
+        triton_kernels.ada_relu_backward(x, x, slopes[0], True, True)
+        triton_kernels.fully_parametric_relu_backward(x, x, *slopes, True, True)
+    assert len(forward.kernels) == 3
+    assert not forward.of_torch
+    assert len(backward.kernels) == 2
+    assert len(backward.of_torch) == 3 * (1 + casts)
