@@ -11,9 +11,9 @@ gradient and writes dx; every tap has a product of its own, because x against it
 gradients of weight and of θ read x and y's gradient, 2T each, and again for each tap through L2; that of the bias reads
 y's gradient. No sum depends on timing: a program writes its share, and the shares are added afterwards.
 
-Launches, where parameters have x's dtype and no gaps: forward 3, of which two lay out weight and θ; x's gradient 2, one
-of them for the weight; weight's and θ's 2 each, one of them to sum, lay out and cast; bias' 1, PyTorch's sum, and
-another in half precision, where that is cast: 10, or 11, a step.
+Launches, where parameters have no gaps: forward and x's gradient 2, one of them to lay out weight and θ by tap; the
+gradients of weight and θ 2 each, one of them to sum, lay out and cast; that of the bias 1, PyTorch's sum, and in half
+precision another, where that is cast: 9, or 10, a step.
 
 Where groups have one channel (depthwise) there is no matrix to multiply, and the same kernels multiply elementwise.
 """
@@ -302,7 +302,7 @@ def _input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h
                            CHANNELS_LAST: tl.constexpr, BLOCK_SITES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
                            BLOCK_OUTPUTS: tl.constexpr, WIDE: tl.constexpr,
                            PRECISION: tl.constexpr):
-    """weight: [T, channels, outputs of a group]; threshold: [channels, T].
+    """weight: [T, channels, outputs of a group]; threshold: [T, channels].
 
     x's sites are dealt out by their residues modulo STRIDE: all sites of a program then meet the same taps. ``span`` is
     how many each residue has in each dimension. Taps are a loop of the compiled kernel: each has its own product, and
@@ -337,21 +337,21 @@ def _input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h
     steps = _steps(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR, index_type)
     first = image * (tl.cast(grad_step_n, index_type) * GRAD_VECTOR) + _total(_times(position, steps))
     grad = _pointers(grad + group * OUTPUTS * step_c, first, output * step_c, CHANNELS_LAST)
-    taps: tl.constexpr = GRID[2][0] * GRID[2][1] * GRID[2][2]
-    threshold += (group * CHANNELS + channel) * taps
+    threshold += group * CHANNELS + channel
     if CHANNELS == 1:
         weight += output
     else:
         weight += (group * CHANNELS + channel)[:, None] * OUTPUTS + output[None, :]
     sums = tl.zeros((BLOCK_SITES, BLOCK_CHANNELS), accumulator_type)
-    for t in range(taps):
+    for t in range(GRID[2][0] * GRID[2][1] * GRID[2][2]):
         offset = _grid_offset(t, GRID)
         lag = residue[0] - offset[0], residue[1] - offset[1], residue[2] - offset[2]
         gradient = _tap_gradient(tl.zeros_like(sums), grad, weight, position, out_size, steps, step_c, has_site,
                                  has_channel, lag, STRIDE, CHANNELS, OUTPUTS, CHANNELS_LAST, BLOCK_OUTPUTS, PRECISION)
-        theta = tl.load(threshold + t, has_channel, 0.0).to(values.dtype)
+        theta = tl.load(threshold, has_channel, 0.0)
         sums += tl.where(values <= theta[None, :], 0.0, gradient)
         weight += GROUPS * CHANNELS * OUTPUTS
+        threshold += GROUPS * CHANNELS
     number = ((image * in_d + site[0]) * in_h + site[1]) * in_w + site[2]
     plane = tl.cast(in_d, index_type) * in_h * in_w
     _store_tile(dx, sums, number, group * CHANNELS + channel, inside, has_channel, plane, GROUPS * CHANNELS,
@@ -442,6 +442,31 @@ def _correlation_kernel(x, threshold, grad, weight, partial, sites, tiles, out_d
             share = tl.cast(part, tl.int64) * output_blocks + tl.program_id(0) % output_blocks
             partial += ((share * taps + tap) * GROUPS + group) * CHANNELS
             tl.store(partial + channel, tl.sum(sums * factors, 0), has_channel)
+
+
+@jit
+def _lay_out_kernel(weight, threshold, weight_by_tap, threshold_by_tap, TAPS: tl.constexpr, CHANNELS: tl.constexpr,
+                    OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, TRANSPOSED: tl.constexpr, BLOCK: tl.constexpr):
+    """Weight [outputs, channels of a group, T] and threshold [channels, T] by tap, cast, and of each tap, if
+    TRANSPOSED, the weight as [channels, outputs of a group]."""
+    width: tl.constexpr = GROUPS * CHANNELS * OUTPUTS
+    blocks: tl.constexpr = ceil_div(width * TAPS, BLOCK)
+    program = tl.program_id(0)
+    if program < blocks:
+        number = program * BLOCK + tl.arange(0, BLOCK)
+        place = number % width
+        if TRANSPOSED:
+            channel = place // OUTPUTS
+            output = channel // CHANNELS * OUTPUTS + place % OUTPUTS
+            place = output * CHANNELS + channel % CHANNELS
+        values = tl.load(weight + place * TAPS + number // width, number < width * TAPS, 0.0)
+        tl.store(weight_by_tap + number, values.to(weight_by_tap.dtype.element_ty), number < width * TAPS)
+    else:
+        all_channels: tl.constexpr = GROUPS * CHANNELS
+        number = (program - blocks) * BLOCK + tl.arange(0, BLOCK)
+        mask = number < all_channels * TAPS
+        values = tl.load(threshold + number % all_channels * TAPS + number // all_channels, mask, 0.0)
+        tl.store(threshold_by_tap + number, values.to(threshold_by_tap.dtype.element_ty), mask)
 
 
 @jit
@@ -555,9 +580,9 @@ def _forward(problem: _Problem, weight: Tensor, threshold: Tensor, bias: Tensor 
     constants = _forward_constants(problem, config, operand) | {"WIDE": wide(x, y)}
     with on_device_of(x):
         launchable(_forward_kernel)[(programs,)](
-            x, weight.to(x.dtype).permute(2, 0, 1).contiguous(), _by_tap(threshold, x),
-            None if bias is None else bias.contiguous(), y, sites, *problem.out_size, *x.shape[2:],
-            *_steps_of(x, constants["VECTOR"]), **constants, num_warps=config.warps, num_stages=config.stages)
+            x, *_laid_out(problem, weight, threshold, transposed=False), None if bias is None else bias.contiguous(), y,
+            sites, *problem.out_size, *x.shape[2:], *_steps_of(x, constants["VECTOR"]), **constants,
+            num_warps=config.warps, num_stages=config.stages)
     return y
 
 
@@ -574,15 +599,17 @@ def _input_gradient(problem: _Problem, grad: Tensor, weight: Tensor, threshold: 
     programs = (ceil_div(sites, config.sites) * math.prod(problem.stride)
                 * problem.blocks(problem.channels, config.channels))
     constants = _gradient_constants(problem, config, operand, grad) | {"WIDE": wide(x, dx, grad)}
-    matrices = weight.to(x.dtype).reshape(problem.groups, problem.outputs, problem.channels, -1).permute(3, 0, 2, 1)
     with on_device_of(x):
         launchable(_input_gradient_kernel)[(programs,)](
-            x, matrices.contiguous(), threshold.contiguous(), grad, dx, sites, *span, *x.shape[2:], *problem.out_size,
-            *_steps_of(x, constants["VECTOR"]), *_steps_of(_three_dimensional(grad), constants["GRAD_VECTOR"]),
-            **constants, num_warps=config.warps, num_stages=config.stages)
+            x, *_laid_out(problem, weight, threshold, transposed=True), grad, dx, sites, *span, *x.shape[2:],
+            *problem.out_size, *_steps_of(x, constants["VECTOR"]),
+            *_steps_of(_three_dimensional(grad), constants["GRAD_VECTOR"]), **constants, num_warps=config.warps,
+            num_stages=config.stages)
     return dx
 
 
+_LAID_OUT = 1024
+"""Of numbers, where a program lays out parameters."""
 _SUMMED, _LANES = 128, 32
 """Of numbers and of their shares, where a program sums shares."""
 
@@ -653,8 +680,16 @@ def _accumulator(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _by_tap(threshold: Tensor, x: Tensor) -> Tensor:
-    return threshold.to(x.dtype).flatten(1).t().contiguous()
+def _laid_out(problem: _Problem, weight: Tensor, threshold: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
+    """Weight and threshold as :func:`_lay_out_kernel` leaves them, in x's dtype."""
+    x, taps = problem.x, len(problem.taps)
+    weight, threshold = weight.contiguous(), threshold.contiguous()
+    by_tap = x.new_empty(weight.numel()), x.new_empty(threshold.numel())
+    with on_device_of(x):
+        launchable(_lay_out_kernel)[(sum(ceil_div(tensor.numel(), _LAID_OUT) for tensor in by_tap),)](
+            weight, threshold, *by_tap, TAPS=taps, CHANNELS=problem.channels, OUTPUTS=problem.outputs,
+            GROUPS=problem.groups, TRANSPOSED=transposed, BLOCK=_LAID_OUT, num_warps=4)
+    return by_tap
 
 
 def _constants(problem: _Problem, config: Config, operand: str) -> dict[str, Any]:
@@ -705,7 +740,7 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
                 yield _compile_case(kernel, layer, operand, architecture, channels_last)
             yield _compile_case(kernel, _TYPICAL_LAYERS[0], "fp16", architecture, channels_last).with_wide_offsets()
     for operand in found:
-        yield _sum_case(operand)
+        yield from _cases_of_parameters(operand)
 
 
 class _Layer(NamedTuple):
@@ -766,11 +801,14 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
                        operand, rows if problem.matrix else 0, vector_bits, vector_loads, config.stages)
 
 
-def _sum_case(operand: str) -> CompileCase:
+def _cases_of_parameters(operand: str) -> Iterator[CompileCase]:
     exact, element = "fp64" if operand == "fp64" else "fp32", "fp32" if operand == "tf32" else operand
     constants = {"WIDTH": 4096, "TAPS": 9, "EACH": 1, "BLOCK": _SUMMED, "LANES": _LANES}
     signature = {"partial": f"*{exact}", "out": f"*{element}", "rows": "i32"}
-    return CompileCase("conv_relu sum", _sum_kernel, signature, constants, 4, operand, 0, 32, 0)
+    yield CompileCase("conv_relu sum", _sum_kernel, signature, constants, 4, operand, 0, 32, 0)
+    constants = {"TAPS": 9, "CHANNELS": 64, "OUTPUTS": 64, "GROUPS": 1, "TRANSPOSED": True, "BLOCK": _LAID_OUT}
+    signature = dict.fromkeys(("weight", "threshold", "weight_by_tap", "threshold_by_tap"), f"*{element}")
+    yield CompileCase("conv_relu layout", _lay_out_kernel, signature, constants, 4, operand, 0, 32, 0)
 
 
 def _loads(kernel: str, problem: _Problem, config: Config, vector: int, operand: str,
