@@ -15,6 +15,28 @@ from torch import Tensor
 
 _LIBRARY = torch.library.Library("leni_kernels", "FRAGMENT")
 
+_launches: dict[Any, Callable[..., Any]] = {}
+"""Of operators in Python, what runs on tensors at once, without what PyTorch does around it at every call."""
+
+
+def launch_at_once(operator: Any, launch: Callable[..., Any]) -> None:
+    """Say what an operator does with tensors that nobody traces; for what is made of it afterwards."""
+    _launches[operator] = launch
+
+
+def eager(operator: Any) -> Callable[..., Any]:
+    """The operator, or what it launches where its tensors are plain ones and nobody traces or intercepts calls."""
+    launch = _launches.get(operator)
+    if launch is None:
+        return operator
+
+    def call(*inputs: Any) -> Any:
+        seen = (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+                or type(inputs[0]) not in (Tensor, torch.nn.Parameter))
+        return operator(*inputs) if seen else launch(*inputs)
+
+    return call
+
 
 def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Define an operator of this package in Python, for CPUs and GPUs, without autograd; returns it."""
@@ -43,8 +65,10 @@ def once_differentiable(operator: Any, message: str) -> Callable[..., Any]:
 
     torch.library.register_autograd(operator._schema.name, raise_it, setup_context=lambda *_, **__: None)
 
+    at_once = eager(operator)
+
     def call(*inputs: Any) -> Any:
-        return operator(*inputs) if torch.is_grad_enabled() else below_autograd(operator, *inputs)
+        return operator(*inputs) if torch.is_grad_enabled() else below_autograd(at_once, *inputs)
 
     return call
 
@@ -56,10 +80,12 @@ def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], No
     ``save(ctx, inputs, output)`` keeps what ``backward(ctx, *grads)`` needs; ctx is an ``autograd.Function``'s.
     """
 
+    at_once = eager(operator)
+
     class Differentiable(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
-            output = below_autograd(operator, *inputs)
+            output = below_autograd(at_once, *inputs)
             save(ctx, inputs, output)
             return output
 
@@ -69,7 +95,7 @@ def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], No
         if torch.is_grad_enabled():
             return Differentiable.apply(*inputs)
         with torch._C._AutoDispatchBelowAutograd():
-            return operator(*inputs)
+            return at_once(*inputs)
 
     defaults = [argument.default_value for argument in operator._schema.arguments]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .architectures import operand_types, why_unsupported
 from .backends import KernelFailure, constant_to_the_compiler
+from .operators import launch_at_once
 
 why_missing: str | None = None
 """Why Triton kernels cannot be defined here, or None if they can."""
@@ -113,6 +114,23 @@ def define_operator(name: str, launch: Callable[..., Any], mutates: tuple[str, .
     # The interpreter's kernels are plain Python, into which the compiler cannot look: there it is opaque.
     define: Any = torch.library.custom_op if interpreting else torch.library.triton_op
     define(f"leni_kernels::{name}", launch, mutates_args=mutates)
+    launch_at_once(getattr(torch.ops.leni_kernels, name).default, _untraced(launch))
+
+
+_thread = threading.local()
+
+
+def _untraced(launch: Callable[..., Any]) -> Callable[..., Any]:
+    """``launch``, with kernels that are launched as they are: outside an operator they would be wrapped to be seen."""
+
+    def call(*inputs: Any) -> Any:
+        _thread.untraced = True
+        try:
+            return launch(*inputs)
+        finally:
+            _thread.untraced = False
+
+    return call
 
 
 # ---- launches ----------------------------------------------------------------------------------------------
@@ -126,7 +144,8 @@ def launchable(kernel: Any) -> Any:
     """
     if _noting is not None:
         return _NotedKernel(kernel, _noting.note)
-    traceable = kernel if interpreting else torch.library.wrap_triton(kernel)
+    untraced = interpreting or getattr(_thread, "untraced", False)
+    traceable = kernel if untraced else torch.library.wrap_triton(kernel)
     return _Launch(kernel) if traceable is kernel else traceable
 
 

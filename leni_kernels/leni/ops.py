@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import checks, extension, triton_support
 from ..backends import Backend, Operation, with_reference
-from ..operators import define, differentiable, once_differentiable
+from ..operators import define, differentiable, eager, once_differentiable
 from . import reference, triton_kernels, triton_steps, triton_training
 from .batch_norms import merged_over, summed_over
 from .reference import UNTRACKED, Folded, Layer, Norm
@@ -136,11 +136,6 @@ def _input_gradient_by_reference(grad: Tensor, x: Tensor, taps: Tensor, weight: 
 # and the count of values a channel they come from. Parameters are as their layers hold them.
 
 
-FEW_VALUES = 16
-"""Of a channel, up to which a batch's norms leave so little of a gradient that float32's rounding drowns it: such a
-batch is computed in float64."""
-
-
 class Steps(NamedTuple):
     """The operators of one backend for whole blocks."""
 
@@ -218,7 +213,9 @@ def steps_of(mechanism: str, backend: str, fakes: Any) -> Any:
         torch.library.register_fake(f"leni_kernels::{mechanism}_{name}_{backend}", fake)
         steps.append(getattr(torch.ops.leni_kernels, f"{mechanism}_{name}_{backend}").default)
     steps = type(fakes)(*steps)
-    return steps._replace(training_backward=once_differentiable(steps.training_backward, DOUBLE_BACKWARD))
+    others = {name: eager(step) for name, step in steps._asdict().items() if not name.startswith("training")}
+    backward = once_differentiable(steps.training_backward, DOUBLE_BACKWARD)
+    return steps._replace(**others, training_backward=backward)
 
 
 def only_first_differentiable(ctx: Any, output: tuple[Tensor, ...]) -> None:

@@ -19,10 +19,9 @@ from ..backends import Backend, Operation, with_reference
 from ..conv_relu import ops as conv_relu_ops
 from ..operators import define, differentiable, once_differentiable
 from . import reference, triton_steps
-from .batch_norms import merged_over, summed_over
+from .batch_norms import FEW_VALUES, merged_over, summed_over
 from .ops import (
     DOUBLE_BACKWARD,
-    FEW_VALUES,
     GIVEN,
     check_block,
     check_folded,

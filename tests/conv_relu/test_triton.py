@@ -416,8 +416,7 @@ def test_a_step_is_nine_launches(case, channels_last):
     with Launches() as forward:
         y = triton_kernels.conv_relu(x, weight, threshold, bias, *options)
     with Launches() as backward:
-        triton_kernels.conv_relu_input_gradient(y, x, weight, threshold, *options, True, True)
-        triton_kernels.conv_relu_weight_gradient(y, x, weight, threshold, *options, True, True)
+        triton_kernels.conv_relu_backward(y, x, weight, threshold, *options, True, True, True, True)
     assert forward.kernels == ["_lay_out_kernel", "_forward_kernel"]
     assert not forward.of_torch
     assert backward.kernels == ["_lay_out_kernel", "_input_gradient_kernel",

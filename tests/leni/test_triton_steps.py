@@ -56,7 +56,7 @@ class Block(NamedTuple):
 
     def of_training(self) -> tuple[Tensor | None, ...]:
         """In the order of ``leni_training``."""
-        return self.deconv_weight, self.negative_weight, *self[3:]
+        return tuple(self)
 
     def given(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self._asdict().items() if tensor is not None}
@@ -117,8 +117,11 @@ def step(of: Block, x: Tensor, grad: Tensor, channels_last: bool) -> dict[str, T
     gradients = triton_steps.leni_training_backward(
         grad, x, *of.of_training()[:-1], statistics, None, NEGATIVE_EPS, FUSION_EPS, channels_last, True)
     assert gradients[-1].shape == (4 * x.shape[1],)
-    return named(of, x, y, gradients, ("deconv_weight", "negative_weight", "fusion_weight", "fusion_bias",
-                                       "compress_weight", "compress_bias"), channels_last)
+    found = named(of, x, y, gradients, ("deconv_weight", "negative_weight", "negative_bias", "fusion_weight",
+                                        "fusion_bias", "compress_weight", "compress_bias"), channels_last)
+    of_shift = found.pop("negative_bias", None)
+    assert of_shift is None or not of_shift.any()  # β1 shifts what BN2 centres
+    return found
 
 
 def reborn_step(of: Block, x: Tensor, grad: Tensor, channels_last: bool, *statistics: Tensor) -> dict[str, Tensor]:
@@ -128,7 +131,7 @@ def reborn_step(of: Block, x: Tensor, grad: Tensor, channels_last: bool, *statis
     y, z, packed = triton_steps.reborn_training(
         x, *parameters, of.compress_bias, None, *(statistics or (None, None)), NEGATIVE_EPS, groups, channels_last)
     gradients = triton_steps.reborn_training_backward(
-        grad, x, *parameters, z, packed, None, NEGATIVE_EPS, groups, channels_last, not statistics, [True] * 3)
+        grad, x, *parameters, z, packed, None, NEGATIVE_EPS, groups, channels_last, not statistics, True, True, True)
     assert gradients[-1].shape == (2 * x.shape[1],)
     return named(of, x, y, gradients, ("deconv_weight", "negative_weight", "negative_bias", "compress_weight",
                                        "compress_bias"), channels_last)
@@ -240,7 +243,8 @@ def test_a_group_s_statistics_are_those_of_one_batch(channels_last):
     x, grad = (normal(4, 3, 4, 5, channels_last=channels_last) for _ in range(2))
     of, eps = block(3), (NEGATIVE_EPS, FUSION_EPS)
     parts = list(zip(x.split([1, 3]), grad.split([1, 3]), strict=True))
-    packed = torch.stack([triton_steps.leni_statistics(part, of.deconv_weight, channels_last) for part, _ in parts])
+    packed = torch.stack([triton_steps.leni_batch_statistics(part, of.deconv_weight, channels_last)
+                          for part, _ in parts])
     statistics = merged(Statistics(*packed[:, :-1].chunk(2, 1), packed[:, -1]))
     statistics = torch.cat([statistics.mean, statistics.variance, statistics.count[None]])
     outputs, gradients = [], []
@@ -251,7 +255,9 @@ def test_a_group_s_statistics_are_those_of_one_batch(channels_last):
         gradients.append(triton_steps.leni_training_backward(
             of_part, part, *of.of_training()[:-1], statistics, None, *eps, channels_last, False))
         assert [tensor.numel() for tensor in gradients[-1][:2]] == [0, 0]
-    *sums, summed = (torch.stack(tensors).sum(0) for tensors in zip(*(found[2:] for found in gradients), strict=True))
+    of_gamma, of_shift, *sums, summed = (
+        torch.stack(tensors).sum(0) for tensors in zip(*(found[2:] for found in gradients), strict=True))
+    assert not of_shift.any()
     last = []
     for part, of_part in parts:
         last.append(triton_steps.leni_training_backward(
@@ -259,7 +265,8 @@ def test_a_group_s_statistics_are_those_of_one_batch(channels_last):
         assert not any(tensor.numel() for tensor in last[-1][2:])
     names = ("negative_weight", "fusion_weight", "fusion_bias", "compress_weight", "compress_bias")
     got = {"y": torch.cat(outputs), "x": torch.cat([found[0] for found in last]),
-           "deconv_weight": last[0][1] + last[1][1], **dict(zip(names, sums, strict=True))}
+           "deconv_weight": last[0][1] + last[1][1],
+           **dict(zip(names, (of_gamma, *sums), strict=True))}
     assert_close(got, truth(of, x, grad), 1e-12)
 
 
@@ -285,7 +292,7 @@ def test_running_statistics_are_folded(dtype, channels_last):
 @layouts
 def test_an_empty_batch_of_a_group(channels_last):
     x, of = normal(0, 3, 4, 5, dtype=torch.float16, channels_last=channels_last), block(3)
-    assert not triton_steps.leni_statistics(x, of.deconv_weight, channels_last).any()
+    assert not triton_steps.leni_batch_statistics(x, of.deconv_weight, channels_last).any()
     statistics = torch.ones(13, dtype=torch.float64, device=DEVICE)
     y, _ = triton_steps.leni_training(x, *of.of_training(), statistics, NEGATIVE_EPS, FUSION_EPS, channels_last)
     gradients = triton_steps.leni_training_backward(x, x, *of.of_training()[:-1], statistics, None, NEGATIVE_EPS,
@@ -411,7 +418,8 @@ def test_reborn_computes_what_is_needed():
     assert relative(again, y) <= 1e-14
 
     def backward(given, trains, needs):
-        return triton_steps.reborn_training_backward(grad, x, *parameters, z, statistics, given, *common, trains, needs)
+        return triton_steps.reborn_training_backward(grad, x, *parameters, z, statistics, given, *common, trains,
+                                                     *needs)
 
     whole = backward(None, True, [True] * 3)
     halves = backward(None, True, [False] * 2 + [True])[2:], backward(whole[-1], True, [True, True, False])
@@ -451,7 +459,7 @@ def test_launches_of_a_group_s_process(channels_last):
     parameters = of.of_training()
     backward = partial(triton_steps.leni_training_backward, x, x, *parameters[:-1], statistics)
     for launches, run in (
-            (2, partial(triton_steps.leni_statistics, x, of.deconv_weight, channels_last)),
+            (2, partial(triton_steps.leni_batch_statistics, x, of.deconv_weight, channels_last)),
             (2, partial(triton_steps.leni_training, x, *parameters, statistics, *options)),
             (2, partial(backward, None, *options, False)), (3, partial(backward, given, *options, True))):
         with Launches() as found:
@@ -484,13 +492,13 @@ def test_a_step_of_reborn_is_eight_launches_beside_the_library_s(channels_last):
     with Launches() as found:
         _, z, statistics = triton_steps.reborn_training(x, *parameters, of.compress_bias, None, None, None, *common)
         triton_steps.reborn_running_statistics(statistics, None, None, None, 0.1)
-        triton_steps.reborn_training_backward(x, x, *parameters, z, statistics, None, *common, True, [True] * 3)
+        triton_steps.reborn_training_backward(x, x, *parameters, z, statistics, None, *common, True, True, True, True)
     assert len(found.kernels) == 8
     assert set(found.of_torch) <= set(LIBRARY)
 
 
 @pytest.mark.parametrize(("launch", "mutates"), [
-    (triton_steps.leni_statistics, ()), (triton_steps.leni_eval, ()), (triton_steps.leni_training, ()),
+    (triton_steps.leni_batch_statistics, ()), (triton_steps.leni_eval, ()), (triton_steps.leni_training, ()),
     (triton_steps.leni_training_backward, ()), (triton_steps.reborn_training, ()),
     (triton_steps.reborn_training_backward, ()),
     (triton_steps.leni_running_statistics, ("negative_mean", "negative_variance", "negative_batches", "fusion_mean",
