@@ -200,13 +200,13 @@ def test_one_warning_for_each_operation_and_kind_of_failure(fail):
 # ---- backward ----------------------------------------------------------------------------------------------
 
 PASSES = {
-    "leni, weight": (CASES["leni"][0], triton_training._weight_gradient_kernel, "leni_weight_gradient"),
-    "leni, input": (CASES["leni"][0], triton_training._input_gradient_kernel, "leni_input_gradient"),
+    "leni, weight": (CASES["leni"][0], triton_training._weight_gradient_kernel, "leni_training_backward"),
+    "leni, input": (CASES["leni"][0], triton_training._input_gradient_kernel, "leni_training_backward"),
     "leni_eval, weight": (CASES["leni_eval"][0], triton_training._weight_gradient_kernel, "leni_weight_gradient"),
     "leni_folded, input": (folded_leni, triton_training._input_gradient_kernel, "leni_input_gradient"),
-    "reborn, weight": (CASES["reborn"][0], triton_tail._weight_gradient_kernel, "reborn_weight_gradient"),
+    "reborn, weight": (CASES["reborn"][0], triton_tail._weight_gradient_kernel, "reborn_training_backward"),
     "reborn, both branches": (CASES["reborn"][0], triton_tail._branch_gradient_kernel,
-                              "reborn_(negative|input)_gradient"),
+                              "reborn_training_backward"),
     "conv_relu, input": (CASES["conv_relu2d"][0], conv_relu._input_gradient_kernel, "conv_relu_backward"),
     "conv_relu, weight and threshold": (CASES["conv_relu2d"][0], conv_relu._correlation_kernel,
                                         "conv_relu_backward"),

@@ -451,8 +451,9 @@ def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Ten
         BackendUnavailableError: if a backend asked for by name cannot serve.
     """
     channels, dtype = checks.feature_map("leni_folded", x), reference.folding_dtype(x.dtype)
-    if not (folded_fits(x, channels, dtype, taps, weight, bias) and taps.shape == (channels, *[taps.shape[-1]] * 2)
-            and taps.shape[-1] % 2 == 1):
+    size = taps.shape[-1] if taps.dim() == 3 else 0
+    if not (size % 2 == 1 and taps.shape == (channels, size, size)
+            and folded_fits(x, channels, dtype, taps, weight, bias)):
         checks.odd_kernel("leni_folded", "taps", taps, (channels, "k", "k"))
         check_folded("leni_folded", x, taps, weight, bias)
         taps, weight, bias = taps.to(dtype), weight.to(dtype), bias.to(dtype)
@@ -648,7 +649,7 @@ def tensors_fit(x: Tensor, parameters: Any, channels: int, of_group: int) -> boo
     Where they do not, :func:`check_block` says why, unless autocast makes them alike.
     """
     deconv, compress, bias = parameters.deconv_weight, parameters.compress_weight, parameters.compress_bias
-    size, dtype, device = deconv.shape[-1], x.dtype, x.device
+    size, dtype, device = deconv.shape[-1] if deconv.dim() == 4 else 0, x.dtype, x.device
     return (size % 2 == 1 and deconv.shape == (channels, of_group, size, size)
             and compress is not None and compress.shape == (channels, 2 * channels, 1, 1)
             and deconv.dtype == compress.dtype == dtype and deconv.device == compress.device == device

@@ -18,7 +18,7 @@ from .. import checks, extension, triton_support
 from ..backends import Backend, Operation, with_reference
 from ..conv_relu import ops as conv_relu_ops
 from ..operators import define, differentiable, once_differentiable
-from . import reference, triton_steps
+from . import reference, triton_steps, triton_tail
 from .batch_norms import FEW_VALUES, merged_over, summed_over
 from .ops import (
     DOUBLE_BACKWARD,
@@ -273,6 +273,10 @@ if extension.why_missing is None:
 @triton_support.operators_when_needed
 def _define_triton() -> None:
     global _TRITON
+    passes = [name for name in Passes._fields if hasattr(triton_tail, f"reborn_{name}")]  # the library deconvolves
+    for name in passes:
+        triton_support.define_operator(f"reborn_{name}_triton", getattr(triton_tail, f"reborn_{name}"))
+    operators_of("reborn", "triton", _PASS_FAKES, passes)
     for name in Steps._fields:
         triton_support.define_operator(f"reborn_{name}_triton", getattr(triton_steps, f"reborn_{name}"),
                                        ("mean", "variance", "batches") if name == "running_statistics" else ())
