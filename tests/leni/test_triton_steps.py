@@ -512,7 +512,8 @@ def test_a_step_of_reborn_is_eight_launches_beside_the_library_s(channels_last):
     (triton_steps.reborn_training_backward, ()),
     (triton_steps.leni_running_statistics, ("negative_mean", "negative_variance", "negative_batches", "fusion_mean",
                                             "fusion_variance", "fusion_batches")),
-    (triton_steps.reborn_running_statistics, ("mean", "variance", "batches"))], ids=str)
+    (triton_steps.reborn_running_statistics, ("mean", "variance", "batches")),
+], ids=lambda value: getattr(value, "__name__", ""))
 def test_each_step_can_be_an_operator(launch, mutates):
     assert torch.library.infer_schema(launch, mutates_args=mutates)
 
