@@ -91,7 +91,7 @@ leni::Volume volume(const Tensor& tensor, bool channels_last) {
   return result;
 }
 
-// From one tap to the next of a weight [O, C/groups, *kernel], if the taps are as far apart as that all along the kernel.
+// From one tap to the next of a weight [O, C/groups, *kernel], if the taps are as far apart all along the kernel.
 std::optional<int64_t> stride_of_taps(const Tensor& weight) {
   std::optional<int64_t> innermost;
   int64_t next = 1;  // the stride that the next outer dimension must have

@@ -326,7 +326,8 @@ Tensor leni_eval(const Tensor& x, const Tensor& deconv_weight, const Tensor& neg
   return with_scale(x, [&](auto type) {
     using Scale = decltype(type);
     const Taps<Scale> taps(op, x, deconv_weight, host);
-    return folded_block(x, taps, compress_of<Scale>(op, compress_weight, channels, host), vector_of(compress_bias, channels, 0), scale, shift,
+    const auto* compress = compress_of<Scale>(op, compress_weight, channels, host);
+    return folded_block(x, taps, compress, vector_of(compress_bias, channels, 0), scale, shift,
                         centred ? mean.data() : nullptr, channels_last, host);
   });
 }

@@ -1,7 +1,7 @@
 // Reborn's deconvolution of few values: z = D ⋆ᵀ min(x, 0), what z's gradient gives x by way of D, and D's gradient.
 //
-// For problems whose products take less time than a call of a library: any groups, sizes and types, in one thread, and
-// an infinity goes no further than D reaches. Reads and writes as the library would; what is packed stays in the caches.
+// For problems whose products take less time than a call of a library: any groups, sizes and types, in one thread. An
+// infinity goes no further than D reaches. Reads and writes as a library would; what is packed stays in the caches.
 //
 // Included once per ISA object, after leni_training.h.
 

@@ -15,8 +15,8 @@ constexpr int64_t kMostDimensions = 64;  // as PyTorch has it
 
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
-// Whether new memory is filled with NaN, so that an element no kernel wrote fails a test: PyTorch's own setting does not
-// reach these calls.
+// Whether new memory is filled with NaN, so that an element that no kernel wrote fails a test: PyTorch's own setting
+// does not reach these calls.
 extern std::atomic<bool> fills_empty;
 
 // A dense tensor.

@@ -1,8 +1,8 @@
 """LENI as PyTorch operators: schemas, fakes, autograd, autocast and the choice of backend.
 
 No arithmetic here: the definitions and the folding are in ``reference.py``, the kernels in ``csrc/``,
-``triton_kernels.py`` and ``triton_training.py``. Reborn's operators, in ``reborn_ops.py``, take what both share
-from here.
+``triton_kernels.py`` and ``triton_training.py``, whole steps on a GPU in ``triton_steps.py``. Reborn's operators, in
+``reborn_ops.py``, take what both share from here.
 """
 
 from __future__ import annotations
