@@ -151,8 +151,19 @@ def test_a_compiler_that_fails_leaves_it_out_unless_it_is_required(checkout):
 # ---- one build for every PyTorch -----------------------------------------------------------------------------
 
 
-def test_only_files_that_are_compiled_include_pytorch():
-    assert not [path for path in (ROOT / "csrc").rglob("*.h") if includes_pytorch(path)]
+def everything_in(path):
+    """A source file, and the headers of this package that it includes, and they."""
+    found = [path]
+    for name in re.findall(r'#include "([^"]+)"', path.read_text(encoding="utf-8")):
+        found += everything_in(ROOT / "csrc" / name)
+    return found
+
+
+def test_objects_of_an_instruction_set_include_no_pytorch():
+    """An inline function of it, compiled for AVX-512, could be the copy that the linker keeps for all."""
+    of_a_set = [path for path in SOURCES if "GCC target" in path.read_text(encoding="utf-8")]
+    assert len(of_a_set) > 5
+    assert not [path for source in of_a_set for path in everything_in(source) if includes_pytorch(path)]
 
 
 @needs_headers

@@ -17,7 +17,7 @@ from training_steps import GRADIENTS, SLICES, assert_right, errors, laid_out, la
 
 import leni_kernels as lk
 from leni_kernels import triton_support
-from leni_kernels.leni import reference
+from leni_kernels.leni import reborn_ops, reference
 
 test_in_the_interpreter = on_triton.in_the_interpreter(__file__)
 
@@ -418,10 +418,10 @@ def test_opcheck_of_the_passes(layout):
 def test_opcheck_of_training(layout):
     x, deconv, weight = laid_out(layout, 2, 2, 2, 3), torch.randn(2, 2, 3, 3), torch.randn(2, 4)
     vector, bias = torch.rand(2) + 0.5, torch.randn(2)
-    leaves = [tensor.clone().requires_grad_() for tensor in (x, deconv, vector, bias, weight, bias)]
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, deconv, vector, bias, weight[:, :, None, None], bias)]
     for running in ((None, None), (bias, vector)):
         torch.library.opcheck(torch.ops.leni_kernels.reborn_training_triton.default,
-                              (*leaves, *running, 1e-3, 1, layout == torch.channels_last, ""),
+                              (*leaves, None, *running, 1e-3, 1, layout == torch.channels_last),
                               test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
 
@@ -460,10 +460,12 @@ def test_a_process_group_of_one_changes_nothing(tmp_path):
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     results = []
     try:
-        for group in ("", distributed.group.WORLD.group_name):
-            leaves = [tensor.clone().requires_grad_() for tensor in (x, deconv, vector, bias, weight, bias)]
-            y, _, *statistics = torch.ops.leni_kernels.reborn_training_triton(
-                *leaves, None, None, 1e-3, 1, False, group)
+        training, group = reborn_ops._TRITON, distributed.group.WORLD.group_name
+        for run in (lambda *leaves: training.alone(*leaves, None, None, None, 1e-3, 1, False),
+                    lambda *leaves: training.synchronised(*leaves, 1e-3, 1, False, group)):
+            leaves = [tensor.clone().requires_grad_() for tensor in (
+                x, deconv, vector, bias, weight[:, :, None, None], bias)]
+            y, _, *statistics = run(*leaves)
             results.append([y, *statistics, *torch.autograd.grad(y.square().sum(), leaves)])
     finally:
         distributed.destroy_process_group()

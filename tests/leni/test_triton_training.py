@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import leni_kernels as lk
 from leni_kernels import triton_support
-from leni_kernels.leni import reference
+from leni_kernels.leni import ops, reference
 
 layouts = pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "nchw"])
 test_in_the_interpreter = on_triton.in_the_interpreter(__file__)
@@ -370,9 +370,10 @@ def test_opcheck_of_training(channels_last):
     x = normal(2, 2, 2, 3, dtype=torch.float32, channels_last=channels_last)
     taps, weight, *_ = parameters(2, 3, x.dtype)
     vectors = [torch.rand(size, device=DEVICE) + 0.5 for size in (2, 2, 4, 4)]
-    tensors = [tensor.requires_grad_() for tensor in (x, taps, *vectors, weight, vectors[0].clone())]
+    tensors = [tensor.detach().clone().requires_grad_() for tensor in (
+        x, taps[:, None], *vectors, weight[:, :, None, None], vectors[0])]
     torch.library.opcheck(torch.ops.leni_kernels.leni_training_triton.default,
-                          (*tensors, 1e-3, 1e-2, channels_last, ""),
+                          (*tensors, None, 1e-3, 1e-2, channels_last),
                           test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
 
@@ -406,11 +407,12 @@ def test_a_process_group_of_one_changes_nothing(train, tmp_path):
         pytest.skip("needs torch.distributed with gloo")
     x, vectors = normal(2, 3, 4, 5), [torch.rand(size, device=DEVICE).double() + 0.5 for size in (3, 3, 6, 6)]
     taps, weight, *_ = parameters(3, 3, x.dtype)
-    operator = torch.ops.leni_kernels.leni_training_triton
+    tensors = (x, taps[:, None], *vectors, weight[:, :, None, None], vectors[0])
+    training = ops._TRAINING_TRITON
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
-        alone, grouped = (operator(x, taps, *vectors, weight, vectors[0], 1e-3, 1e-2, False, group)
-                          for group in ("", distributed.group.WORLD.group_name))
+        alone = training.alone(*tensors, None, 1e-3, 1e-2, False)
+        grouped = training.synchronised(*tensors, 1e-3, 1e-2, False, distributed.group.WORLD.group_name)
     finally:
         distributed.destroy_process_group()
     for ours, theirs in zip(alone, grouped, strict=True):
