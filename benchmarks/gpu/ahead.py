@@ -95,7 +95,8 @@ def _as_compiled(value: Any) -> Any:
 def _taps(launch: Launch) -> int:
     """How many taps a kernel unrolls: those of many take longest to compile, and are not to be begun last."""
     options = dict(launch.options)
-    return len(options.get("TAPS") or ()) or options.get("KERNEL", 1) ** 2
+    taps = options.get("TAPS") or ()  # each, or how many
+    return (taps if isinstance(taps, int) else len(taps)) or options.get("KERNEL", 1) ** 2
 
 
 class _Bodies(TorchDispatchMode):
