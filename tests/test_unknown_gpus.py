@@ -20,8 +20,8 @@ from leni_kernels import BackendUnavailableError, triton_support
 from leni_kernels.architectures import why_unsupported
 from leni_kernels.backends import KernelFailure
 from leni_kernels.conv_relu import triton_kernels as conv_relu
-from leni_kernels.leni import triton_kernels as leni
 from leni_kernels.leni import triton_algebra, triton_steps, triton_tail, triton_training
+from leni_kernels.leni import triton_kernels as leni
 from leni_kernels.pointwise import triton_kernels as pointwise
 from leni_kernels.triton_support import jit, tl
 
