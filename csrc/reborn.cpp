@@ -382,15 +382,18 @@ std::tuple<Tensor, Tensor> reborn_batch_statistics(const Tensor& x, const Tensor
   });
 }
 
+struct Block {
+  Tensor y, z;
+  Vector statistics;  // mean and variance of z
+};
+
 // Without a mean and a variance, or with z beside them, the norm is in training: of a batch, or of a group's. Else they
 // are the running ones.
-std::tuple<Tensor, Tensor, Tensor> reborn_training(const Tensor& x, const Tensor& deconv_weight,
-                                                   std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias,
-                                                   const Tensor& compress_weight, std::optional<Tensor> compress_bias,
-                                                   std::optional<Tensor> z, std::optional<Tensor> mean,
-                                                   std::optional<Tensor> variance, double eps, int64_t groups,
-                                                   bool channels_last) {
-  constexpr const char* op = "reborn_training_cpp";
+Block block(const char* op, const Tensor& x, const Tensor& deconv_weight, const std::optional<Tensor>& norm_weight,
+            const std::optional<Tensor>& norm_bias, const Tensor& compress_weight,
+            const std::optional<Tensor>& compress_bias, const std::optional<Tensor>& z,
+            const std::optional<Tensor>& mean, const std::optional<Tensor>& variance, double eps, int64_t groups,
+            bool channels_last) {
   check_activation(op, x, "x", channels_last);
   STD_TORCH_CHECK(mean.has_value() == variance.has_value(), op, ": mean and variance go together");
   const int64_t channels = x.size(1);
@@ -398,7 +401,7 @@ std::tuple<Tensor, Tensor, Tensor> reborn_training(const Tensor& x, const Tensor
   const bool trains = !mean.has_value() || z.has_value();
   const Call host;
   const Tensor a = trains ? in_type(x, training_type(x), channels_last) : x;
-  return with_scale(a, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor> {
+  return with_scale(a, [&](auto type) -> Block {
     using Scale = decltype(type);
     std::vector<Scale> moments(2 * channels);
     const Tensor deconvolved =
@@ -412,9 +415,8 @@ std::tuple<Tensor, Tensor, Tensor> reborn_training(const Tensor& x, const Tensor
       const Vector given_variance = vector_of(variance, channels, 1);
       statistics.insert(statistics.end(), given_variance.begin(), given_variance.end());
     }
-    const Tensor kept = z.has_value() ? nothing(x) : deconvolved;
     Tensor y = empty_as(a, channels_last);
-    if (y.numel() == 0) return {in_type(y, x.scalar_type(), channels_last), kept, packed_statistics(statistics, 0)};
+    if (y.numel() == 0) return {in_type(y, x.scalar_type(), channels_last), deconvolved, statistics};
 
     auto* weight = static_cast<Scale*>(host.scratch(kWeight, 2 * channels * channels * sizeof(Scale)));
     std::vector<Scale> bias(channels);
@@ -426,8 +428,28 @@ std::tuple<Tensor, Tensor, Tensor> reborn_training(const Tensor& x, const Tensor
                           bias.data(),  0,                            &negative};
     problem.negative_mean = centre.data();
     run(problem, host);
-    return {in_type(y, x.scalar_type(), channels_last), kept, packed_statistics(statistics, values_of(x))};
+    return {in_type(y, x.scalar_type(), channels_last), deconvolved, statistics};
   });
+}
+
+std::tuple<Tensor, Tensor, Tensor> reborn_training(const Tensor& x, const Tensor& deconv_weight,
+                                                   std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias,
+                                                   const Tensor& compress_weight, std::optional<Tensor> compress_bias,
+                                                   std::optional<Tensor> z, std::optional<Tensor> mean,
+                                                   std::optional<Tensor> variance, double eps, int64_t groups,
+                                                   bool channels_last) {
+  const Block result = block("reborn_training_cpp", x, deconv_weight, norm_weight, norm_bias, compress_weight,
+                             compress_bias, z, mean, variance, eps, groups, channels_last);
+  return {result.y, z.has_value() ? nothing(x) : result.z, packed_statistics(result.statistics, values_of(x))};
+}
+
+// Inference, with the running statistics.
+Tensor reborn_eval(const Tensor& x, const Tensor& deconv_weight, std::optional<Tensor> norm_weight,
+                   std::optional<Tensor> norm_bias, const Tensor& compress_weight, std::optional<Tensor> compress_bias,
+                   const Tensor& mean, const Tensor& variance, double eps, int64_t groups, bool channels_last) {
+  return block("reborn_eval_cpp", x, deconv_weight, norm_weight, norm_bias, compress_weight, compress_bias,
+               std::nullopt, mean, variance, eps, groups, channels_last)
+      .y;
 }
 
 // The gradients of x and D, each where needed; where the norm trains or they are needed those of the parameters; and
@@ -556,6 +578,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
       "Tensor compress_weight, Tensor? compress_bias, Tensor? z, Tensor? mean, Tensor? variance, float eps, "
       "int groups, bool channels_last) -> (Tensor, Tensor, Tensor)");
   m.def(
+      "reborn_eval_cpp(Tensor x, Tensor deconv_weight, Tensor? norm_weight, Tensor? norm_bias, Tensor compress_weight, "
+      "Tensor? compress_bias, Tensor mean, Tensor variance, float eps, int groups, bool channels_last) -> Tensor");
+  m.def(
       "reborn_training_backward_cpp(Tensor grad, Tensor x, Tensor deconv_weight, Tensor? norm_weight, "
       "Tensor? norm_bias, Tensor compress_weight, Tensor z, Tensor statistics, Tensor? grad_statistics, float eps, "
       "int groups, bool channels_last, bool trains, bool needs_x, bool needs_deconv, bool needs_parameters) "
@@ -574,6 +599,7 @@ STABLE_TORCH_LIBRARY_IMPL(leni_kernels, CPU, m) {
   m.impl("reborn_negative_gradient_cpp", TORCH_BOX(&leni::reborn_negative_gradient));
   m.impl("reborn_input_gradient_cpp", TORCH_BOX(&leni::reborn_input_gradient));
   m.impl("reborn_batch_statistics_cpp", TORCH_BOX(&leni::reborn_batch_statistics));
+  m.impl("reborn_eval_cpp", TORCH_BOX(&leni::reborn_eval));
   m.impl("reborn_training_cpp", TORCH_BOX(&leni::reborn_training));
   m.impl("reborn_training_backward_cpp", TORCH_BOX(&leni::reborn_training_backward));
   m.impl("reborn_running_statistics_cpp", TORCH_BOX(&leni::reborn_running_statistics));

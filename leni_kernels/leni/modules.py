@@ -28,6 +28,8 @@ def _weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 def _sync_group(norm: nn.Module) -> str:
     """The process group that a SyncBatchNorm in training takes its statistics over; "" if it stays by itself."""
+    if type(norm) is nn.BatchNorm2d:  # as it nearly always is
+        return ""
     if not (isinstance(norm, nn.SyncBatchNorm) and norm.training and distributed.is_available()
             and distributed.is_initialized()):
         return ""

@@ -658,7 +658,9 @@ def tensors_fit(x: Tensor, parameters: Any, channels: int, of_group: int) -> boo
 
 def norm_fits(norm: Norm, channels: int) -> bool:
     """Whether a norm's tensors have one entry per channel."""
-    return all(tensor is None or tensor.shape == (channels,) for tensor in norm[:4])
+    size, (mean, variance, weight, bias) = (channels,), norm[:4]
+    return ((mean is None or mean.shape == size) and (variance is None or variance.shape == size)
+            and (weight is None or weight.shape == size) and (bias is None or bias.shape == size))
 
 
 def check_block(name: str, x: Tensor, parameters: Any, channels: int, deconv_channels: tuple[int, int]) -> None:

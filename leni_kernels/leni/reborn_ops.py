@@ -54,6 +54,8 @@ from .reference import UNTRACKED, Layer, Norm
 class Steps(NamedTuple):
     """The operators of one backend."""
 
+    eval: Any
+    """(x, D, γ, β, P, c, mean, variance, eps, groups, channels_last) -> y"""
     batch_statistics: Any
     """(x, D, groups, channels_last) -> z, statistics"""
     training: Any
@@ -65,6 +67,10 @@ class Steps(NamedTuple):
     latter, those of x and D alone"""
     running_statistics: Any
     """(statistics, mean, variance, batches, momentum): moves the running ones"""
+
+
+def _fake_eval(x: Tensor, *rest: Any) -> Tensor:
+    return empty_as(x, rest[-1])
 
 
 def _statistics_like(x: Tensor) -> Tensor:
@@ -100,7 +106,7 @@ def _fake_running_statistics(*arguments: Any) -> None:
     return None
 
 
-_FAKES = Steps(_fake_batch_statistics, _fake_training, _fake_training_backward, _fake_running_statistics)
+_FAKES = Steps(_fake_eval, _fake_batch_statistics, _fake_training, _fake_training_backward, _fake_running_statistics)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], z: Tensor, statistics: Tensor) -> None:
@@ -382,6 +388,8 @@ def _run(call: RebornCall, training: Training) -> Tensor:
     deconv_weight, norm, compress_weight, compress_bias, groups = call.parameters
     tensors = (x, deconv_weight, norm.weight, norm.bias, compress_weight, compress_bias)
     options = (norm.eps, groups, channels_last)
+    if not call.trains and not torch.is_grad_enabled():
+        return training.steps.eval(*tensors, norm.running_mean, norm.running_var, *options)
     if not call.trains:
         return training.alone(*tensors, None, norm.running_mean, norm.running_var, *options)[0]
     check_values(x, call.group)

@@ -158,6 +158,14 @@ def reborn_training(x: Tensor, deconv_weight: Tensor, norm_weight: Tensor | None
     return y, of_a if z is None else x.new_empty(0), statistics
 
 
+def reborn_eval(x: Tensor, deconv_weight: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None,
+                compress_weight: Tensor, compress_bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float,
+                groups: int, channels_last: bool) -> Tensor:
+    """y with running statistics."""
+    return reborn_training(x, deconv_weight, norm_weight, norm_bias, compress_weight, compress_bias, None, mean,
+                           variance, eps, groups, channels_last)[0]
+
+
 def reborn_training_backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, norm_weight: Tensor | None,
                              norm_bias: Tensor | None, compress_weight: Tensor, z: Tensor, statistics: Tensor,
                              grad_statistics: Tensor | None, eps: float, groups: int, channels_last: bool,

@@ -411,6 +411,8 @@ def test_opcheck(channels_last):
                 operators.reborn_training_backward_cpp,
                 (grad, *(leaf.detach() for leaf in leaves[:5]), z, statistics, of_statistics, 1e-3, 1, channels_last,
                  *needs), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(operators.reborn_eval_cpp, (*(leaf.detach() for leaf in leaves), bias, vector, 1e-3, 1,
+                                                      channels_last))
     torch.library.opcheck(operators.reborn_batch_statistics_cpp, (x, deconv, 1, channels_last),
                           test_utils=("test_schema", "test_faketensor"))
 
