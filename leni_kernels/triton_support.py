@@ -124,11 +124,11 @@ def _untraced(launch: Callable[..., Any]) -> Callable[..., Any]:
     """``launch``, with kernels that are launched as they are: outside an operator they would be wrapped to be seen."""
 
     def call(*inputs: Any) -> Any:
-        _thread.untraced = True
+        before, _thread.untraced = getattr(_thread, "untraced", False), True
         try:
             return launch(*inputs)
         finally:
-            _thread.untraced = False
+            _thread.untraced = before
 
     return call
 

@@ -212,7 +212,8 @@ class FoldedLENI2d(_FoldedBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         parameters = self._parameters
-        return ops.leni_folded(x, parameters["taps"], parameters["weight"], parameters["bias"], self._buffers["mean"])
+        return ops.leni_folded(x, *(_tensor(parameters, self, name) for name in ("taps", "weight", "bias")),
+                               _tensor(self._buffers, self, "mean"))
 
 
 class FoldedReborn2d(_FoldedBlock):

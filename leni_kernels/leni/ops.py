@@ -200,8 +200,6 @@ _STEP_FAKES = Steps(_fake_eval, _fake_batch_statistics, _fake_training, _fake_tr
 
 DOUBLE_BACKWARD = ("leni_kernels: double backward through the training kernels is not supported; "
                    "use_backend('reference') supports it")
-
-
 GIVEN = ("leni_kernels: a step with statistics that are given is a part of one over several processes, and has no "
          "gradient by itself")
 
