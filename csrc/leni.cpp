@@ -259,14 +259,9 @@ LeniGradients leni_training_backward(const Tensor& grad, const Tensor& x, const 
       result[3] = like(negative_bias, Vector(channels), x);  // β1 shifts what BN2 centres
       result[4] = like(fusion_weight, of_norms.fusion_weight, x);
       result[5] = like(fusion_bias, of_norms.fusion_bias, x);
-      result[6] = new_like(compress_weight);
-      scatter(folded.compress, *result[6]);
-      result[7] = empty(compress_weight.scalar_type(), channels);
-      scatter(grad_bias.data(), *result[7]);
       through = of_norms.mean;
       through.insert(through.end(), of_norms.variance.begin(), of_norms.variance.end());
-      result[8] = empty(ScalarType::Double, 2 * features);
-      scatter(through.data(), *result[8]);
+      store_gradients(result, 6, compress_weight, folded.compress, grad_bias, through);
     }
     if (!needs_input) return as_tuple(result, x);
 

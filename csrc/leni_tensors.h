@@ -202,6 +202,18 @@ inline Tensor like(const std::optional<Tensor>& parameter, const Vector& values,
   return result;
 }
 
+// From results[at] on: the gradients of P, of c, which has P's dtype, and of the statistics.
+template <size_t N, class Scale>
+void store_gradients(Results<N>& results, size_t at, const Tensor& compress_weight, const Scale* of_compress,
+                     const std::vector<Scale>& of_bias, const Vector& of_statistics) {
+  results[at] = new_like(compress_weight);
+  scatter(of_compress, *results[at]);
+  results[at + 1] = empty(compress_weight.scalar_type(), static_cast<int64_t>(of_bias.size()));
+  scatter(of_bias.data(), *results[at + 1]);
+  results[at + 2] = empty(ScalarType::Double, static_cast<int64_t>(of_statistics.size()));
+  scatter(of_statistics.data(), *results[at + 2]);
+}
+
 // A matrix, or taps, of the kernels' type: in place where it is so, else in a slot of scratch memory.
 template <class Scale>
 const Scale* array_of(const Tensor& parameter, const Host& host, int slot) {

@@ -503,14 +503,9 @@ RebornGradients reborn_training_backward(const Tensor& grad, const Tensor& x, co
       const RebornNormGradients of_norm = norm_backward(norm, variance, folded.scale, folded.shift);
       result[2] = like(norm_weight, of_norm.weight, x);
       result[3] = like(norm_bias, of_norm.bias, x);
-      result[4] = new_like(compress_weight);
-      scatter(folded.compress, *result[4]);
-      result[5] = empty(compress_weight.scalar_type(), channels);
-      scatter(grad_bias.data(), *result[5]);
       through = of_norm.mean;
       through.insert(through.end(), of_norm.variance.begin(), of_norm.variance.end());
-      result[6] = empty(ScalarType::Double, features);
-      scatter(through.data(), *result[6]);
+      store_gradients(result, 4, compress_weight, folded.compress, grad_bias, through);
     }
     if (!needs_x && !needs_deconv) return as_tuple(result, x);
 
