@@ -143,9 +143,12 @@ To converted(From value) {
   }
 }
 
-// body(an element's place in order, its offset) for all elements of a tensor of up to four dimensions.
+// body(place in order of the first, its offset, how many, their stride) for runs of a tensor's elements, of up to four
+// dimensions: one run where it is contiguous. A stride of 1 is one at compile time, for loops in vectors.
 template <class Body>
-void for_each(const Tensor& tensor, const Body& body) {
+void for_each_run(const Tensor& tensor, const Body& body) {
+  using One = std::integral_constant<int64_t, 1>;
+  if (tensor.is_contiguous()) return body(0, 0, tensor.numel(), One());
   int64_t sizes[4] = {1, 1, 1, 1}, strides[4] = {0, 0, 0, 0};
   const int64_t missing = 4 - tensor.dim();
   for (int64_t d = missing; d < 4; ++d) {
@@ -155,9 +158,8 @@ void for_each(const Tensor& tensor, const Body& body) {
   int64_t place = 0;
   for (int64_t i = 0; i < sizes[0]; ++i) {
     for (int64_t j = 0; j < sizes[1]; ++j) {
-      for (int64_t k = 0; k < sizes[2]; ++k) {
-        int64_t offset = i * strides[0] + j * strides[1] + k * strides[2];
-        for (int64_t l = 0; l < sizes[3]; ++l, offset += strides[3]) body(place++, offset);
+      for (int64_t k = 0; k < sizes[2]; ++k, place += sizes[3]) {
+        body(place, i * strides[0] + j * strides[1] + k * strides[2], sizes[3], strides[3]);
       }
     }
   }
@@ -165,22 +167,39 @@ void for_each(const Tensor& tensor, const Body& body) {
 
 // A tensor's elements in order.
 template <class To>
-void gather(const Tensor& from, To* to) {
-  with_type(from.scalar_type(), [&](auto type) {
+void gather(const Tensor& tensor, To* to) {
+  with_type(tensor.scalar_type(), [&](auto type) {
     using From = decltype(type);
-    const auto* data = static_cast<const From*>(from.const_data_ptr());
-    for_each(from, [&](int64_t place, int64_t offset) { to[place] = converted<To>(data[offset]); });
+    const auto* from = static_cast<const From*>(tensor.const_data_ptr());
+    for_each_run(tensor, [&](int64_t place, int64_t offset, int64_t count, auto stride) {
+      for (int64_t i = 0; i < count; ++i) to[place + i] = converted<To>(from[offset + i * stride]);
+    });
   });
 }
 
 // Elements in order into a tensor.
 template <class From>
-void scatter(const From* from, const Tensor& to) {
-  with_type(to.scalar_type(), [&](auto type) {
+void scatter(const From* from, const Tensor& tensor) {
+  with_type(tensor.scalar_type(), [&](auto type) {
     using To = decltype(type);
-    auto* data = static_cast<To*>(to.mutable_data_ptr());
-    for_each(to, [&](int64_t place, int64_t offset) { data[offset] = converted<To>(from[place]); });
+    auto* to = static_cast<To*>(tensor.mutable_data_ptr());
+    for_each_run(tensor, [&](int64_t place, int64_t offset, int64_t count, auto stride) {
+      for (int64_t i = 0; i < count; ++i) to[offset + i * stride] = converted<To>(from[place + i]);
+    });
   });
+}
+
+// A tensor's elements into another of its sizes.
+inline void copy(const Tensor& from, const Tensor& to) {
+  if (from.is_contiguous()) {
+    with_type(from.scalar_type(), [&](auto type) {
+      scatter(static_cast<const decltype(type)*>(from.const_data_ptr()), to);
+    });
+  } else {
+    Vector values(from.numel());
+    gather(from, values.data());
+    scatter(values.data(), to);
+  }
 }
 
 // A parameter in double; where there is none, so many of its default.
@@ -229,10 +248,8 @@ const Scale* array_of(const Tensor& parameter, const Host& host, int slot) {
 // A small activation in another dtype.
 inline Tensor in_type(const Tensor& x, ScalarType type, bool channels_last) {
   if (x.scalar_type() == type) return x;
-  Vector values(x.numel());
-  gather(x, values.data());
   const Tensor result = empty_as(x, channels_last, type);
-  scatter(values.data(), result);
+  copy(x, result);
   return result;
 }
 

@@ -231,26 +231,31 @@ Tensor flipped(const Tensor& deconv_weight, int64_t groups) {
   return to;
 }
 
-// A parameter in x's dtype.
-Tensor parameter_like(const Tensor& x, const Tensor& parameter) {
-  if (parameter.scalar_type() == x.scalar_type()) return parameter;
-  Tensor result = empty(x.scalar_type(), parameter.size(0), parameter.size(1), parameter.size(2), parameter.size(3));
-  Vector values(parameter.numel());
-  gather(parameter, values.data());
-  scatter(values.data(), result);
+// A parameter in another dtype.
+Tensor parameter_in(ScalarType type, const Tensor& parameter) {
+  if (parameter.scalar_type() == type) return parameter;
+  Tensor result = empty(type, parameter.size(0), parameter.size(1), parameter.size(2), parameter.size(3));
+  copy(parameter, result);
   return result;
 }
 
-// z = D ⋆ᵀ min(x, 0) and the last pass of backward, in x's layout.
+// z = D ⋆ᵀ min(x, 0) and the last pass of backward, in x's layout. A D of more precision than a bfloat16 x is rounded to
+// it, as autocast rounds it for the layer.
 struct Deconvolution {
   Tensor weight;
+  ScalarType given_type;
   int64_t groups;
   bool channels_last, few, fused;
   const Host& host;
 
   Deconvolution(const char* op, const Tensor& x, const Tensor& deconv_weight, int64_t groups_, bool channels_last_,
                 bool trains, const Host& host_)
-      : weight(parameter_like(x, deconv_weight)), groups(groups_), channels_last(channels_last_), host(host_) {
+      : weight(x.scalar_type() == ScalarType::BFloat16 ? parameter_in(ScalarType::BFloat16, deconv_weight)
+                                                       : deconv_weight),
+        given_type(deconv_weight.scalar_type()),
+        groups(groups_),
+        channels_last(channels_last_),
+        host(host_) {
     const int64_t channels = x.size(1), size = weight.size(2);
     STD_TORCH_CHECK(groups > 0 && channels % groups == 0 && weight.is_cpu() && weight.dim() == 4 &&
                         weight.size(0) == channels && weight.size(1) == channels / groups && size % 2 == 1 &&
@@ -289,18 +294,18 @@ struct Deconvolution {
     const Tensor negative = negative_part(x);
     // Where the transposed one does not, the library's bfloat16 convolution makes NaNs beside an infinity.
     const bool transposed = x.scalar_type() == ScalarType::BFloat16;
-    return laid_out(transposed ? convolution(negative, gathered(weight), true, groups)
-                               : convolution(negative, flipped(weight, groups), false, groups),
+    const Tensor same = parameter_in(x.scalar_type(), weight);
+    return laid_out(transposed ? convolution(negative, gathered(same), true, groups)
+                               : convolution(negative, flipped(same, groups), false, groups),
                     channels_last);
   }
 
-  // The gradients of x, through both branches of the tail with this ``compress``, and of D, in x's dtype; each where
-  // it is not null.
+  // The gradients of x, through both branches of the tail with this ``compress``, and of D; each where it is not null.
   void backward(const Tensor& grad, const Tensor& grad_z, const Tensor& x, const void* compress, Tensor* dx,
                 Tensor* ddeconv) const {
     if (fused) {
       if (dx != nullptr) *dx = empty_as(x, channels_last);
-      if (ddeconv != nullptr) *ddeconv = new_like(weight);
+      if (ddeconv != nullptr) *ddeconv = empty(ScalarType::Float, x.size(1), x.size(1), int64_t{3}, int64_t{3});
       kernels().deconv_gradient({activation(x, channels_last), activation(grad, channels_last),
                                  activation(grad_z, channels_last), array_of<float>(weight, host, kDeconv), compress,
                                  dx == nullptr ? nullptr : dx->mutable_data_ptr(),
@@ -310,7 +315,8 @@ struct Deconvolution {
     }
     if (dx != nullptr) {
       const Tensor negative =
-          few ? of_few(grad_z, true) : laid_out(convolution(grad_z, weight, false, groups), channels_last);
+          few ? of_few(grad_z, true)
+              : laid_out(convolution(grad_z, parameter_in(x.scalar_type(), weight), false, groups), channels_last);
       const Activation joined = activation(negative, channels_last);
       *dx = empty_as(x, channels_last);
       BranchGradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
@@ -334,12 +340,16 @@ struct Deconvolution {
   }
 
   Tensor deconv_gradient_of_few(const Tensor& grad_z, const Tensor& x) const {
-    Tensor sums = empty(x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float,
-                        weight.size(0), weight.size(1), weight.size(2), weight.size(3));
-    kernels().few_deconv_gradient({scalar_of(x), activation(x, channels_last), activation(grad_z, channels_last),
-                                   groups, weight.size(2), sums.mutable_data_ptr()},
-                                  host);
-    return sums;
+    return with_scale(x, [&](auto type) {
+      using Scale = decltype(type);
+      auto* sums = static_cast<Scale*>(host.scratch(kDeconv, weight.numel() * sizeof(Scale)));
+      kernels().few_deconv_gradient({scalar_of(x), activation(x, channels_last), activation(grad_z, channels_last),
+                                     groups, weight.size(2), sums},
+                                    host);
+      Tensor gradient = empty(weight.sizes(), given_type);
+      scatter(sums, gradient);
+      return gradient;
+    });
   }
 
   // With the parts swapped, the gradient of the weight of the convolution by D of z's gradient.
@@ -348,7 +358,7 @@ struct Deconvolution {
     const bool wanted[] = {false, true, false};
     StableIValue stack[] = {from(negative_part(x)),
                             from(grad_z),
-                            from(weight),
+                            from(parameter_in(x.scalar_type(), weight)),
                             from(std::optional<Integers>()),
                             from(ones),
                             from(padding),
@@ -532,7 +542,7 @@ RebornGradients reborn_training_backward(const Tensor& grad, const Tensor& x, co
       }
     }
     if (needs_x) result[0] = in_type(dx, x.scalar_type(), channels_last);
-    if (needs_deconv) result[1] = parameter_like(deconv_weight, ddeconv);
+    if (needs_deconv) result[1] = parameter_in(deconv_weight.scalar_type(), ddeconv);
     return as_tuple(result, x);
   });
 }

@@ -38,8 +38,8 @@ Scale* pixels_of(const Activation& x, bool negative, int slot, const Host& host)
   return pixels;
 }
 
-// D [C, C/groups, k²] as [tap][input][output of its group]; backwards as [tap from the last][output][input of its
-// group], with which what z's gradient gives is a deconvolution, too.
+// D [C, C/groups, k²] as [tap from the last][input][output of its group]; backwards as [tap][output][input of its
+// group]. Of either, a pixel's window of taps reads what the pixels that it lies on hold.
 template <class Scale>
 Scale* packed_taps(const Scale* raw, int64_t channels, int64_t of_group, int64_t taps, bool backward, int slot,
                    const Host& host) {
@@ -50,63 +50,71 @@ Scale* packed_taps(const Scale* raw, int64_t channels, int64_t of_group, int64_t
       const Scale* from = raw + (c * of_group + o) * taps;
       Scale* to = packed + (backward ? (group + o) * of_group + c - group : c * of_group + o);
       const int64_t step = channels * of_group;
-      for (int64_t t = 0; t < taps; ++t) to[(backward ? taps - 1 - t : t) * step] = from[t];
+      for (int64_t t = 0; t < taps; ++t) to[(backward ? t : taps - 1 - t) * step] = from[t];
     }
   }
   return packed;
 }
 
-// body(pixel, tap, pixel that it reaches) for all there are.
-template <class Body>
-void for_each_reach(const Activation& x, int64_t size, const Body& body) {
-  const int64_t half = size / 2;
-  for (int64_t n = 0; n < x.batch; ++n) {
-    for (int64_t row = 0; row < x.height; ++row) {
-      for (int64_t column = 0; column < x.width; ++column) {
-        const int64_t at = (n * x.height + row) * x.width + column;
-        for (int64_t i = 0; i < size; ++i) {
-          for (int64_t j = 0; j < size; ++j) {
-            const int64_t down = i - half, right = j - half;
-            if (row + down < 0 || row + down >= x.height || column + right < 0 || column + right >= x.width) continue;
-            body(at, i * size + j, at + down * x.width + right);
-          }
+// Where a window's row or column is within the map: about this one of so many, from its first to before its last.
+struct Within {
+  int64_t first, last;
+  Within(int64_t at, int64_t count, int64_t size)
+      : first(std::max<int64_t>(size / 2 - at, 0)), last(std::min(size, count + size / 2 - at)) {}
+};
+
+// For the outputs of a group that fill a vector, the sums over a pixel's window: of ``values``, which lie like x's
+// pixels, by ``taps``. Eight sums at a time, which do not wait for each other.
+template <class Scale>
+Vec<Scale> window_sums(const Activation& x, int64_t size, int64_t row, int64_t column, const Scale* values,
+                       const Scale* taps, int64_t of_group, int64_t count) {
+  using V = Vec<Scale>;
+  constexpr int kSums = 8;
+  const Within rows(row, x.height, size), columns(column, x.width, size);
+  V sums[kSums];
+#pragma GCC unroll 8
+  for (V& sum : sums) sum = V::zero();
+  for (int64_t i = rows.first; i < rows.last; ++i) {
+    for (int64_t j = columns.first; j < columns.last; ++j) {
+      const Scale* from = values + ((i - size / 2) * x.width + j - size / 2) * x.channels;
+      const Scale* by = taps + (i * size + j) * x.channels * of_group;
+      int64_t c = 0;
+      for (; c + kSums <= of_group; c += kSums) {
+#pragma GCC unroll 8
+        for (int s = 0; s < kSums; ++s) {
+          sums[s] = V::fma(load_some<V>(by + (c + s) * of_group, count), V::broadcast(from[c + s]), sums[s]);
         }
       }
-    }
-  }
-}
-
-// to += Σ_c from[c] · by[c], rows of ``count`` each; four sums at a time, which do not wait for each other.
-template <class Scale>
-inline void add_rows(const Scale* by, const Scale* from, int64_t count, Scale* to) {
-  using V = Vec<Scale>;
-  for (int64_t o = 0; o < count; o += V::width) {
-    V sums[4] = {load_some<V>(to + o, count - o), V::zero(), V::zero(), V::zero()};
-    int64_t c = 0;
-    for (; c + 4 <= count; c += 4) {
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        sums[i] = V::fma(load_some<V>(by + (c + i) * count + o, count - o), V::broadcast(from[c + i]), sums[i]);
+      for (; c < of_group; ++c) {
+        sums[0] = V::fma(load_some<V>(by + c * of_group, count), V::broadcast(from[c]), sums[0]);
       }
     }
-    for (; c < count; ++c) {
-      sums[0] = V::fma(load_some<V>(by + c * count + o, count - o), V::broadcast(from[c]), sums[0]);
-    }
-    store_some(V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3])), to + o, count - o);
   }
+#pragma GCC unroll 8
+  for (int s = 1; s < kSums; ++s) sums[0] = V::add(sums[0], sums[s]);
+  return sums[0];
 }
 
-// to[c] += from · by[c] for rows of ``count``.
-template <class Scale>
-inline void add_products(const Scale* from, const Scale* by, int64_t count, Scale* to) {
+// to[r] = Σ grad · values[r] over the pairs of pixels that a tap, so many rows down and columns to the right, joins.
+template <int Rows, class Scale>
+void tap_gradients(const Activation& x, int64_t down, int64_t right, const Scale* values, const Scale* grad,
+                   int64_t count, Scale* to, int64_t stride) {
   using V = Vec<Scale>;
-  for (int64_t o = 0; o < count; o += V::width) {
-    const V row = load_some<V>(from + o, count - o);
-    for (int64_t c = 0; c < count; ++c) {
-      Scale* at = to + c * count + o;
-      store_some(V::fma(row, V::broadcast(by[c]), load_some<V>(at, count - o)), at, count - o);
+  V sums[Rows];
+#pragma GCC unroll 8
+  for (V& sum : sums) sum = V::zero();
+  for (int64_t n = 0; n < x.batch; ++n) {
+    for (int64_t row = std::max<int64_t>(-down, 0); row < std::min(x.height, x.height - down); ++row) {
+      for (int64_t column = std::max<int64_t>(-right, 0); column < std::min(x.width, x.width - right); ++column) {
+        const int64_t at = (n * x.height + row) * x.width + column;
+        const V dz = load_some<V>(grad + (at + down * x.width + right) * x.channels, count);
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) sums[r] = V::fma(dz, V::broadcast(values[at * x.channels + r]), sums[r]);
+      }
     }
   }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) store_some(sums[r], to + r * stride, count);
 }
 
 enum FewSlot { kFewInput, kFewTaps, kFewOutput };
@@ -119,18 +127,23 @@ void few_deconvolve(const FewDeconvolution& problem, const Host& host) {
   const Scale* taps = packed_taps(static_cast<const Scale*>(problem.deconv_weight), channels, of_group,
                                   problem.kernel_size * problem.kernel_size, problem.backward, kFewTaps, host);
   auto* sums = static_cast<Scale*>(host.scratch(kFewOutput, x.batch * plane * channels * sizeof(Scale)));
-  std::fill_n(sums, x.batch * plane * channels, Scale(0));
-  for_each_reach(x, problem.kernel_size, [&](int64_t at, int64_t tap, int64_t to) {
-    const Scale *from = values + at * channels, *by = taps + tap * channels * of_group;
-    for (int64_t group = 0; group < channels; group += of_group) {
-      add_rows(by + group * of_group, from + group, of_group, sums + to * channels + group);
-    }
-  });
-  auto* out = static_cast<T*>(problem.out);
   for (int64_t at = 0; at < x.batch * plane; ++at) {
-    for (int64_t c = 0; c < channels; ++c) {
-      const int64_t place = x.channels_last ? at * channels + c : (at / plane * channels + c) * plane + at % plane;
-      out[place] = stored<T>(sums[at * channels + c]);
+    const int64_t row = at / x.width % x.height, column = at % x.width;
+    for (int64_t group = 0; group < channels; group += of_group) {
+      for (int64_t o = 0; o < of_group; o += Vec<Scale>::width) {
+        store_some(window_sums(x, problem.kernel_size, row, column, values + at * channels + group,
+                               taps + group * of_group + o, of_group, of_group - o),
+                   sums + at * channels + group + o, of_group - o);
+      }
+    }
+  }
+  auto* out = static_cast<T*>(problem.out);
+  const int64_t to_pixel = x.channels_last ? channels : 1, to_channel = x.channels_last ? 1 : plane;
+  for (int64_t n = 0; n < x.batch; ++n, out += plane * channels, sums += plane * channels) {
+    for (int64_t at = 0; at < plane; ++at) {
+      for (int64_t c = 0; c < channels; ++c) {
+        out[at * to_pixel + c * to_channel] = stored<T>(sums[at * channels + c]);
+      }
     }
   }
 }
@@ -143,13 +156,21 @@ void few_deconv_gradient(const FewDeconvGradient& problem, const Host& host) {
   const Scale* values = pixels_of<T, Scale>(x, true, kFewInput, host);
   const Scale* grad = pixels_of<T, Scale>(problem.grad_z, false, kFewOutput, host);
   auto* sums = static_cast<Scale*>(host.scratch(kFewTaps, pairs * taps * sizeof(Scale)));
-  std::fill_n(sums, pairs * taps, Scale(0));
-  for_each_reach(x, problem.kernel_size, [&](int64_t at, int64_t tap, int64_t to) {
-    for (int64_t group = 0; group < channels; group += of_group) {
-      add_products(grad + to * channels + group, values + at * channels + group, of_group,
-                   sums + (tap * channels + group) * of_group);
+  constexpr int kRows = 8;
+  const int64_t size = problem.kernel_size;
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const int64_t down = tap / size - size / 2, right = tap % size - size / 2;
+    for (int64_t c = 0; c < channels;) {
+      const int64_t group = c / of_group * of_group;
+      const bool whole = c + kRows <= group + of_group;
+      for (int64_t o = 0; o < of_group; o += Vec<Scale>::width) {
+        const auto& gradients = whole ? tap_gradients<kRows, Scale> : tap_gradients<1, Scale>;
+        gradients(x, down, right, values + c, grad + group + o, of_group - o, sums + tap * pairs + c * of_group + o,
+                  of_group);
+      }
+      c += whole ? kRows : 1;
     }
-  });
+  }
   auto* out = static_cast<Scale*>(problem.ddeconv_weight);
   for (int64_t p = 0; p < pairs; ++p) {
     for (int64_t t = 0; t < taps; ++t) out[p * taps + t] = sums[t * pairs + p];

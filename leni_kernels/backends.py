@@ -55,6 +55,7 @@ class Operation:
     def __init__(self, name: str, *backends: Backend) -> None:
         self.name = name
         self.backends = backends
+        self._kernels = backends[:-1]
 
     def __call__(self, call: Any) -> Tensor:
         backend = self._preferred(call) if _forced is None else self._named(_forced, call)
@@ -67,8 +68,8 @@ class Operation:
         return self(call)
 
     def _preferred(self, call: Any) -> Backend:
-        for backend in self.backends[:-1]:
-            if backend.why_not(call) is None and _why_failed(self.name, backend.name, call) is None:
+        for backend in self._kernels:
+            if backend.why_not(call) is None and not (_any_failed and _why_failed(self.name, backend.name, call)):
                 return backend
         return self.backends[-1]
 

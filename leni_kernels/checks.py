@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 def feature_map(name: str, x: Tensor) -> int:
     """Require a floating ``[N, C, H, W]`` with a non-empty plane; returns C."""
-    if x.dim() != 4:
-        raise ValueError(f"{name}: x must be [N, C, H, W], got shape {tuple(x.shape)}")
+    shape = x.shape
+    if len(shape) != 4:
+        raise ValueError(f"{name}: x must be [N, C, H, W], got shape {tuple(shape)}")
     floating(name, x)
-    if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:
-        raise ValueError(f"{name}: x must have at least one channel, row and column, "
-                         f"got shape {tuple(x.shape)}")
-    return x.shape[1]
+    _, channels, height, width = shape
+    if channels == 0 or height == 0 or width == 0:
+        raise ValueError(f"{name}: x must have at least one channel, row and column, got shape {tuple(shape)}")
+    return channels
 
 
 def floating(name: str, x: Tensor, what: str = "x") -> None:

@@ -48,10 +48,18 @@ def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) 
     return getattr(torch.ops.leni_kernels, name).default
 
 
-def below_autograd(operator: Any, *inputs: Any) -> Any:
-    """What the operator returns, without a look at who wants gradients."""
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(*inputs)
+def without_gradients(operator: Any) -> Callable[..., Any]:
+    """What calls an operator whose results have no gradients, whoever asks for some."""
+    at_once = eager(operator)
+
+    def call(*inputs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            with torch.no_grad():
+                return operator(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return at_once(*inputs)
+
+    return call
 
 
 def once_differentiable(operator: Any, message: str) -> Callable[..., Any]:
@@ -68,7 +76,10 @@ def once_differentiable(operator: Any, message: str) -> Callable[..., Any]:
     at_once = eager(operator)
 
     def call(*inputs: Any) -> Any:
-        return operator(*inputs) if torch.is_grad_enabled() else below_autograd(at_once, *inputs)
+        if torch.is_grad_enabled():
+            return operator(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return at_once(*inputs)
 
     return call
 
@@ -85,15 +96,17 @@ def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], No
     class Differentiable(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
-            output = below_autograd(at_once, *inputs)
+            with torch._C._AutoDispatchBelowAutograd():
+                output = at_once(*inputs)
             save(ctx, inputs, output)
             return output
 
     Differentiable.backward = staticmethod(backward)
+    apply = Differentiable.apply
 
     def run(*inputs: Any) -> Any:
         if torch.is_grad_enabled():
-            return Differentiable.apply(*inputs)
+            return apply(*inputs)
         with torch._C._AutoDispatchBelowAutograd():
             return at_once(*inputs)
 

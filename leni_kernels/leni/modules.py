@@ -7,23 +7,27 @@ from torch import Tensor, distributed, nn
 from . import ops, reborn_ops
 from .reference import Folded, FoldedReborn, FoldedRebornFeatures, Norm
 
-
-def _tensor(tensors: dict[str, Tensor | None], module: nn.Module, name: str) -> Tensor | None:
-    """``module.<name>``; out of the module's parameters or buffers without nn.Module's search, which is slow."""
-    return tensors[name] if name in tensors else getattr(module, name)
+# Tensors are read where nn.Module keeps them, since its own search is slow. One that is not there, as where it is
+# parametrized, is an attribute.
 
 
 def _norm_state(norm: nn.Module) -> Norm:
     """The state of a BatchNorm2d or SyncBatchNorm."""
     parameters, buffers = norm._parameters, norm._buffers
-    return Norm(_tensor(buffers, norm, "running_mean"), _tensor(buffers, norm, "running_var"),
-                _tensor(parameters, norm, "weight"), _tensor(parameters, norm, "bias"), norm.training, norm.momentum,
-                norm.eps, _tensor(buffers, norm, "num_batches_tracked"))
+    try:
+        return Norm(buffers["running_mean"], buffers["running_var"], parameters["weight"], parameters["bias"],
+                    norm.training, norm.momentum, norm.eps, buffers["num_batches_tracked"])
+    except KeyError:
+        return Norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training, norm.momentum,
+                    norm.eps, norm.num_batches_tracked)
 
 
 def _weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     parameters = layer._parameters
-    return _tensor(parameters, layer, "weight"), _tensor(parameters, layer, "bias")
+    try:
+        return parameters["weight"], parameters["bias"]
+    except KeyError:
+        return layer.weight, layer.bias
 
 
 def _sync_group(norm: nn.Module) -> str:
@@ -44,6 +48,13 @@ def hooked(module: nn.Module) -> bool:
 
 
 _PLAIN_LAYERS = (nn.ConvTranspose2d, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+def _untouched(layer: nn.Module) -> bool:
+    """Whether a layer is one of PyTorch's and has no hooks, as nearly always: it is plain then, and not hooked."""
+    return type(layer) in _PLAIN_LAYERS and not (
+        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+        or "forward" in layer.__dict__)
 
 
 def _plain(layer: nn.Module) -> bool:
@@ -70,7 +81,7 @@ class _Block(nn.Module):
     def obstacle(self) -> str | None:
         """Why the children must be called one by one, or None if only their tensors matter."""
         for name, child in self._modules.items():
-            if child is None:
+            if child is None or _untouched(child):
                 continue
             if hooked(child):
                 return f"a hook on {name} must see its layer run"
@@ -211,9 +222,12 @@ class FoldedLENI2d(_FoldedBlock):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        parameters = self._parameters
-        return ops.leni_folded(x, *(_tensor(parameters, self, name) for name in ("taps", "weight", "bias")),
-                               _tensor(self._buffers, self, "mean"))
+        parameters, buffers = self._parameters, self._buffers
+        try:
+            tensors = parameters["taps"], parameters["weight"], parameters["bias"], buffers["mean"]
+        except KeyError:
+            tensors = self.taps, self.weight, self.bias, self.mean
+        return ops.leni_folded(x, *tensors)
 
 
 class FoldedReborn2d(_FoldedBlock):

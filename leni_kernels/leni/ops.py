@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import checks, extension, triton_support
 from ..backends import Backend, Operation, with_reference
-from ..operators import define, differentiable, eager, once_differentiable
+from ..operators import define, differentiable, eager, once_differentiable, without_gradients
 from . import reference, triton_kernels, triton_steps, triton_training
 from .batch_norms import merged_over, summed_over
 from .reference import UNTRACKED, Folded, Layer, Norm
@@ -211,9 +211,10 @@ def steps_of(mechanism: str, backend: str, fakes: Any) -> Any:
         torch.library.register_fake(f"leni_kernels::{mechanism}_{name}_{backend}", fake)
         steps.append(getattr(torch.ops.leni_kernels, f"{mechanism}_{name}_{backend}").default)
     steps = type(fakes)(*steps)
-    others = {name: eager(step) for name, step in steps._asdict().items() if not name.startswith("training")}
-    backward = once_differentiable(steps.training_backward, DOUBLE_BACKWARD)
-    return steps._replace(**others, training_backward=backward)
+    return steps._replace(
+        eval=eager(steps.eval), batch_statistics=eager(steps.batch_statistics),
+        training_backward=once_differentiable(steps.training_backward, DOUBLE_BACKWARD),
+        running_statistics=without_gradients(steps.running_statistics))
 
 
 def only_first_differentiable(ctx: Any, output: tuple[Tensor, ...]) -> None:
@@ -355,8 +356,9 @@ def values_of(x: Tensor) -> int:
 
 def is_channels_last(x: Tensor) -> bool | None:
     """Whether the kernels read x with channels (True) or columns (False) at stride 1; None if neither is."""
-    if x.stride(3) == 1 or x.stride(1) == 1:
-        return x.stride(3) != 1
+    _, channel, _, column = x.stride()
+    if column == 1 or channel == 1:
+        return column != 1
     # The stride of a dimension of size 1 says nothing.
     return False if x.shape[3] == 1 else True if x.shape[1] == 1 else None
 
@@ -373,13 +375,17 @@ def why_no_layout(x: Tensor) -> str | None:
     return None
 
 
+_CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+
 def why_not_on_cpu(x: Tensor) -> str | None:
     if extension.why_missing is not None:
         return extension.why_missing
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"x is on {x.device.type}"
-    if checks.autocast_dtype(x) not in (torch.float32, torch.bfloat16, torch.float64):
-        return f"the CPU kernels take float32, bfloat16 and float64, not {checks.autocast_dtype(x)}"
+    operand = checks.autocast_dtype(x)
+    if operand not in _CPU_DTYPES:
+        return f"the CPU kernels take float32, bfloat16 and float64, not {operand}"
     return why_no_layout(x)
 
 
@@ -585,9 +591,7 @@ def _run_training(call: LeniCall, training: Training) -> Tensor:
         y, statistics = training.alone(*tensors, None, *options)
     first, second = negative.tracked(), fusion.tracked()
     if first is not UNTRACKED or second is not UNTRACKED:
-        with torch.no_grad():
-            training.steps.running_statistics(statistics, negative.weight, negative.bias, *first, *second,
-                                              negative.eps)
+        training.steps.running_statistics(statistics, negative.weight, negative.bias, *first, *second, negative.eps)
     return y
 
 
@@ -647,8 +651,9 @@ def tensors_fit(x: Tensor, parameters: Any, channels: int, of_group: int) -> boo
     Where they do not, :func:`check_block` says why, unless autocast makes them alike.
     """
     deconv, compress, bias = parameters.deconv_weight, parameters.compress_weight, parameters.compress_bias
-    size, dtype, device = deconv.shape[-1] if deconv.dim() == 4 else 0, x.dtype, x.device
-    return (size % 2 == 1 and deconv.shape == (channels, of_group, size, size)
+    shape, dtype, device = deconv.shape, x.dtype, x.device
+    size = shape[-1] if shape else 0
+    return (size % 2 == 1 and shape == (channels, of_group, size, size)
             and compress is not None and compress.shape == (channels, 2 * channels, 1, 1)
             and deconv.dtype == compress.dtype == dtype and deconv.device == compress.device == device
             and (bias is None or (bias.shape == (channels,) and bias.dtype == dtype and bias.device == device)))

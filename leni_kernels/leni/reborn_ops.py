@@ -114,8 +114,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], z: Tensor, statistics: Tensor) -> N
 
 
 def _needs(ctx: Any) -> tuple[bool, bool, bool]:
-    needs_x, needs_deconv, *needs_parameters = ctx.needs_input_grad[:6]
-    return needs_x, needs_deconv, any(needs_parameters)
+    needs = ctx.needs_input_grad
+    return needs[0], needs[1], True in needs[2:]
 
 
 def _training(steps: Steps) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
@@ -388,9 +388,9 @@ def _run(call: RebornCall, training: Training) -> Tensor:
     deconv_weight, norm, compress_weight, compress_bias, groups = call.parameters
     tensors = (x, deconv_weight, norm.weight, norm.bias, compress_weight, compress_bias)
     options = (norm.eps, groups, channels_last)
-    if not call.trains and not torch.is_grad_enabled():
-        return training.steps.eval(*tensors, norm.running_mean, norm.running_var, *options)
-    if not call.trains:
+    if not norm.uses_batch_statistics:
+        if not torch.is_grad_enabled():
+            return training.steps.eval(*tensors, norm.running_mean, norm.running_var, *options)
         return training.alone(*tensors, None, norm.running_mean, norm.running_var, *options)[0]
     check_values(x, call.group)
     if call.group:
@@ -399,8 +399,7 @@ def _run(call: RebornCall, training: Training) -> Tensor:
         y, _, statistics = training.alone(*tensors, None, None, None, *options)
     tracked = norm.tracked()
     if tracked is not UNTRACKED:
-        with torch.no_grad():
-            training.steps.running_statistics(statistics, *tracked)
+        training.steps.running_statistics(statistics, *tracked)
     return y
 
 

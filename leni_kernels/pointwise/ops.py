@@ -48,14 +48,17 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(definition: Callable[..., Tensor], operator: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    needs = ctx.needs_input_grad
-    if torch.is_grad_enabled():  # with create_graph: only the reference can be differentiated again
-        return gradients_of(definition, ctx.saved_tensors, needs, grad)
-    if len(needs) == 1:
-        return operator(grad, *ctx.saved_tensors)
-    gradients = operator(grad, *ctx.saved_tensors, needs[0], any(needs[1:]))
-    return gradients if all(needs) else needed(gradients, needs)
+def _backward(definition: Callable[..., Tensor], operator: Any) -> Callable[..., Any]:
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        needs = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # with create_graph: only the reference can be differentiated again
+            return gradients_of(definition, ctx.saved_tensors, needs, grad)
+        if len(needs) == 1:
+            return operator(grad, *ctx.saved_tensors)
+        gradients = operator(grad, *ctx.saved_tensors, needs[0], True in needs[1:])
+        return needed(gradients, needs) if False in needs else gradients
+
+    return backward
 
 
 def _kernel_by_reference(definition: Callable[..., Tensor], grad: Tensor, x: Tensor, *rest: Any) -> Any:
@@ -80,7 +83,7 @@ def _operators(backend: str) -> dict[str, Any]:
         fakes = (reference.empty_crelu, _fake_crelu_backward) if name == "crelu" else (_fake_forward, _fake_backward)
         for operator, fake in zip((forward, backward), fakes, strict=True):
             torch.library.register_fake(f"leni_kernels::{operator}", fake)
-        operators[name] = differentiable(operators[name], _save, partial(_backward, definition, backward_operator))
+        operators[name] = differentiable(operators[name], _save, _backward(definition, backward_operator))
     return operators
 
 
