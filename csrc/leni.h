@@ -99,11 +99,11 @@ struct DeconvGradientProblem {
 };
 
 // z = deconv_weight ⋆ᵀ min(x, 0) of few values, any odd size; or ``backward``, where x stands for z's gradient, what
-// that gives x. deconv_weight [C, C/groups, k, k] is contiguous, of double where x is, else of float; out is contiguous
-// in x's order.
+// that gives x. deconv_weight [C, C/groups, k, k] is contiguous, of float or double; out is contiguous in x's order.
 struct FewDeconvolution {
   Scalar scalar;
   Activation x;
+  Scalar deconv_scalar;
   const void* deconv_weight;
   int64_t groups, kernel_size;
   bool backward;
@@ -116,6 +116,7 @@ struct FewDeconvGradient {
   Activation x;
   Activation grad_z;
   int64_t groups, kernel_size;
+  Scalar deconv_scalar;
   void* ddeconv_weight;
 };
 

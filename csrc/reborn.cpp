@@ -329,27 +329,24 @@ struct Deconvolution {
 
   // z for x, or ``backward`` what z's gradient gives x.
   Tensor of_few(const Tensor& x, bool backward) const {
-    return with_scale(x, [&](auto type) {
-      Tensor out = empty_as(x, channels_last);
-      kernels().few_deconvolve({scalar_of(x), activation(x, channels_last),
-                                array_of<decltype(type)>(weight, host, kDeconv), groups, weight.size(2), backward,
-                                out.mutable_data_ptr()},
-                               host);
-      return out;
-    });
+    Tensor out = empty_as(x, channels_last);
+    const bool precise = weight.scalar_type() == ScalarType::Double;
+    kernels().few_deconvolve({scalar_of(x), activation(x, channels_last),
+                              precise ? Scalar::Float64 : Scalar::Float32,
+                              precise ? static_cast<const void*>(array_of<double>(weight, host, kDeconv))
+                                      : array_of<float>(weight, host, kDeconv),
+                              groups, weight.size(2), backward, out.mutable_data_ptr()},
+                             host);
+    return out;
   }
 
   Tensor deconv_gradient_of_few(const Tensor& grad_z, const Tensor& x) const {
-    return with_scale(x, [&](auto type) {
-      using Scale = decltype(type);
-      auto* sums = static_cast<Scale*>(host.scratch(kDeconv, weight.numel() * sizeof(Scale)));
-      kernels().few_deconv_gradient({scalar_of(x), activation(x, channels_last), activation(grad_z, channels_last),
-                                     groups, weight.size(2), sums},
-                                    host);
-      Tensor gradient = empty(weight.sizes(), given_type);
-      scatter(sums, gradient);
-      return gradient;
-    });
+    const auto type = given_type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    Tensor gradient = empty(weight.sizes(), type);
+    kernels().few_deconv_gradient({scalar_of(x), activation(x, channels_last), activation(grad_z, channels_last),
+                                   groups, weight.size(2), scalar_of(gradient), gradient.mutable_data_ptr()},
+                                  host);
+    return gradient;
   }
 
   // With the parts swapped, the gradient of the weight of the convolution by D of z's gradient.

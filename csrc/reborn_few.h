@@ -40,17 +40,20 @@ Scale* pixels_of(const Activation& x, bool negative, int slot, const Host& host)
 
 // D [C, C/groups, k²] as [tap from the last][input][output of its group]; backwards as [tap][output][input of its
 // group]. Of either, a pixel's window of taps reads what the pixels that it lies on hold.
-template <class Scale>
-Scale* packed_taps(const Scale* raw, int64_t channels, int64_t of_group, int64_t taps, bool backward, int slot,
+template <class Scale, class Raw>
+Scale* packed_taps(const Raw* raw, int64_t channels, int64_t of_group, int64_t taps, bool backward, int slot,
                    const Host& host) {
   auto* packed = static_cast<Scale*>(host.scratch(slot, channels * of_group * taps * sizeof(Scale)));
-  for (int64_t c = 0; c < channels; ++c) {
-    const int64_t group = c / of_group * of_group;
-    for (int64_t o = 0; o < of_group; ++o) {
-      const Scale* from = raw + (c * of_group + o) * taps;
-      Scale* to = packed + (backward ? (group + o) * of_group + c - group : c * of_group + o);
-      const int64_t step = channels * of_group;
-      for (int64_t t = 0; t < taps; ++t) to[(backward ? t : taps - 1 - t) * step] = from[t];
+  // Of a pair of channels, to the output or input that comes next, and to the next input or output.
+  const int64_t to_next = (backward ? of_group : 1) * taps, to_row = (backward ? 1 : of_group) * taps;
+  Scale* to = packed;
+  for (int64_t t = 0; t < taps; ++t) {
+    for (int64_t group = 0; group < channels; group += of_group) {
+      const Raw* first = raw + group * of_group * taps + (backward ? t : taps - 1 - t);
+      for (int64_t row = 0; row < of_group; ++row) {
+        const Raw* from = first + row * to_row;
+        for (int64_t i = 0; i < of_group; ++i) *to++ = static_cast<Scale>(from[i * to_next]);
+      }
     }
   }
   return packed;
@@ -124,8 +127,13 @@ void few_deconvolve(const FewDeconvolution& problem, const Host& host) {
   const Activation& x = problem.x;
   const int64_t channels = x.channels, of_group = channels / problem.groups, plane = x.height * x.width;
   const Scale* values = pixels_of<T, Scale>(x, !problem.backward, kFewInput, host);
-  const Scale* taps = packed_taps(static_cast<const Scale*>(problem.deconv_weight), channels, of_group,
-                                  problem.kernel_size * problem.kernel_size, problem.backward, kFewTaps, host);
+  const auto packed = [&](const auto* raw) {
+    return packed_taps<Scale>(raw, channels, of_group, problem.kernel_size * problem.kernel_size, problem.backward,
+                              kFewTaps, host);
+  };
+  const Scale* taps = problem.deconv_scalar == Scalar::Float64
+                          ? packed(static_cast<const double*>(problem.deconv_weight))
+                          : packed(static_cast<const float*>(problem.deconv_weight));
   auto* sums = static_cast<Scale*>(host.scratch(kFewOutput, x.batch * plane * channels * sizeof(Scale)));
   for (int64_t at = 0; at < x.batch * plane; ++at) {
     const int64_t row = at / x.width % x.height, column = at % x.width;
@@ -171,9 +179,17 @@ void few_deconv_gradient(const FewDeconvGradient& problem, const Host& host) {
       c += whole ? kRows : 1;
     }
   }
-  auto* out = static_cast<Scale*>(problem.ddeconv_weight);
-  for (int64_t p = 0; p < pairs; ++p) {
-    for (int64_t t = 0; t < taps; ++t) out[p * taps + t] = sums[t * pairs + p];
+  const auto store = [&](auto* out) {
+    for (int64_t t = 0; t < taps; ++t) {
+      for (int64_t p = 0; p < pairs; ++p) {
+        out[p * taps + t] = static_cast<std::remove_pointer_t<decltype(out)>>(sums[t * pairs + p]);
+      }
+    }
+  };
+  if (problem.deconv_scalar == Scalar::Float64) {
+    store(static_cast<double*>(problem.ddeconv_weight));
+  } else {
+    store(static_cast<float*>(problem.ddeconv_weight));
   }
 }
 

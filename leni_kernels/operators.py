@@ -31,11 +31,15 @@ def eager(operator: Any) -> Callable[..., Any]:
         return operator
 
     def call(*inputs: Any) -> Any:
-        seen = (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-                or type(inputs[0]) not in (Tensor, torch.nn.Parameter))
-        return operator(*inputs) if seen else launch(*inputs)
+        return operator(*inputs) if intercepted(inputs[0]) else launch(*inputs)
 
     return call
+
+
+def intercepted(tensor: Tensor) -> bool:
+    """Whether somebody traces calls, or sees each one, of a mode or of a tensor that is no plain one."""
+    return (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+            or torch._C._get_tracing_state() is not None or type(tensor) not in (Tensor, torch.nn.Parameter))
 
 
 def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Any:

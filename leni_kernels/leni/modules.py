@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, distributed, nn
 
+from ..kept import Kept
 from . import ops, reborn_ops
 from .reference import Folded, FoldedReborn, FoldedRebornFeatures, Norm
 
@@ -200,7 +201,11 @@ class Reborn2d(_Block):
 
 
 class _FoldedBlock(nn.Module):
-    """Holds folded tensors as parameters that do not train, and their mean as a buffer."""
+    """Holds folded tensors as parameters that do not train, and their mean as a buffer.
+
+    What the kernels read of them is kept between calls, and made again when a tensor changes, in place or for another;
+    but a write through ``.data`` is not seen.
+    """
 
     def __init__(self, folded: Folded | FoldedReborn | FoldedRebornFeatures) -> None:
         super().__init__()
@@ -209,6 +214,7 @@ class _FoldedBlock(nn.Module):
             self.register_buffer("mean", tensors.pop("mean"))
         for name, tensor in tensors.items():
             self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+        self._kept = Kept()
 
     def extra_repr(self) -> str:
         return f"{self.taps.shape[0]}, kernel_size={self.taps.shape[-1]}"
@@ -227,7 +233,7 @@ class FoldedLENI2d(_FoldedBlock):
             tensors = parameters["taps"], parameters["weight"], parameters["bias"], buffers["mean"]
         except KeyError:
             tensors = self.taps, self.weight, self.bias, self.mean
-        return ops.leni_folded(x, *tensors)
+        return ops.run_leni_folded(x, *tensors, self._kept)
 
 
 class FoldedReborn2d(_FoldedBlock):
@@ -242,7 +248,7 @@ class FoldedReborn2d(_FoldedBlock):
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        return reborn_ops.reborn_folded(x, self.taps, self.weight, self.bias, self.groups)
+        return reborn_ops.run_reborn_folded(x, self.taps, self.weight, self.bias, self.groups, self._kept)
 
 
 class FoldedRebornFeatures2d(_FoldedBlock):

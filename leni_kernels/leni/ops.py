@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import checks, extension, triton_support
 from ..backends import Backend, Operation, with_reference
+from ..kept import Kept
 from ..operators import define, differentiable, eager, once_differentiable, without_gradients
 from . import reference, triton_kernels, triton_steps, triton_training
 from .batch_norms import merged_over, summed_over
@@ -51,6 +52,11 @@ def empty_as(x: Tensor, channels_last: bool) -> Tensor:
 
 def _fake_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, channels_last: bool,
                  mean: Tensor | None = None) -> Tensor:
+    return empty_as(x, channels_last)
+
+
+def _fake_laid_out(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None,
+                   channels_last: bool) -> Tensor:
     return empty_as(x, channels_last)
 
 
@@ -325,7 +331,7 @@ if extension.why_missing is None:
 
 @triton_support.operators_when_needed
 def _define_triton() -> None:
-    global _TRITON, _TRAINING_TRITON
+    global _TRITON, _TRAINING_TRITON, _LAID_OUT_TRITON
     for name, launch in zip(Kernels._fields, (
             triton_kernels.leni_folded, triton_training.leni_statistics, triton_training.leni_weight_gradient,
             triton_training.leni_input_gradient), strict=True):
@@ -337,6 +343,9 @@ def _define_triton() -> None:
         input_gradient=with_reference("leni_input_gradient", "triton", kernels.input_gradient,
                                       _input_gradient_by_reference))
     _TRITON = _with_autograd(kernels)
+    triton_support.define_operator("leni_laid_out_triton", triton_kernels.leni_laid_out)
+    torch.library.register_fake("leni_kernels::leni_laid_out_triton", _fake_laid_out)
+    _LAID_OUT_TRITON = without_gradients(torch.ops.leni_kernels.leni_laid_out_triton.default)
     for name in Steps._fields:
         triton_support.define_operator(f"leni_{name}_triton", getattr(triton_steps, f"leni_{name}"),
                                        RUNNING if name == "running_statistics" else ())
@@ -405,10 +414,16 @@ def rounds_products(x: Tensor) -> bool:
 def _run(kernels: Kernels, x: Tensor, folded: Folded) -> Tensor:
     channels_last = is_channels_last(x)
     x = checks.in_autocast_dtype(x, channels_last)
+    taps, weight, bias, mean = _centred(x, folded)
+    return kernels.folded(x, taps, weight, bias, channels_last, mean)
+
+
+def _centred(x: Tensor, folded: Folded) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """What the kernels take: a mean, and the bias that goes with it, only where products round."""
     taps, weight, bias, mean = folded
     if mean is None or not rounds_products(x):
-        return kernels.folded(x, taps, weight, bias, channels_last, None)
-    return kernels.folded(x, taps, weight, reference.centred_bias(weight, bias, mean), channels_last, mean)
+        return taps, weight, bias, None
+    return taps, weight, reference.centred_bias(weight, bias, mean), mean
 
 
 # ---- LENI in its folded form -------------------------------------------------------------------------------
@@ -419,16 +434,31 @@ class FoldedCall(NamedTuple):
 
     x: Tensor
     folded: Folded
+    kept: Kept | None
 
     @property
     def kernel_size(self) -> int:
         return self.folded.taps.shape[-1]
 
 
+def _run_folded_triton(call: FoldedCall) -> Tensor:
+    x, folded, kept = call
+    if kept is None or torch.compiler.is_compiling() or wants_gradient(x, *folded):
+        return _run(_TRITON, x, folded)
+    channels_last = is_channels_last(x)
+    x = checks.in_autocast_dtype(x, channels_last)
+    laid_out = kept.get(x.dtype, folded, lambda: triton_kernels.laid_out(x.dtype, *_centred(x, folded)))
+    return _LAID_OUT_TRITON(x, *laid_out, channels_last)
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
 _LENI_FOLDED = Operation(
     "leni_folded",
-    Backend("cpp", lambda call: _why_not_cpp(call.x, call.kernel_size), lambda call: _run(_CPP, *call)),
-    Backend("triton", lambda call: _why_not_triton(call.x, call.kernel_size), lambda call: _run(_TRITON, *call)),
+    Backend("cpp", lambda call: _why_not_cpp(call.x, call.kernel_size), lambda call: _run(_CPP, call.x, call.folded)),
+    Backend("triton", lambda call: _why_not_triton(call.x, call.kernel_size), _run_folded_triton),
     Backend("reference", lambda call: None, lambda call: reference.leni_folded(call.x, *call.folded)),
 )
 
@@ -454,6 +484,12 @@ def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Ten
         TypeError: for dtypes that do not fit x's.
         BackendUnavailableError: if a backend asked for by name cannot serve.
     """
+    return run_leni_folded(x, taps, weight, bias, mean)
+
+
+def run_leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None,
+                    kept: Kept | None = None) -> Tensor:
+    """:func:`leni_folded` for a module that keeps what the kernel reads from one call to the next."""
     channels, dtype = checks.feature_map("leni_folded", x), reference.folding_dtype(x.dtype)
     size = taps.shape[-1] if taps.dim() == 3 else 0
     if not (size % 2 == 1 and taps.shape == (channels, size, size)
@@ -469,7 +505,7 @@ def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Ten
             mean = mean.to(dtype)
         if mean.requires_grad:
             mean = mean.detach()
-    return _LENI_FOLDED(FoldedCall(x, Folded(taps, weight, bias, mean)))
+    return _LENI_FOLDED(FoldedCall(x, Folded(taps, weight, bias, mean), kept))
 
 
 def folded_fits(x: Tensor, channels: int, dtype: torch.dtype, taps: Tensor, weight: Tensor, bias: Tensor) -> bool:

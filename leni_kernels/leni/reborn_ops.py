@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import checks, extension, triton_support
 from ..backends import Backend, Operation, with_reference
 from ..conv_relu import ops as conv_relu_ops
+from ..kept import Kept
 from ..operators import define, differentiable, once_differentiable
 from . import reference, triton_steps, triton_tail
 from .batch_norms import FEW_VALUES, merged_over, summed_over
@@ -38,6 +39,7 @@ from .ops import (
     steps_of,
     tensors_fit,
     values_of,
+    wants_gradient,
     why_no_layout,
     why_not_on_cpu,
 )
@@ -346,10 +348,11 @@ class RebornFoldedCall(NamedTuple):
     weight: Tensor
     bias: Tensor
     groups: int
+    kept: Kept | None
 
     def why_not_dense(self) -> str | None:
         """Why the folded form should not become one convolution of C × C weights a tap."""
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self[:4]):
+        if wants_gradient(*self[:4]):
             return "a gradient is asked for, and its kernels compute none"
         if self.taps.shape[1] < self.x.shape[1]:
             return "the deconvolution has groups, and one dense convolution would multiply more than the layers do"
@@ -359,9 +362,14 @@ class RebornFoldedCall(NamedTuple):
 
 
 def _run_reborn_folded(backend: str, call: RebornFoldedCall) -> Tensor:
-    weight, offsets, below = reference.reborn_taps(call.taps, call.weight, call.groups)
-    threshold = weight.new_zeros(weight.shape[1:])
-    return conv_relu_ops.run_taps(backend, call.x, weight, threshold, call.bias, offsets, below)
+    x, taps, weight, bias, groups, kept = call
+
+    def make() -> tuple[Tensor, Tensor, list[int], list[int]]:
+        dense, offsets, below = reference.reborn_taps(taps, weight, groups)
+        return dense, dense.new_zeros(dense.shape[1:]), offsets, below
+
+    dense, threshold, offsets, below = make() if kept is None else kept.get(groups, (taps, weight), make)
+    return conv_relu_ops.run_taps(backend, x, dense, threshold, bias, offsets, below)
 
 
 _REBORN_FOLDED = Operation(
@@ -370,7 +378,7 @@ _REBORN_FOLDED = Operation(
             partial(_run_reborn_folded, "cpp")),
     Backend("triton", lambda call: conv_relu_ops.why_not_triton(call.x) or call.why_not_dense(),
             partial(_run_reborn_folded, "triton")),
-    Backend("reference", lambda call: None, lambda call: reference.reborn_folded(*call)),
+    Backend("reference", lambda call: None, lambda call: reference.reborn_folded(*call[:5])),
 )
 
 
@@ -499,9 +507,15 @@ def reborn_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, groups:
 
     Returns and raises as :func:`ops.leni_folded`.
     """
+    return run_reborn_folded(x, taps, weight, bias, groups)
+
+
+def run_reborn_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, groups: int,
+                      kept: Kept | None = None) -> Tensor:
+    """:func:`reborn_folded` for a module that keeps the dense weight from one call to the next."""
     channels = checks.feature_map("reborn_folded", x)
     checks.groups("reborn_folded", groups, channels)
     checks.odd_kernel("reborn_folded", "taps", taps, (channels, channels // groups, "k", "k"))
     check_folded("reborn_folded", x, taps, weight, bias)
     dtype = reference.folding_dtype(x.dtype)
-    return _REBORN_FOLDED(RebornFoldedCall(x, taps.to(dtype), weight.to(dtype), bias.to(dtype), groups))
+    return _REBORN_FOLDED(RebornFoldedCall(x, taps.to(dtype), weight.to(dtype), bias.to(dtype), groups, kept))

@@ -5,8 +5,8 @@ That is the least, since every element of x matters and every element of y is ne
 halo of a tile and the k column shifts of a row come from L1 and L2. With more output channels than one tile
 has, x is read once per block of them, through L2.
 
-It is one launch for parameters that are laid out and rounded already (``leni_laid_out``: the algebra's launch leaves
-them so); ``leni_folded`` copies taps, and casts weight in half precision.
+It is one launch for parameters that are laid out and rounded already (``leni_laid_out``): the algebra's launch leaves
+them so, and a folded module keeps them so. ``leni_folded`` copies taps, and casts weight in half precision.
 
 Both branches (``triton_features.py``) go through the matrix units into one accumulator, rounded to x's dtype, and
 before that less their mean, if there is one: what is left may be much smaller, and so is the rounding of it.
@@ -165,8 +165,14 @@ def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, channels_
     The parameters are float32, or float64 for a float64 x. ``channels_last`` says whether x has stride 1
     along channels or along columns, and how y is laid out; no other stride of x matters, and x is not copied.
     """
-    return leni_laid_out(x, taps.permute(1, 2, 0).contiguous(), weight.to(x.dtype).contiguous(), bias.contiguous(),
-                         None if mean is None else mean.contiguous(), channels_last)
+    return leni_laid_out(x, *laid_out(x.dtype, taps, weight, bias, mean), channels_last)
+
+
+def laid_out(dtype: torch.dtype, taps: Tensor, weight: Tensor, bias: Tensor,
+             mean: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The parameters of :func:`leni_folded` as the kernel reads them for an x of this dtype."""
+    return (taps.permute(1, 2, 0).contiguous(), weight.to(dtype).contiguous(), bias.contiguous(),
+            None if mean is None else mean.contiguous())
 
 
 def leni_laid_out(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None,

@@ -13,7 +13,7 @@ import on_triton
 import pytest
 import torch
 import torch.nn.functional as F
-from launches import Launches
+from launches import FREE, Launches
 from on_triton import DEVICE, runs_kernels
 from torch import Tensor
 from torch._higher_order_ops.triton_kernel_wrap import triton_kernel_wrapper_mutation
@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
+import leni_kernels as lk
 from leni_kernels import triton_support
 from leni_kernels.leni import reference, triton_algebra, triton_features, triton_steps
 from leni_kernels.leni.batch_norms import Statistics, merged
@@ -487,6 +488,24 @@ def test_inference_is_two_launches(channels_last):
                                FUSION_EPS, channels_last)
     assert len(found.kernels) == 2
     assert not found.of_torch
+
+
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_folded_module_is_one_launch(channels_last, dtype):
+    """After its first call, which lays its parameters out; float16 for the weight's cast and the bias of the mean."""
+    module = lk.fold(lk.LENI2d(64).eval()).to(DEVICE)
+    x = normal(2, 64, 8, 8, dtype=dtype, channels_last=channels_last)
+    kernels: list[str] = []
+    with triton_support.launches_noted("sm_90", lambda kernel, *_: kernels.append(kernel.__name__)), \
+            lk.use_backend("triton"):
+        module(x)
+        kernels.clear()
+        with torch.profiler.profile() as profile:
+            module(x)
+    assert kernels == ["_channels_last_kernel" if channels_last else "_contiguous_kernel"]
+    of_torch = {event.key.removeprefix("aten::") for event in profile.key_averages() if "aten::" in event.key}
+    assert of_torch <= {*FREE, "fill_"}  # the tests' own, of empty memory
 
 
 LIBRARY = ("clamp", "convolution", "convolution_backward", "flip", "clone")
