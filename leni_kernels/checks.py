@@ -17,7 +17,8 @@ def feature_map(name: str, x: Tensor) -> int:
     shape = x.shape
     if len(shape) != 4:
         raise ValueError(f"{name}: x must be [N, C, H, W], got shape {tuple(shape)}")
-    floating(name, x)
+    if not x.is_floating_point():
+        floating(name, x)
     _, channels, height, width = shape
     if channels == 0 or height == 0 or width == 0:
         raise ValueError(f"{name}: x must have at least one channel, row and column, got shape {tuple(shape)}")

@@ -122,7 +122,9 @@ def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], No
     _LIBRARY.impl(operator._schema.name, run_as_operator, "Autograd")
 
     def call(*inputs: Any) -> Any:
-        return operator(*inputs) if torch.compiler.is_compiling() else run(*inputs)
+        if torch.compiler.is_compiling():
+            return operator(*inputs)
+        return apply(*inputs) if torch.is_grad_enabled() else run(*inputs)
 
     return call
 

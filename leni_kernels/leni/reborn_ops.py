@@ -391,18 +391,18 @@ def _why_reborn_not_triton(call: RebornCall) -> str | None:
 
 
 def _run(call: RebornCall, training: Training) -> Tensor:
-    channels_last = is_channels_last(call.x)
-    x = checks.in_autocast_dtype(call.x, channels_last)
-    deconv_weight, norm, compress_weight, compress_bias, groups = call.parameters
+    x, (deconv_weight, norm, compress_weight, compress_bias, groups), _, _, group = call
+    channels_last = is_channels_last(x)
+    x = checks.in_autocast_dtype(x, channels_last)
     tensors = (x, deconv_weight, norm.weight, norm.bias, compress_weight, compress_bias)
     options = (norm.eps, groups, channels_last)
     if not norm.uses_batch_statistics:
         if not torch.is_grad_enabled():
             return training.steps.eval(*tensors, norm.running_mean, norm.running_var, *options)
         return training.alone(*tensors, None, norm.running_mean, norm.running_var, *options)[0]
-    check_values(x, call.group)
-    if call.group:
-        y, _, statistics = training.synchronised(*tensors, *options, call.group)
+    check_values(x, group)
+    if group:
+        y, _, statistics = training.synchronised(*tensors, *options, group)
     else:
         y, _, statistics = training.alone(*tensors, None, None, None, *options)
     tracked = norm.tracked()
