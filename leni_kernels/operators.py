@@ -37,9 +37,10 @@ def eager(operator: Any) -> Callable[..., Any]:
 
 
 def intercepted(tensor: Tensor) -> bool:
-    """Whether somebody traces calls, or sees each one, of a mode or of a tensor that is no plain one."""
+    """Whether somebody traces calls, or sees each one, of a mode, a transform or a tensor that is no plain one."""
     return (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-            or torch._C._get_tracing_state() is not None or type(tensor) not in (Tensor, torch.nn.Parameter))
+            or torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None
+            or type(tensor) not in (Tensor, torch.nn.Parameter))
 
 
 def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Any:
