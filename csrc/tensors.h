@@ -26,7 +26,9 @@ inline torch::stable::Tensor empty_strided(Sizes sizes, Sizes strides, torch::he
       static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), aoti_torch_device_type_cpu(), 0, &tensor));
   torch::stable::Tensor result(tensor);
-  if (fills_empty) std::memset(result.mutable_data_ptr(), 0xff, result.numel() * result.element_size());
+  if (fills_empty && result.numel() > 0) {
+    std::memset(result.mutable_data_ptr(), 0xff, result.numel() * result.element_size());
+  }
   return result;
 }
 

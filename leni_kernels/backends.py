@@ -58,7 +58,14 @@ class Operation:
         self._kernels = backends[:-1]
 
     def __call__(self, call: Any) -> Tensor:
-        backend = self._preferred(call) if _forced is None else self._named(_forced, call)
+        backend = self.backends[-1]
+        if _forced is None:
+            for kernel in self._kernels:
+                if kernel.why_not(call) is None and not (_any_failed and _why_failed(self.name, kernel.name, call)):
+                    backend = kernel
+                    break
+        else:
+            backend = self._named(_forced, call)
         if _decisions is not None:
             _decisions.append(Decision(self.name, backend.name, self._reasons(call, backend)))
         try:
@@ -66,12 +73,6 @@ class Operation:
         except KernelFailure as failure:
             _remember(failure, self.name, backend.name, call)
         return self(call)
-
-    def _preferred(self, call: Any) -> Backend:
-        for backend in self._kernels:
-            if backend.why_not(call) is None and not (_any_failed and _why_failed(self.name, backend.name, call)):
-                return backend
-        return self.backends[-1]
 
     def _why_not(self, backend: Backend, call: Any) -> str | None:
         return backend.why_not(call) or _why_failed(self.name, backend.name, call)

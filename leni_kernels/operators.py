@@ -96,7 +96,8 @@ def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], No
     ``save(ctx, inputs, output)`` keeps what ``backward(ctx, *grads)`` needs; ctx is an ``autograd.Function``'s.
     """
 
-    at_once = eager(operator)
+    # Without the frame in Python of an operator's call.
+    at_once = eager(operator) if operator in _launches else operator._op
 
     class Differentiable(torch.autograd.Function):
         @staticmethod
