@@ -9,7 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import leni_kernels as lk
-from leni_kernels import extension
+from leni_kernels import extension, kept
 from leni_kernels.kept import Kept
 from leni_kernels.leni import reference
 
@@ -85,6 +85,26 @@ def test_keys_are_apart():
     twice, source = Twice(), torch.randn(3, 3)
     assert twice(source, "one") is not twice(source, "other")
     assert twice.count == 2
+
+
+def test_each_stream_has_its_own(monkeypatch):
+    twice, source = Twice(), torch.randn(3, 3)
+    stream = [1]
+    monkeypatch.setattr(kept, "_stream", lambda tensor: stream[0])
+    first = twice(source)
+    stream[0] = 2
+    assert twice(source) is not first
+    stream[0] = 1
+    assert twice(source) is first
+
+
+def test_a_capture_makes_what_it_uses_itself(monkeypatch):
+    twice, source = Twice(), torch.randn(3, 3)
+    first = twice(source)
+    with monkeypatch.context() as capture:
+        capture.setattr(kept, "_captured", lambda tensor: True)
+        assert twice(source) is not twice(source)
+    assert twice(source) is first
 
 
 @pytest.mark.filterwarnings("ignore:.*jit.trace:FutureWarning", "ignore:.*jit.trace:DeprecationWarning")
