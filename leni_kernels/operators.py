@@ -7,6 +7,7 @@ which PyTorch's dispatcher finds under the operator's name for everybody else: `
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -121,7 +122,10 @@ def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], No
     def run_as_operator(*inputs: Any) -> Any:
         return run(*inputs, *defaults[len(inputs):])  # the dispatcher hands over no defaults
 
-    _LIBRARY.impl(operator._schema.name, run_as_operator, "Autograd")
+    # An operator of Triton's has autograd by itself, and torch 2.11 warns where it is exchanged.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        _LIBRARY.impl(operator._schema.name, run_as_operator, "Autograd", allow_override=True)
 
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling():

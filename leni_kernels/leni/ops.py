@@ -21,7 +21,7 @@ from ..kept import Kept
 from ..operators import define, differentiable, eager, once_differentiable, without_gradients
 from . import reference, triton_kernels, triton_steps, triton_training
 from .batch_norms import merged_over, summed_over
-from .reference import UNTRACKED, Folded, Layer, Norm
+from .reference import Folded, Layer, Norm
 
 KERNEL_SIZES = (3, 5, 7)
 """The deconvolution sizes that the fused kernels have; the reference takes any odd one."""
@@ -625,9 +625,9 @@ def _run_training(call: LeniCall, training: Training) -> Tensor:
         y, statistics = training.synchronised(*tensors, *options, call.group)
     else:
         y, statistics = training.alone(*tensors, None, *options)
-    first, second = negative.tracked(), fusion.tracked()
-    if first is not UNTRACKED or second is not UNTRACKED:
-        training.steps.running_statistics(statistics, negative.weight, negative.bias, *first, *second, negative.eps)
+    if negative.training or fusion.training:
+        training.steps.running_statistics(statistics, negative.weight, negative.bias, *negative.tracked(),
+                                          *fusion.tracked(), negative.eps)
     return y
 
 

@@ -43,7 +43,7 @@ from .ops import (
     why_no_layout,
     why_not_on_cpu,
 )
-from .reference import UNTRACKED, Layer, Norm
+from .reference import Layer, Norm
 
 # ---- the operators -----------------------------------------------------------------------------------------
 # A block is one operator, and its backward another: the deconvolution, which makes z = D ⋆ᵀ min(x, 0), the norm, and
@@ -405,9 +405,8 @@ def _run(call: RebornCall, training: Training) -> Tensor:
         y, _, statistics = training.synchronised(*tensors, *options, group)
     else:
         y, _, statistics = training.alone(*tensors, None, None, None, *options)
-    tracked = norm.tracked()
-    if tracked is not UNTRACKED:
-        training.steps.running_statistics(statistics, *tracked)
+    if norm.training:
+        training.steps.running_statistics(statistics, *norm.tracked())
     return y
 
 
