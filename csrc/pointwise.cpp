@@ -126,13 +126,13 @@ struct Steps {
     return {data, dense(), static_cast<int>(sizes.size()), sizes.data(), strides.data()};
   }
 
-  // body(i, offset in elements) for each element i.
+  // body(offset in elements) for each element.
   template <class Body>
   void for_each(const Body& body) const {
     Dimensions index(sizes.size());
     const int64_t count = std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<>());
     for (int64_t i = 0, offset = 0; i < count; ++i) {
-      body(i, offset);
+      body(offset);
       for (int64_t d = sizes.size(); d-- > 0;) {
         offset += strides[d];
         if (++index[d] < sizes[d]) break;
@@ -246,8 +246,8 @@ class Parameters {
     for_dtype(type, [&](auto zero) {
       using T = decltype(zero);
       T* to = static_cast<T*>(gradient.mutable_data_ptr());
-      Steps(gradient, sharing_.order).for_each([&](int64_t i, int64_t offset) {
-        const double* copies = sums + first_copy(i);
+      for_each_value(Steps(gradient, sharing_.order), [&](int64_t first, int64_t offset) {
+        const double* copies = sums + first;
         double total = 0;
         for (int64_t all = 0; all < all_; ++all, copies += period_ / all_) {
           total = std::accumulate(copies, copies + each_, total);
@@ -259,8 +259,17 @@ class Parameters {
   }
 
  private:
-  int64_t first_copy(int64_t i) const {
-    return i / sharing_.period * period_ + i % sharing_.period * each_;
+  // body(the first of its copies, offset in elements) for each value of a parameter.
+  template <class Body>
+  void for_each_value(const Steps& steps, const Body& body) const {
+    int64_t first = 0, number = 0;
+    steps.for_each([&](int64_t offset) {
+      body(first, offset);
+      first += each_;
+      if (++number < sharing_.period) return;
+      first += period_ - sharing_.period * each_;
+      number = 0;
+    });
   }
 
   // Under autocast a parameter may be of more precision than x; it is used in x's, T.
@@ -277,8 +286,8 @@ class Parameters {
     S* values = reinterpret_cast<S*>(copies_[j].data());
     for_dtype(parameter.scalar_type(), [&](auto zero) {
       const auto* from = static_cast<const decltype(zero)*>(parameter.const_data_ptr());
-      steps.for_each([&](int64_t i, int64_t offset) {
-        std::fill_n(values + first_copy(i), each_, static_cast<S>(static_cast<T>(from[offset])));
+      for_each_value(steps, [&](int64_t first, int64_t offset) {
+        std::fill_n(values + first, each_, static_cast<S>(static_cast<T>(from[offset])));
       });
     });
     for (int64_t group = 0; group < sharing_.groups; ++group) {
@@ -324,18 +333,19 @@ std::array<Tensor, 1 + kMostParameters> run_backward(const char* op, Function fu
                                                      bool needs_parameters) {
   const leni::Scalar scalar = scalar_of(op, x);
   check_gradient(op, grad, x, x.size(1));
-  std::array<Tensor, 1 + kMostParameters> gradients{needs_input ? empty_as(x) : leni::empty({0}, x.scalar_type())};
+  const Tensor dx = needs_input ? empty_as(x) : leni::empty({0}, x.scalar_type());
+  std::array<Tensor, 1 + kMostParameters> gradients{dx, dx, dx};  // a new handle for each place would be memory of its own
   if (x.numel() == 0 || !needs_parameters) {
     for (size_t j = 0; j < given.size() && given[j] != nullptr; ++j) {
       gradients[1 + j] = zeros(*given[j], needs_parameters);
     }
     if (x.numel() == 0 || !needs_input) return gradients;
   }
-  const Dimensions order = order_of(needs_input ? gradients[0] : x);
+  const Dimensions order = order_of(needs_input ? dx : x);
   Parameters parameters(op, x, order, given);
   const Steps steps(x, order), grad_steps(grad, order);
   GradientProblem problem{{function, scalar, steps.sequence()}, grad_steps.sequence()};
-  if (needs_input) problem.dx = gradients[0].mutable_data_ptr();
+  if (needs_input) problem.dx = dx.mutable_data_ptr();
   for (int64_t group = 0; group < parameters.groups(); ++group) {
     parameters.describe(group, problem);
     for (int64_t j = 0; needs_parameters && j < parameters.count(); ++j) {

@@ -117,13 +117,15 @@ def alike(name: str, **tensors: Tensor) -> None:
 
 def usual(x: Tensor, *parameters: Tensor) -> bool:
     """Whether x is ``[N, C, *spatial]`` and each parameter ``[C]``, all alike, as nearly always: all is well then."""
-    if x.dim() < 2 or not x.is_floating_point():
+    shape, dtype, on_cpu = x.shape, x.dtype, x.is_cpu
+    if len(shape) < 2 or not dtype.is_floating_point:
         return False
-    channels, dtype, device = x.shape[1], x.dtype, x.device
+    wanted = shape[1:2]
     for parameter in parameters:
-        if parameter.shape != (channels,) or parameter.dtype != dtype or parameter.device != device:
+        if parameter.shape != wanted or parameter.dtype is not dtype or not (
+                (on_cpu and parameter.is_cpu) or parameter.device == x.device):  # the latter takes longer to say
             return False
-    return channels > 0
+    return shape[1] > 0
 
 
 def same_device(name: str, **tensors: Tensor) -> None:

@@ -16,6 +16,9 @@ from torch import Tensor
 
 _LIBRARY = torch.library.Library("leni_kernels", "FRAGMENT")
 
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+"""Calls operators as they are below autograd."""
+
 _launches: dict[Any, Callable[..., Any]] = {}
 """Of operators in Python, what runs on tensors at once, without what PyTorch does around it at every call."""
 
@@ -37,6 +40,11 @@ def eager(operator: Any) -> Callable[..., Any]:
     return call
 
 
+def unframed(operator: Any) -> Callable[..., Any]:
+    """The same without the frame in Python of an operator's call, for where nobody compiles."""
+    return eager(operator) if operator in _launches else operator._op
+
+
 def intercepted(tensor: Tensor) -> bool:
     """Whether somebody traces calls, or sees each one, of a mode, a transform or a tensor that is no plain one."""
     return (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
@@ -56,13 +64,13 @@ def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) 
 
 def without_gradients(operator: Any) -> Callable[..., Any]:
     """What calls an operator whose results have no gradients, whoever asks for some."""
-    at_once = eager(operator)
+    at_once = unframed(operator)
 
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling():
             with torch.no_grad():
                 return operator(*inputs)
-        with torch._C._AutoDispatchBelowAutograd():
+        with _BelowAutograd():
             return at_once(*inputs)
 
     return call
@@ -79,12 +87,12 @@ def once_differentiable(operator: Any, message: str) -> Callable[..., Any]:
 
     torch.library.register_autograd(operator._schema.name, raise_it, setup_context=lambda *_, **__: None)
 
-    at_once = eager(operator)
+    at_once = unframed(operator)
 
     def call(*inputs: Any) -> Any:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return operator(*inputs)
-        with torch._C._AutoDispatchBelowAutograd():
+        with _BelowAutograd():
             return at_once(*inputs)
 
     return call
@@ -97,13 +105,12 @@ def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], No
     ``save(ctx, inputs, output)`` keeps what ``backward(ctx, *grads)`` needs; ctx is an ``autograd.Function``'s.
     """
 
-    # Without the frame in Python of an operator's call.
-    at_once = eager(operator) if operator in _launches else operator._op
+    at_once = unframed(operator)
 
     class Differentiable(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
+            with _BelowAutograd():
                 output = at_once(*inputs)
             save(ctx, inputs, output)
             return output
@@ -114,7 +121,7 @@ def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], No
     def run(*inputs: Any) -> Any:
         if torch.is_grad_enabled():
             return apply(*inputs)
-        with torch._C._AutoDispatchBelowAutograd():
+        with _BelowAutograd():
             return at_once(*inputs)
 
     defaults = [argument.default_value for argument in operator._schema.arguments]

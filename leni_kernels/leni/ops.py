@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import checks, extension, triton_support
 from ..backends import Backend, Operation, with_reference
 from ..kept import Kept
-from ..operators import define, differentiable, eager, once_differentiable, without_gradients
+from ..operators import define, differentiable, eager, needed, once_differentiable, without_gradients
 from . import reference, triton_kernels, triton_steps, triton_training
 from .batch_norms import merged_over, summed_over
 from .reference import Folded, Layer, Norm
@@ -231,8 +231,11 @@ def only_first_differentiable(ctx: Any, output: tuple[Tensor, ...]) -> None:
 
 def only_needed(gradients: tuple[Tensor, ...], needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
     """Of an operator's gradients, for the first of its inputs, those that are needed; None for all other inputs."""
-    wanted = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=False)]
-    return *wanted, *[None] * (len(needs) - len(wanted))
+    asked = needs[:len(gradients)]
+    others = (None,) * (len(needs) - len(gradients))
+    if False not in asked:  # as nearly always
+        return *gradients, *others
+    return *needed(gradients, asked), *others
 
 
 def _save_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -254,7 +257,7 @@ def _training(steps: Steps) -> Callable[..., tuple[Tensor, Tensor]]:
             raise NotImplementedError(GIVEN)
         needs = ctx.needs_input_grad
         gradients = steps.training_backward(grad, *ctx.saved_tensors, None, *ctx.options, needs[0] or needs[1])
-        return only_needed(gradients, needs)
+        return only_needed(gradients[:-1], needs)
 
     return differentiable(steps.training, save, backward)
 
@@ -378,8 +381,8 @@ def _why_no_size(kernel_size: int) -> str | None:
     return None
 
 
-def why_no_layout(x: Tensor) -> str | None:
-    if is_channels_last(x) is None:
+def why_no_layout(call: Any) -> str | None:
+    if call.channels_last is None:
         return "x has stride 1 neither along channels nor along columns, and the kernels do not copy"
     return None
 
@@ -387,23 +390,27 @@ def why_no_layout(x: Tensor) -> str | None:
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
-def why_not_on_cpu(x: Tensor) -> str | None:
+def why_not_on_cpu(call: Any) -> str | None:
     if extension.why_missing is not None:
         return extension.why_missing
-    if not x.is_cpu:
-        return f"x is on {x.device.type}"
-    operand = checks.autocast_dtype(x)
-    if operand not in _CPU_DTYPES:
-        return f"the CPU kernels take float32, bfloat16 and float64, not {operand}"
-    return why_no_layout(x)
+    if not call.x.is_cpu:
+        return f"x is on {call.x.device.type}"
+    if call.dtype not in _CPU_DTYPES:
+        return f"the CPU kernels take float32, bfloat16 and float64, not {call.dtype}"
+    return why_no_layout(call)
 
 
-def _why_not_cpp(x: Tensor, kernel_size: int) -> str | None:
-    return why_not_on_cpu(x) or _why_no_size(kernel_size)
+def _why_not_cpp(call: FoldedCall | LeniCall) -> str | None:
+    return why_not_on_cpu(call) or _why_no_size(call.kernel_size)
 
 
-def _why_not_triton(x: Tensor, kernel_size: int) -> str | None:
-    return triton_support.why_not_here(x) or _why_no_size(kernel_size) or why_no_layout(x)
+def _why_not_triton(call: FoldedCall | LeniCall) -> str | None:
+    return triton_support.why_not_here(call.x) or _why_no_size(call.kernel_size) or why_no_layout(call)
+
+
+def read(call: Any) -> Tensor:
+    """A call's x as the kernels read it."""
+    return checks.in_dtype(call.x, call.dtype, call.channels_last)
 
 
 def rounds_products(x: Tensor) -> bool:
@@ -411,11 +418,10 @@ def rounds_products(x: Tensor) -> bool:
     return x.dtype in (torch.float16, torch.bfloat16) or (x.is_cuda and x.dtype == torch.float32)
 
 
-def _run(kernels: Kernels, x: Tensor, folded: Folded) -> Tensor:
-    channels_last = is_channels_last(x)
-    x = checks.in_autocast_dtype(x, channels_last)
+def _run(kernels: Kernels, call: FoldedCall | LeniCall, folded: Folded) -> Tensor:
+    x = read(call)
     taps, weight, bias, mean = _centred(x, folded)
-    return kernels.folded(x, taps, weight, bias, channels_last, mean)
+    return kernels.folded(x, taps, weight, bias, call.channels_last, mean)
 
 
 def _centred(x: Tensor, folded: Folded) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -433,6 +439,8 @@ class FoldedCall(NamedTuple):
     """One call of folded LENI."""
 
     x: Tensor
+    dtype: torch.dtype
+    channels_last: bool | None
     folded: Folded
     kept: Kept | None
 
@@ -442,13 +450,12 @@ class FoldedCall(NamedTuple):
 
 
 def _run_folded_triton(call: FoldedCall) -> Tensor:
-    x, folded, kept = call
-    if kept is None or torch.compiler.is_compiling() or wants_gradient(x, *folded):
-        return _run(_TRITON, x, folded)
-    channels_last = is_channels_last(x)
-    x = checks.in_autocast_dtype(x, channels_last)
+    folded, kept = call.folded, call.kept
+    if kept is None or torch.compiler.is_compiling() or wants_gradient(call.x, *folded):
+        return _run(_TRITON, call, folded)
+    x = read(call)
     laid_out = kept.get(x.dtype, folded, lambda: triton_kernels.laid_out(x.dtype, *_centred(x, folded)))
-    return _LAID_OUT_TRITON(x, *laid_out, channels_last)
+    return _LAID_OUT_TRITON(x, *laid_out, call.channels_last)
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
@@ -457,8 +464,8 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
 
 _LENI_FOLDED = Operation(
     "leni_folded",
-    Backend("cpp", lambda call: _why_not_cpp(call.x, call.kernel_size), lambda call: _run(_CPP, call.x, call.folded)),
-    Backend("triton", lambda call: _why_not_triton(call.x, call.kernel_size), _run_folded_triton),
+    Backend("cpp", _why_not_cpp, lambda call: _run(_CPP, call, call.folded)),
+    Backend("triton", _why_not_triton, _run_folded_triton),
     Backend("reference", lambda call: None, lambda call: reference.leni_folded(call.x, *call.folded)),
 )
 
@@ -505,7 +512,8 @@ def run_leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean:
             mean = mean.to(dtype)
         if mean.requires_grad:
             mean = mean.detach()
-    return _LENI_FOLDED(FoldedCall(x, Folded(taps, weight, bias, mean), kept))
+    return _LENI_FOLDED(FoldedCall(x, checks.autocast_dtype(x), is_channels_last(x), Folded(taps, weight, bias, mean),
+                                   kept))
 
 
 def folded_fits(x: Tensor, channels: int, dtype: torch.dtype, taps: Tensor, weight: Tensor, bias: Tensor) -> bool:
@@ -549,6 +557,10 @@ class LeniCall(NamedTuple):
     """One call of LENI: tensors for the kernels (None if there is an obstacle), layers for the definition."""
 
     x: Tensor
+    dtype: torch.dtype
+    """Of x as the kernels read it: autocast's."""
+    channels_last: bool | None
+    """As :func:`is_channels_last` says of x."""
     parameters: LeniParameters | None
     layers: tuple[Layer, Layer, Layer, Layer]
     obstacle: str | None
@@ -578,11 +590,11 @@ class LeniCall(NamedTuple):
 
 
 def _why_leni_not_cpp(call: LeniCall) -> str | None:
-    return call.why_not_fused() or _why_not_cpp(call.x, call.kernel_size)
+    return call.why_not_fused() or _why_not_cpp(call)
 
 
 def _why_leni_not_triton(call: LeniCall) -> str | None:
-    return call.why_not_fused() or _why_not_triton(call.x, call.kernel_size)
+    return call.why_not_fused() or _why_not_triton(call)
 
 
 def _run_leni_cpp(call: LeniCall) -> Tensor:
@@ -605,22 +617,20 @@ def check_values(x: Tensor, group: str) -> None:
 
 def _run_eval(call: LeniCall, steps: Steps, kernels: Kernels) -> Tensor:
     if torch.is_grad_enabled():  # the folding has gradients of its own
-        return _run(kernels, call.x, reference.fold_leni(*call.parameters))
-    channels_last = is_channels_last(call.x)
-    x = checks.in_autocast_dtype(call.x, channels_last)
+        return _run(kernels, call, reference.fold_leni(*call.parameters))
+    x = read(call)
     deconv_weight, negative, fusion, compress_weight, compress_bias = call.parameters
     return steps.eval(x, deconv_weight, *negative[:4], *fusion[:4], compress_weight, compress_bias, negative.eps,
-                      fusion.eps, channels_last)
+                      fusion.eps, call.channels_last)
 
 
 def _run_training(call: LeniCall, training: Training) -> Tensor:
-    channels_last = is_channels_last(call.x)
-    x = checks.in_autocast_dtype(call.x, channels_last)
+    x = read(call)
     deconv_weight, negative, fusion, compress_weight, compress_bias = call.parameters
     check_values(x, call.group)
     tensors = (x, deconv_weight, negative.weight, negative.bias, fusion.weight, fusion.bias, compress_weight,
                compress_bias)
-    options = (negative.eps, fusion.eps, channels_last)
+    options = (negative.eps, fusion.eps, call.channels_last)
     if call.group:
         y, statistics = training.synchronised(*tensors, *options, call.group)
     else:
@@ -674,7 +684,8 @@ def run_leni(x: Tensor, parameters: LeniParameters | None,
         check_block("leni", x, parameters, channels, deconv_channels=(channels, 1))
         checks.shape("leni", "compress_weight", parameters.compress_weight, (channels, 2 * channels, 1, 1))
         checks.norm("leni", "fusion_norm", parameters.fusion_norm, 2 * channels)
-    return _LENI(LeniCall(x, parameters, layers or parameters.layers(), obstacle, group))
+    return _LENI(LeniCall(x, checks.autocast_dtype(x), is_channels_last(x), parameters,
+                          layers or parameters.layers(), obstacle, group))
 
 
 def deconv_layer(weight: Tensor, groups: int) -> Layer:
@@ -687,12 +698,14 @@ def tensors_fit(x: Tensor, parameters: Any, channels: int, of_group: int) -> boo
     Where they do not, :func:`check_block` says why, unless autocast makes them alike.
     """
     deconv, compress, bias = parameters.deconv_weight, parameters.compress_weight, parameters.compress_bias
-    shape, dtype, device = deconv.shape, x.dtype, x.device
+    shape, dtype, on_cpu = deconv.shape, x.dtype, x.is_cpu  # which takes less time to say than a device
     size = shape[-1] if shape else 0
     return (size % 2 == 1 and shape == (channels, of_group, size, size)
             and compress is not None and compress.shape == (channels, 2 * channels, 1, 1)
-            and deconv.dtype == compress.dtype == dtype and deconv.device == compress.device == device
-            and (bias is None or (bias.shape == (channels,) and bias.dtype == dtype and bias.device == device)))
+            and deconv.dtype is dtype and compress.dtype is dtype
+            and ((on_cpu and deconv.is_cpu and compress.is_cpu) or deconv.device == compress.device == x.device)
+            and (bias is None or (bias.shape == (channels,) and bias.dtype is dtype
+                                  and ((on_cpu and bias.is_cpu) or bias.device == x.device))))
 
 
 def norm_fits(norm: Norm, channels: int) -> bool:

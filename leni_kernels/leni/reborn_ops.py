@@ -36,6 +36,7 @@ from .ops import (
     only_first_differentiable,
     only_needed,
     operators_of,
+    read,
     steps_of,
     tensors_fit,
     values_of,
@@ -137,7 +138,7 @@ def _training(steps: Steps) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         if ctx.given:
             raise NotImplementedError(GIVEN)
         gradients = steps.training_backward(grad, *ctx.saved_tensors, None, *ctx.options, *_needs(ctx))
-        return only_needed(gradients, ctx.needs_input_grad)
+        return only_needed(gradients[:-1], ctx.needs_input_grad)
 
     return differentiable(steps.training, save, backward)
 
@@ -317,6 +318,8 @@ class RebornCall(NamedTuple):
     """One call of Reborn, as :class:`ops.LeniCall`."""
 
     x: Tensor
+    dtype: torch.dtype
+    channels_last: bool | None
     parameters: RebornParameters | None
     layers: tuple[Layer, Layer, Layer | None]
     obstacle: str | None
@@ -383,19 +386,18 @@ _REBORN_FOLDED = Operation(
 
 
 def _why_reborn_not_cpp(call: RebornCall) -> str | None:
-    return call.why_not_fused() or why_not_on_cpu(call.x)
+    return call.why_not_fused() or why_not_on_cpu(call)
 
 
 def _why_reborn_not_triton(call: RebornCall) -> str | None:
-    return call.why_not_fused() or triton_support.why_not_here(call.x) or why_no_layout(call.x)
+    return call.why_not_fused() or triton_support.why_not_here(call.x) or why_no_layout(call)
 
 
 def _run(call: RebornCall, training: Training) -> Tensor:
-    x, (deconv_weight, norm, compress_weight, compress_bias, groups), _, _, group = call
-    channels_last = is_channels_last(x)
-    x = checks.in_autocast_dtype(x, channels_last)
+    x, group = read(call), call.group
+    deconv_weight, norm, compress_weight, compress_bias, groups = call.parameters
     tensors = (x, deconv_weight, norm.weight, norm.bias, compress_weight, compress_bias)
-    options = (norm.eps, groups, channels_last)
+    options = (norm.eps, groups, call.channels_last)
     if not norm.uses_batch_statistics:
         if not torch.is_grad_enabled():
             return training.steps.eval(*tensors, norm.running_mean, norm.running_var, *options)
@@ -464,7 +466,8 @@ def run_reborn(x: Tensor, parameters: RebornParameters | None,
                               (channels, 2 * channels, "m", "m"))
         elif parameters.compress_bias is not None:
             raise ValueError("reborn: compress_bias needs a compress_weight")
-    return _REBORN(RebornCall(x, parameters, layers or parameters.layers(), obstacle, group))
+    return _REBORN(RebornCall(x, checks.autocast_dtype(x), is_channels_last(x), parameters,
+                              layers or parameters.layers(), obstacle, group))
 
 
 def reborn_features_folded(x: Tensor, taps: Tensor, shift: Tensor, groups: int = 1) -> Tensor:

@@ -47,8 +47,11 @@ class AdaReLU(nn.Module):
         thresholds.initialise(self.threshold, self.threshold_init, count, count)
 
     def forward(self, x: Tensor) -> Tensor:
-        threshold = self._parameters.get("threshold")
-        return ops.ada_relu(x, self.threshold if threshold is None else threshold)
+        try:
+            threshold = self._parameters["threshold"]
+        except KeyError:
+            threshold = self.threshold
+        return ops.ada_relu(x, threshold)
 
     def extra_repr(self) -> str:
         shape = tuple(self.threshold.shape)
@@ -83,9 +86,11 @@ class FullyParametricReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         own = self._parameters
-        positive, negative = own.get("positive_slope"), own.get("negative_slope")
-        return ops.fully_parametric_relu(x, self.positive_slope if positive is None else positive,
-                                         self.negative_slope if negative is None else negative)
+        try:
+            slopes = own["positive_slope"], own["negative_slope"]
+        except KeyError:
+            slopes = self.positive_slope, self.negative_slope
+        return ops.fully_parametric_relu(x, *slopes)
 
     def extra_repr(self) -> str:
         return str(self.positive_slope.shape[0])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import checks, extension, triton_support
 from ..backends import Backend, Operation, gradients_of, with_reference
-from ..operators import differentiable, needed
+from ..operators import differentiable, needed, unframed
 from . import reference, triton_kernels
 
 # ---- the operators -----------------------------------------------------------------------------------------
@@ -48,14 +48,15 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(definition: Callable[..., Tensor], operator: Any) -> Callable[..., Any]:
+def _backward(definition: Callable[..., Tensor], operator: Any, at_once: Callable[..., Any]) -> Callable[..., Any]:
     def backward(ctx: Any, grad: Tensor) -> Any:
         needs = ctx.needs_input_grad
         if torch.is_grad_enabled():  # with create_graph: only the reference can be differentiated again
             return gradients_of(definition, ctx.saved_tensors, needs, grad)
+        run = operator if torch.compiler.is_compiling() else at_once
         if len(needs) == 1:
-            return operator(grad, *ctx.saved_tensors)
-        gradients = operator(grad, *ctx.saved_tensors, needs[0], True in needs[1:])
+            return run(grad, *ctx.saved_tensors)
+        gradients = run(grad, *ctx.saved_tensors, needs[0], needs[1] or needs[-1])
         return needed(gradients, needs) if False in needs else gradients
 
     return backward
@@ -77,13 +78,14 @@ def _operators(backend: str) -> dict[str, Any]:
         forward, backward = f"{name}_{backend}", f"{name}_backward_{backend}"
         operators[name], backward_operator = (getattr(torch.ops.leni_kernels, each).default
                                               for each in (forward, backward))
+        at_once = unframed(backward_operator)
         if backend == "triton":
-            backward_operator = with_reference(f"{name}_backward", backend, backward_operator,
-                                               partial(_kernel_by_reference, definition))
+            backward_operator = at_once = with_reference(f"{name}_backward", backend, backward_operator,
+                                                         partial(_kernel_by_reference, definition))
         fakes = (reference.empty_crelu, _fake_crelu_backward) if name == "crelu" else (_fake_forward, _fake_backward)
         for operator, fake in zip((forward, backward), fakes, strict=True):
             torch.library.register_fake(f"leni_kernels::{operator}", fake)
-        operators[name] = differentiable(operators[name], _save, _backward(definition, backward_operator))
+        operators[name] = differentiable(operators[name], _save, _backward(definition, backward_operator, at_once))
     return operators
 
 
