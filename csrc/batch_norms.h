@@ -9,6 +9,7 @@
 // leave of a gradient may be much smaller than what they subtract. Matrices are of the kernels' type.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -158,27 +159,27 @@ struct RebornNorm {
   }
 
   Vector shift() const {
-    Vector result(channels());
-    result.insert(result.end(), bias.begin(), bias.end());
+    Vector result(2 * channels());
+    std::copy(bias.begin(), bias.end(), result.begin() + channels());
     return result;
   }
 };
 
 struct RebornNormGradients {
-  Vector weight, bias, mean, variance;  // of γ, β and of z's statistics, [C] each
+  Vector weight, bias, statistics;  // of γ and β [C], and of z's mean and variance [2C]
 };
 
 // From the gradients of scale and shift [2C].
 inline RebornNormGradients norm_backward(const RebornNorm& norm, const double* variance, const Vector& grad_scale,
                                          const Vector& grad_shift) {
   const int64_t channels = norm.channels();
-  RebornNormGradients result{Vector(channels), Vector(channels), Vector(channels), Vector(channels)};
+  RebornNormGradients result{Vector(channels), Vector(channels), Vector(2 * channels)};
   for (int64_t c = 0; c < channels; ++c) {
     const double inverse = inverse_root(variance[c], norm.eps), scale = norm.weight[c] * inverse;
     result.weight[c] = grad_scale[channels + c] * inverse;
     result.bias[c] = grad_shift[channels + c];
-    result.mean[c] = -grad_shift[channels + c] * scale;
-    result.variance[c] = -0.5 * inverse * inverse * grad_scale[channels + c] * scale;
+    result.statistics[c] = -grad_shift[channels + c] * scale;
+    result.statistics[channels + c] = -0.5 * inverse * inverse * grad_scale[channels + c] * scale;
   }
   return result;
 }

@@ -290,7 +290,7 @@ struct Deconvolution {
   }
 
   Tensor deconvolved(const Tensor& x) const {
-    if (few) return of_few(x, false);
+    if (few) return of_few(x, false, empty_as(x, channels_last));
     const Tensor negative = negative_part(x);
     // Where the transposed one does not, the library's bfloat16 convolution makes NaNs beside an infinity.
     const bool transposed = x.scalar_type() == ScalarType::BFloat16;
@@ -301,6 +301,7 @@ struct Deconvolution {
   }
 
   // The gradients of x, through both branches of the tail with this ``compress``, and of D; each where it is not null.
+  // The gradient of z may be written over.
   void backward(const Tensor& grad, const Tensor& grad_z, const Tensor& x, const void* compress, Tensor* dx,
                 Tensor* ddeconv) const {
     if (fused) {
@@ -313,23 +314,21 @@ struct Deconvolution {
                                 host);
       return;
     }
-    if (dx != nullptr) {
-      const Tensor negative =
-          few ? of_few(grad_z, true)
-              : laid_out(convolution(grad_z, parameter_in(x.scalar_type(), weight), false, groups), channels_last);
-      const Activation joined = activation(negative, channels_last);
-      *dx = empty_as(x, channels_last);
-      BranchGradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
-                                    compress, &joined};
-      problem.out = dx->mutable_data_ptr();
-      kernels().branch_gradient(problem, host);
-    }
     if (ddeconv != nullptr) *ddeconv = few ? deconv_gradient_of_few(grad_z, x) : gathered(deconv_gradient(grad_z, x));
+    if (dx == nullptr) return;
+    const Tensor negative =
+        few ? of_few(grad_z, true, grad_z)
+            : laid_out(convolution(grad_z, parameter_in(x.scalar_type(), weight), false, groups), channels_last);
+    const Activation joined = activation(negative, channels_last);
+    *dx = few ? negative : empty_as(x, channels_last);  // each element may take the place of the negative branch's
+    BranchGradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
+                                  compress, &joined};
+    problem.out = dx->mutable_data_ptr();
+    kernels().branch_gradient(problem, host);
   }
 
-  // z for x, or ``backward`` what z's gradient gives x.
-  Tensor of_few(const Tensor& x, bool backward) const {
-    Tensor out = empty_as(x, channels_last);
+  // z for x, or ``backward`` what z's gradient gives x, in ``out``, which may be what is read.
+  Tensor of_few(const Tensor& x, bool backward, const Tensor& out) const {
     const bool precise = weight.scalar_type() == ScalarType::Double;
     kernels().few_deconvolve({scalar_of(x), activation(x, channels_last),
                               precise ? Scalar::Float64 : Scalar::Float32,
@@ -510,23 +509,23 @@ RebornGradients reborn_training_backward(const Tensor& grad, const Tensor& x, co
       const RebornNormGradients of_norm = norm_backward(norm, variance, folded.scale, folded.shift);
       result[2] = like(norm_weight, of_norm.weight, x);
       result[3] = like(norm_bias, of_norm.bias, x);
-      through = of_norm.mean;
-      through.insert(through.end(), of_norm.variance.begin(), of_norm.variance.end());
+      through = of_norm.statistics;
       store_gradients(result, 4, compress_weight, folded.compress, grad_bias, through);
     }
     if (!needs_x && !needs_deconv) return as_tuple(result, x);
 
     auto* weight = static_cast<Scale*>(host.scratch(kWeight, features * channels * sizeof(Scale)));
-    std::vector<Scale> constant(channels), slope(channels), bias(channels);
+    std::vector<Scale> bias(channels), constant(2 * channels);
+    Scale* slope = constant.data() + channels;
     fold(compress, Vector(channels), scale, shift, weight, bias.data());
     Tensor dx, ddeconv, dz = empty_as(a, channels_last);
     if (x.numel() > 0) {
       BranchGradientProblem problem{scalar_of(a), negative, activation(g, channels_last), weight};
       if (trains) {
         through_statistics(mean, count, through.data(), through.data() + channels, channels, constant.data(),
-                           slope.data());
+                           slope);
         problem.constant = constant.data();
-        problem.slope = slope.data();
+        problem.slope = slope;
       }
       problem.out = dz.mutable_data_ptr();
       kernels().branch_gradient(problem, host);
