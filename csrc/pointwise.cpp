@@ -39,7 +39,7 @@ const Kernels& kernels() {
 
 leni::Scalar scalar_of(const char* op, const Tensor& x) {
   STD_TORCH_CHECK(x.is_cpu(), op, ": x must be on the CPU");
-  STD_TORCH_CHECK(x.dim() >= 2, op, ": x must be [N, C, *spatial], got ", x.dim(), " dimensions");
+  STD_TORCH_CHECK(x.dim() >= 2 && x.size(1) > 0, op, ": x must be [N, C, *spatial] with C at least 1");
   switch (x.scalar_type()) {
     case ScalarType::Float: return leni::Scalar::Float32;
     case ScalarType::Double: return leni::Scalar::Float64;
@@ -199,10 +199,23 @@ void for_dtype(ScalarType type, const Body& body) {
 // The parameters of a call: as many as there are, then null.
 using Given = std::array<const Tensor*, kMostParameters>;
 
+// All that a call asks of them, but for the dtype, which autocast leaves as it is: slopes are [C]; a threshold may also
+// be one value, [1] or [], or x's shape without the batch.
+void check_parameters(const char* op, Function function, const Tensor& x, const Given& given) {
+  const bool may_differ = function == Function::AdaRelu;
+  for (size_t j = 0; j < given.size() && given[j] != nullptr; ++j) {
+    const Sizes sizes = given[j]->sizes(), of_sample(x.sizes().data() + 1, x.dim() - 1);
+    const bool per_channel = sizes.size() == 1 && sizes[0] == x.size(1);
+    const bool one = sizes.size() == 0 || (sizes.size() == 1 && sizes[0] == 1);
+    STD_TORCH_CHECK(given[j]->is_cpu(), op, ": parameters must be on the CPU");
+    STD_TORCH_CHECK(per_channel || (may_differ && (one || sizes == of_sample)), op, ": parameters must fit x");
+  }
+}
+
 // Those as the kernels want them: by rows, one value each; by columns, copied until a row of them fills vectors.
 class Parameters {
  public:
-  Parameters(const char* op, const Tensor& x, const Dimensions& x_order, const Given& given)
+  Parameters(const Tensor& x, const Dimensions& x_order, const Given& given)
       : given_(given), sharing_(x, x_order, *given[0]) {
     constexpr int64_t vector = 16, least_period = 256, worth_copies = 8;
     // Rows of few vectors spend their time on ends; copying pays where there are many repeats to read the copies.
@@ -215,8 +228,6 @@ class Parameters {
     period_ = sharing_.period * each_ * all_;
     const ScalarType type = x.scalar_type();
     for (int64_t j = 0; j < count(); ++j) {
-      STD_TORCH_CHECK(given[j]->is_cpu(), op, ": parameters must be on the CPU");
-      STD_TORCH_CHECK(given[j]->numel() == sharing_.groups * sharing_.period, op, ": parameters must fit x");
       for_dtype(type, [&](auto zero) { expand<decltype(zero)>(j, type); });
     }
   }
@@ -314,10 +325,11 @@ Tensor zeros(const Tensor& parameter, bool like) {
 
 Tensor run_forward(const char* op, Function function, const Tensor& x, const Given& given) {
   const leni::Scalar scalar = scalar_of(op, x);
+  check_parameters(op, function, x, given);
   Tensor y = empty_as(x);
   if (y.numel() == 0) return y;
   const Dimensions order = order_of(y);
-  const Parameters parameters(op, x, order, given);
+  const Parameters parameters(x, order, given);
   const Steps steps(x, order);
   Problem problem{function, scalar, steps.sequence()};
   for (int64_t group = 0; group < parameters.groups(); ++group) {
@@ -333,6 +345,7 @@ std::array<Tensor, 1 + kMostParameters> run_backward(const char* op, Function fu
                                                      bool needs_parameters) {
   const leni::Scalar scalar = scalar_of(op, x);
   check_gradient(op, grad, x, x.size(1));
+  check_parameters(op, function, x, given);
   const Tensor dx = needs_input ? empty_as(x) : leni::empty({0}, x.scalar_type());
   std::array<Tensor, 1 + kMostParameters> gradients{dx, dx, dx};  // a new handle for each place would be memory of its own
   if (x.numel() == 0 || !needs_parameters) {
@@ -342,7 +355,7 @@ std::array<Tensor, 1 + kMostParameters> run_backward(const char* op, Function fu
     if (x.numel() == 0 || !needs_input) return gradients;
   }
   const Dimensions order = order_of(needs_input ? dx : x);
-  Parameters parameters(op, x, order, given);
+  Parameters parameters(x, order, given);
   const Steps steps(x, order), grad_steps(grad, order);
   GradientProblem problem{{function, scalar, steps.sequence()}, grad_steps.sequence()};
   if (needs_input) problem.dx = dx.mutable_data_ptr();

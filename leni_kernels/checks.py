@@ -115,19 +115,6 @@ def alike(name: str, **tensors: Tensor) -> None:
             return
 
 
-def usual(x: Tensor, *parameters: Tensor) -> bool:
-    """Whether x is ``[N, C, *spatial]`` and each parameter ``[C]``, all alike, as nearly always: all is well then."""
-    shape, dtype, on_cpu = x.shape, x.dtype, x.is_cpu
-    if len(shape) < 2 or not dtype.is_floating_point:
-        return False
-    wanted = shape[1:2]
-    for parameter in parameters:
-        if parameter.shape != wanted or parameter.dtype is not dtype or not (
-                (on_cpu and parameter.is_cpu) or parameter.device == x.device):  # the latter takes longer to say
-            return False
-    return shape[1] > 0
-
-
 def same_device(name: str, **tensors: Tensor) -> None:
     """Require all tensors on the device of the first."""
     _alike(name, ValueError, "device", {what: tensor.device for what, tensor in tensors.items()})

@@ -17,6 +17,43 @@ from ..backends import Backend, Operation, gradients_of, with_reference
 from ..operators import differentiable, needed, unframed
 from . import reference, triton_kernels
 
+# ---- what a call must be -------------------------------------------------------------------------------------
+# Besides dtypes, which the functions compare, since autocast may be on at a call and not where it is traced. The C++
+# kernels check the same, in less time and fewer words.
+
+
+def _check_ada_relu(x: Tensor, threshold: Tensor) -> None:
+    channels, shape = checks.channels("ada_relu", x), threshold.shape
+    if shape not in ((channels,), (1,), (), x.shape[1:]):
+        wanted = {"one per channel": (channels,), "one for all": (1,), "one per element": tuple(x.shape[1:])}
+        listed = ", ".join(f"{list(size)} ({meaning})" for meaning, size in wanted.items())
+        raise ValueError(f"ada_relu: threshold must have shape {listed}, got {tuple(shape)}")
+    checks.same_device("ada_relu", x=x, threshold=threshold)
+
+
+def _check_fully_parametric_relu(x: Tensor, positive_slope: Tensor, negative_slope: Tensor) -> None:
+    name = "fully_parametric_relu"
+    channels = checks.channels(name, x)
+    checks.shape(name, "positive_slope", positive_slope, (channels,))
+    checks.shape(name, "negative_slope", negative_slope, (channels,))
+    checks.same_device(name, x=x, positive_slope=positive_slope, negative_slope=negative_slope)
+
+
+def _check_crelu(x: Tensor) -> None:
+    checks.channels("crelu", x)
+
+
+_CHECKS = {"ada_relu": _check_ada_relu, "fully_parametric_relu": _check_fully_parametric_relu, "crelu": _check_crelu}
+
+
+def _checked(name: str, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run_checked(*call: Tensor) -> Tensor:
+        _CHECKS[name](*call)
+        return run(*call)
+
+    return run_checked
+
+
 # ---- the operators -----------------------------------------------------------------------------------------
 # Of each backend: <name>(x, *parameters) -> y, and <name>_backward(grad, x, *parameters, needs_input,
 # needs_parameters) -> the gradients of all of them, empty if not asked for; crelu_backward(grad, x) -> x's gradient.
@@ -83,7 +120,7 @@ def _operators(backend: str) -> dict[str, Any]:
             backward_operator = at_once = with_reference(f"{name}_backward", backend, backward_operator,
                                                          partial(_kernel_by_reference, definition))
         fakes = (reference.empty_crelu, _fake_crelu_backward) if name == "crelu" else (_fake_forward, _fake_backward)
-        for operator, fake in zip((forward, backward), fakes, strict=True):
+        for operator, fake in ((forward, _checked(name, fakes[0])), (backward, fakes[1])):
             torch.library.register_fake(f"leni_kernels::{operator}", fake)
         operators[name] = differentiable(operators[name], _save, _backward(definition, backward_operator, at_once))
     return operators
@@ -121,11 +158,20 @@ def _why_not_triton(call: tuple[Tensor, ...]) -> str | None:
 
 
 def _operation(name: str) -> Operation:
+    triton, definition = _checked(name, lambda *call: _TRITON[name](*call)), _checked(name, DEFINITIONS[name])
+
+    def run_cpp(call: tuple[Tensor, ...]) -> Tensor:
+        try:
+            return _CPP[name](*call)
+        except RuntimeError:
+            _CHECKS[name](*call)
+            raise
+
     return Operation(
         name,
-        Backend("cpp", _why_not_cpp, lambda call: _CPP[name](*call)),
-        Backend("triton", _why_not_triton, lambda call: _TRITON[name](*call)),
-        Backend("reference", lambda call: None, lambda call: DEFINITIONS[name](*call)),
+        Backend("cpp", _why_not_cpp, run_cpp),
+        Backend("triton", _why_not_triton, lambda call: triton(*call)),
+        Backend("reference", lambda call: None, lambda call: definition(*call)),
     )
 
 
@@ -153,8 +199,9 @@ def ada_relu(x: Tensor, threshold: Tensor) -> Tensor:
         TypeError: for dtypes that do not fit.
         BackendUnavailableError: if a backend asked for by name cannot serve.
     """
-    if not checks.usual(x, threshold):
+    if threshold.dtype is not x.dtype:
         _check_ada_relu(x, threshold)
+        checks.same_dtype("ada_relu", x=x, threshold=threshold)
     return _ADA_RELU((x, threshold))
 
 
@@ -175,8 +222,9 @@ def fully_parametric_relu(x: Tensor, positive_slope: Tensor, negative_slope: Ten
         TypeError: for dtypes that do not fit.
         BackendUnavailableError: if a backend asked for by name cannot serve.
     """
-    if not checks.usual(x, positive_slope, negative_slope):
+    if not positive_slope.dtype is x.dtype is negative_slope.dtype:
         _check_fully_parametric_relu(x, positive_slope, negative_slope)
+        checks.same_dtype("fully_parametric_relu", x=x, positive_slope=positive_slope, negative_slope=negative_slope)
     return _FULLY_PARAMETRIC_RELU((x, positive_slope, negative_slope))
 
 
@@ -194,23 +242,4 @@ def crelu(x: Tensor) -> Tensor:
         TypeError: if x is not floating-point.
         BackendUnavailableError: if a backend asked for by name cannot serve.
     """
-    if not checks.usual(x):
-        checks.channels("crelu", x)
     return _CRELU((x,))
-
-
-def _check_ada_relu(x: Tensor, threshold: Tensor) -> None:
-    channels, shape = checks.channels("ada_relu", x), threshold.shape
-    if shape not in ((channels,), (1,), (), x.shape[1:]):
-        wanted = {"one per channel": (channels,), "one for all": (1,), "one per element": tuple(x.shape[1:])}
-        listed = ", ".join(f"{list(size)} ({meaning})" for meaning, size in wanted.items())
-        raise ValueError(f"ada_relu: threshold must have shape {listed}, got {tuple(shape)}")
-    checks.alike("ada_relu", x=x, threshold=threshold)
-
-
-def _check_fully_parametric_relu(x: Tensor, positive_slope: Tensor, negative_slope: Tensor) -> None:
-    name = "fully_parametric_relu"
-    channels = checks.channels(name, x)
-    checks.shape(name, "positive_slope", positive_slope, (channels,))
-    checks.shape(name, "negative_slope", negative_slope, (channels,))
-    checks.alike(name, x=x, positive_slope=positive_slope, negative_slope=negative_slope)

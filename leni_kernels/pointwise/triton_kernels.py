@@ -269,7 +269,7 @@ def why_not(x: Tensor, parameter: Tensor | None = None, *_: Tensor) -> str | Non
     if x.dim() > MOST_DIMENSIONS:
         return f"x has {x.dim()} dimensions; the Triton kernels take up to {MOST_DIMENSIONS}"
     per_element = parameter is not None and parameter.dim() > 1 and parameter.numel() > 1
-    if per_element and x.numel() > 0 and not _samples_are_outermost(x):
+    if per_element and x.dim() > 1 and x.numel() > 0 and not _samples_are_outermost(x):
         return "there is a threshold per element, and samples are not outermost in x's memory"
     return None
 

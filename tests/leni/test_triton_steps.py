@@ -153,7 +153,7 @@ def named(of: Block, x: Tensor, y: Tensor, gradients: tuple[Tensor, ...], names:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for activation in (y, grad_x):
         assert activation.dtype == x.dtype
-        # Strides, since of a symbolic batch torch 2.11 says of no tensor of channels-last strides that it is so laid out.
+        # Strides, since torch 2.11 says of no tensor with a symbolic batch that it is channels-last.
         assert activation.stride() == torch.empty_like(activation, memory_format=layout).stride()
     found = {"y": y, "x": grad_x}
     for name, gradient in zip(names, others, strict=True):

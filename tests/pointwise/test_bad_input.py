@@ -11,17 +11,33 @@ from leni_kernels.functional import ada_relu, crelu, fully_parametric_relu
 X, VALUES = torch.randn(2, 3, 4), torch.randn(3)
 
 
+@pytest.fixture(params=["chosen", "chosen, with gradients", "reference", "explained", "compiled"])
+def called(request):
+    """How a function is called: what says no is another in each case, the kernel, its fake or the function."""
+    if request.param == "compiled":
+        return lambda function, *call: torch.compile(function, backend="eager")(*call)
+    if request.param == "explained":
+        return lambda function, *call: lk.explain(function, *call)
+
+    def run(function, *call):
+        with lk.use_backend("reference" if request.param == "reference" else None):
+            return function(*(tensor.requires_grad_(tensor.is_floating_point() and "gradients" in request.param)
+                              for tensor in map(torch.Tensor.detach, call)))
+
+    return run
+
+
 @pytest.mark.parametrize("call", [
     lambda x: ada_relu(x, VALUES), lambda x: fully_parametric_relu(x, VALUES, VALUES), crelu,
 ], ids=["ada_relu", "fully_parametric_relu", "crelu"])
-def test_x_needs_channels_and_a_floating_dtype(call):
+def test_x_needs_channels_and_a_floating_dtype(called, call):
     message = "x must be [N, C, *spatial] with C at least 1, got shape (12,)"
     with pytest.raises(ValueError, match=re.escape(message)):
-        call(torch.randn(12))
+        called(call, torch.randn(12))
     with pytest.raises(ValueError, match=re.escape("C at least 1, got shape (2, 0, 4)")):
-        call(X[:, :0])
+        called(call, X[:, :0])
     with pytest.raises(TypeError, match=re.escape("x must be floating-point, got torch.int64")):
-        call(X.long())
+        called(call, X.long())
 
 
 @pytest.mark.parametrize(("threshold", "error", "message"), [
@@ -29,12 +45,13 @@ def test_x_needs_channels_and_a_floating_dtype(call):
                                  "[3, 4] (one per element), got (4,)"),
     (torch.randn(1, 3, 1), ValueError, "got (1, 3, 1)"),
     (torch.randn(2, 3, 4), ValueError, "got (2, 3, 4)"),
+    (torch.randn(4, 3), ValueError, "got (4, 3)"),
     (VALUES.double(), TypeError, "same dtype, got x torch.float32, threshold torch.float64"),
     (VALUES.to("meta"), ValueError, "same device, got x cpu, threshold meta"),
 ])
-def test_ada_relu_names_what_it_got_and_wants(threshold, error, message):
+def test_ada_relu_names_what_it_got_and_wants(called, threshold, error, message):
     with pytest.raises(error, match="^ada_relu: .*" + re.escape(message)):
-        ada_relu(X, threshold)
+        called(ada_relu, X, threshold)
 
 
 @pytest.mark.parametrize(("positive", "negative", "error", "message"), [
@@ -45,9 +62,9 @@ def test_ada_relu_names_what_it_got_and_wants(threshold, error, message):
      "same dtype, got x torch.float32, positive_slope torch.float32, negative_slope torch.float16"),
     (VALUES.to("meta"), VALUES, ValueError, "same device, got x cpu, positive_slope meta"),
 ])
-def test_fully_parametric_relu_names_what_it_got_and_wants(positive, negative, error, message):
+def test_fully_parametric_relu_names_what_it_got_and_wants(called, positive, negative, error, message):
     with pytest.raises(error, match="^fully_parametric_relu: .*" + re.escape(message)):
-        fully_parametric_relu(X, positive, negative)
+        called(fully_parametric_relu, X, positive, negative)
 
 
 def test_sizes_of_other_axes_do_not_pass_for_the_channels():
