@@ -347,7 +347,7 @@ std::array<Tensor, 1 + kMostParameters> run_backward(const char* op, Function fu
   check_gradient(op, grad, x, x.size(1));
   check_parameters(op, function, x, given);
   const Tensor dx = needs_input ? empty_as(x) : leni::empty({0}, x.scalar_type());
-  std::array<Tensor, 1 + kMostParameters> gradients{dx, dx, dx};  // a new handle for each place would be memory of its own
+  std::array<Tensor, 1 + kMostParameters> gradients{dx, dx, dx};  // where a new handle would allocate
   if (x.numel() == 0 || !needs_parameters) {
     for (size_t j = 0; j < given.size() && given[j] != nullptr; ++j) {
       gradients[1 + j] = zeros(*given[j], needs_parameters);
