@@ -204,11 +204,12 @@ using Given = std::array<const Tensor*, kMostParameters>;
 void check_parameters(const char* op, Function function, const Tensor& x, const Given& given) {
   const bool may_differ = function == Function::AdaRelu;
   for (size_t j = 0; j < given.size() && given[j] != nullptr; ++j) {
-    const Sizes sizes = given[j]->sizes(), of_sample(x.sizes().data() + 1, x.dim() - 1);
+    const Sizes sizes = given[j]->sizes(), of_x = x.sizes();
     const bool per_channel = sizes.size() == 1 && sizes[0] == x.size(1);
     const bool one = sizes.size() == 0 || (sizes.size() == 1 && sizes[0] == 1);
+    const bool per_element = std::equal(sizes.begin(), sizes.end(), of_x.begin() + 1, of_x.end());
     STD_TORCH_CHECK(given[j]->is_cpu(), op, ": parameters must be on the CPU");
-    STD_TORCH_CHECK(per_channel || (may_differ && (one || sizes == of_sample)), op, ": parameters must fit x");
+    STD_TORCH_CHECK(per_channel || (may_differ && (one || per_element)), op, ": parameters must fit x");
   }
 }
 
