@@ -41,7 +41,7 @@ def eager(operator: Any) -> Callable[..., Any]:
 
 
 def unframed(operator: Any) -> Callable[..., Any]:
-    """The same without the frame in Python of an operator's call, for where nobody compiles."""
+    """As :func:`eager`, but without the frame in Python of an operator's call, for where nobody compiles."""
     return eager(operator) if operator in _launches else operator._op
 
 

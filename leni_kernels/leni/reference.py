@@ -40,7 +40,7 @@ class Norm(NamedTuple):
     def tracked(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, float | None]:
         """What a batch in training moves: running mean and variance, count of batches, and the momentum."""
         if not self.training:
-            return UNTRACKED
+            return None, None, None, None
         running = (None, None) if self.running_mean is None or self.running_var is None else (
             self.running_mean, self.running_var)
         return *running, self.num_batches_tracked, self.momentum
@@ -67,10 +67,6 @@ class Norm(NamedTuple):
             scale = scale * self.weight.to(dtype)
         shift = -self.running_mean.to(dtype) * scale
         return scale, shift if self.bias is None else shift + self.bias.to(dtype)
-
-
-UNTRACKED = (None, None, None, None)
-""":meth:`Norm.tracked` of a norm that is not in training."""
 
 
 def split_signs(x: Tensor) -> tuple[Tensor, Tensor]:
