@@ -4,6 +4,7 @@
 #   make sanitize     the C++ kernels under sanitizers (make sanitize-address, sanitize-thread): suites and a fuzzer
 #   make throughput   the main benchmark, its picture and the README's numbers
 #   make codegen      compiles every GPU kernel for every GPU, without one, on the newest Triton and the oldest: hours
+#   make predict      counts the instructions of the GPU kernels at full size, and predicts their times: minutes, no GPU
 #   make gpu-check    on a machine with a GPU: proves the kernels within 7 minutes, without a network, into $OUT
 #   make gpu-rehearse the same without a GPU, so that nothing of it is run there for the first time
 
@@ -24,8 +25,8 @@ OLDEST_NUMPY := "numpy<2.4"
 PIP_INSTALL := pip install --quiet --disable-pip-version-check
 PYTEST := python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: install test test-oldest sanitize sanitize-address sanitize-thread throughput readme codegen gpu-check
-.PHONY: gpu-rehearse clean
+.PHONY: install test test-oldest sanitize sanitize-address sanitize-thread throughput readme codegen predict
+.PHONY: gpu-check gpu-rehearse clean
 
 install: $(VENV)/installed
 
@@ -88,6 +89,9 @@ CODEGEN := $(BIN)/python benchmarks/codegen.py --counts benchmarks/results/codeg
 codegen: install $(PARTS)/prepared
 	$(CODEGEN)
 	PYTHONPATH=$(PARTS)/python $(CODEGEN)
+
+predict: install
+	$(BIN)/python benchmarks/codegen.py --predict h100 --json benchmarks/results/predicted-h100.json
 
 # With the machine's own Python and packages; nothing is installed, and the extension is not needed.
 gpu-check:

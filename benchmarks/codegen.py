@@ -1,12 +1,16 @@
 """Compile every Triton kernel for GPUs that need not be there, and show what the compilers made of it.
 
     python benchmarks/codegen.py [--arch sm_90] [--match TEXT] [--sample] [--json PATH] [--counts PATH] [--workers N]
+    python benchmarks/codegen.py --predict h100|h200|a100 [--match TEXT] [--json PATH] [--workers N]
 
 For each kernel, configuration, dtype and layout: registers, stack, spills (STL and LDL in the SASS), shared
 memory, matrix instructions, and the widths of the global loads in the hot loop. The kernels come from each
 Triton room's ``compile_cases``; compiled files go to a temporary folder unless TRITON_CACHE_DIR names one.
 ``--counts`` keeps how many compiled, and which did not or spill, in a file by Triton's version and architecture:
 ``results/codegen.json`` is what ``make codegen`` found. Exits with 1 if a case did not compile.
+
+``--predict`` counts the instructions of whole launches at full size instead, and says what bounds them on a card
+(:mod:`gpu.predict`); ``results/predicted-h100.json`` is what it found.
 """
 
 from __future__ import annotations
@@ -17,7 +21,6 @@ import io
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -28,6 +31,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from gpu import machine_code
+from gpu.machine_code import Instruction
 from harness import machine
 
 from leni_kernels import triton_support
@@ -157,48 +162,24 @@ def target(architecture: str) -> Any:
 
 
 def _read_cubin(cubin: bytes) -> dict[str, object]:
-    from triton import knobs
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage, sass = (
-            subprocess.run([knobs.nvidia.cuobjdump.path, option, file.name], capture_output=True, text=True,
-                           check=True).stdout
-            for option in ("-res-usage", "-sass"))
-    instructions = _sass_instructions(sass)
-    counts = Counter(opcode for _, opcode, _ in instructions)
-    loop = Counter(opcode for _, opcode, _ in _hot_loop(instructions))
+    usage, sass = machine_code.disassembled(cubin)
+    instructions = machine_code.instructions(sass)
+    counts = Counter(each.opcode for each in instructions)
+    loop = Counter(each.opcode for each in _hot_loop(instructions))
     return {
-        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
-        "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
+        **machine_code.resources(usage),
         "spills": _count(counts, r"(STL|LDL)\b"),
         "matrix": _families(counts, r"HGMMA|HMMA|DMMA|UTC\w*MMA"),
-        "loads": _widths(loop, r"LDG", _sass_bits),
+        "loads": _widths(loop, r"LDG", machine_code.bits),
         "instructions": sum(loop.values()),
     }
 
 
-def _sass_instructions(sass: str) -> list[tuple[int, str, str]]:
-    """Address, opcode with its modifiers, and operands of each instruction."""
-    pattern = r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)([^;]*);"
-    return [(int(address, 16), opcode, operands) for address, opcode, operands in re.findall(pattern, sass)]
-
-
-def _hot_loop(instructions: list[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
-    """The body of the largest loop that multiplies matrices, or everything where there is no loop."""
-    loops = []
-    for address, opcode, operands in instructions:
-        target = re.search(r"0x([0-9a-f]+)", operands)
-        if opcode.startswith("BRA") and target and int(target[1], 16) < address:
-            loops.append((int(target[1], 16), address))
-    bodies = [[entry for entry in instructions if first <= entry[0] <= last] for first, last in loops]
+def _hot_loop(instructions: list[Instruction]) -> list[Instruction]:
+    """The body of the longest loop, or everything where there is no loop."""
+    bodies = [[each for each in instructions if span.first <= each.address <= span.last]
+              for span in machine_code.spans(instructions)]
     return max(bodies, key=len, default=instructions)
-
-
-def _sass_bits(opcode: str) -> int:
-    widths = [re.fullmatch(r"[US]?(8|16|64|128)", modifier) for modifier in opcode.split(".")]
-    return next((int(width[1]) for width in widths if width), 32)
 
 
 # ---- AMD ---------------------------------------------------------------------------------------------------
@@ -328,9 +309,17 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the reports to this file")
     parser.add_argument("--counts", type=Path, help="write how many compiled, and which did not or spill, to this file")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: per core")
+    parser.add_argument("--predict", metavar="CARD", choices=("h100", "h200", "a100"),
+                        help="count instructions of launches at full size, and predict their times on this card")
     arguments = parser.parse_args()
     if triton_support.why_missing is not None:
         sys.exit(triton_support.why_missing)
+    if arguments.predict:
+        from gpu import predict  # which imports this module
+
+        with temporary_cache():
+            predict.run(arguments.predict, arguments.match, arguments.workers, arguments.json)
+        return 0
     everything = []
     with temporary_cache():
         for architecture in arguments.arch or ARCHITECTURES:

@@ -245,8 +245,8 @@ def float32_operand(architecture: str) -> str:
 
 # ---- compilation ahead of time -----------------------------------------------------------------------------
 
-Note = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
-"""What is told of a launch: the kernel, its arguments, and its options by name."""
+Note = Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]
+"""What is told of a launch: the kernel, the grid, its arguments, and its options by name."""
 
 
 class _Noting(NamedTuple):
@@ -278,7 +278,7 @@ class _NotedKernel:
         self.kernel, self.note = kernel, note
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
-        return lambda *arguments, **options: self.note(self.kernel, arguments, options)
+        return lambda *arguments, **options: self.note(self.kernel, grid, arguments, options)
 
 
 class CompileCase(NamedTuple):

@@ -22,7 +22,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import codegen
 import torch
@@ -37,6 +37,7 @@ from .device import Gpu
 from .records import Record
 
 REHEARSED_ON = "sm_90"
+Noted = TypeVar("Noted")
 CORES = 16
 """Of the machine for which a rehearsal foretells the time."""
 
@@ -76,8 +77,8 @@ class Launch(NamedTuple):
         return f"{self.module.removeprefix('leni_kernels.')}.{self.kernel} {dtypes}{apart} {numbers} {sizes}"
 
 
-def launch_of(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Launch:
-    """What the compiler sees of a launch."""
+def launch_of(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], options: dict[str, Any]) -> Launch:
+    """What the compiler sees of a launch; the grid is not among it."""
     return Launch(kernel.fn.__module__, kernel.fn.__name__, tuple(map(_as_compiled, arguments)),
                   tuple(options.items()))
 
@@ -139,10 +140,15 @@ def _modules_of_fakes() -> Iterator[None]:
 
 def launches(architecture: str, work: Callable[[], Any]) -> list[Launch]:
     """What ``work`` would launch on a GPU of this architecture; its tensors are made inside it, on the CPU."""
+    return noted(architecture, work, launch_of)
+
+
+def noted(architecture: str, work: Callable[[], Any], note: Callable[..., Noted]) -> list[Noted]:
+    """What ``note`` makes of each launch of ``work``, as in :func:`launches`."""
     from torch._subclasses import FakeTensorMode
 
-    found: list[Launch] = []
-    with (triton_support.launches_noted(architecture, lambda *launch: found.append(launch_of(*launch))),
+    found: list[Noted] = []
+    with (triton_support.launches_noted(architecture, lambda *launch: found.append(note(*launch))),
           use_backend("triton"), FakeTensorMode(), _Bodies(), _modules_of_fakes(),
           torch.autograd.set_multithreading_enabled(False)):
         work()
@@ -163,10 +169,15 @@ def drive(architecture: str) -> None:
 
 def compile_launch(launch: Launch) -> str:
     """Compile into Triton's cache for the architecture that :func:`drive` named; returns the key."""
-    kernel = getattr(importlib.import_module(launch.module), launch.kernel)
-    compiled = kernel.run(*launch.arguments, grid=(1,), warmup=True, **dict(launch.options))
+    compiled = compiled_launch(launch)
     _build_launcher(compiled)
     return compiled.hash
+
+
+def compiled_launch(launch: Launch) -> Any:
+    """What Triton makes of a launch, for the architecture that :func:`drive` named."""
+    kernel = getattr(importlib.import_module(launch.module), launch.kernel)
+    return kernel.run(*launch.arguments, grid=(1,), warmup=True, **dict(launch.options))
 
 
 def _build_launcher(compiled: Any) -> None:

@@ -69,8 +69,8 @@ import sys, torch
 from gpu import ahead, smoke
 from leni_kernels import triton_support, use_backend
 
-def real(kernel, arguments, options):
-    noted = ahead.launch_of(kernel, arguments, options)
+def real(kernel, grid, arguments, options):
+    noted = ahead.launch_of(kernel, grid, arguments, options)
     aligned = tuple(ahead.Pointer(value.dtype, value.data_ptr() % 16 == 0) if isinstance(value, torch.Tensor) else new
                     for value, new in zip(arguments, noted.arguments, strict=True))
     found.append(noted._replace(arguments=aligned))

@@ -1,0 +1,124 @@
+"""What is predicted of a GPU without one: turns of loops, products, and the instructions that the results have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from leni_kernels import triton_support
+
+if triton_support.why_missing is not None:
+    pytest.skip(triton_support.why_missing, allow_module_level=True)
+if triton_support.interpreting:
+    pytest.skip("with TRITON_INTERPRET=1 there is nothing to compile", allow_module_level=True)
+
+import codegen
+import triton
+from gpu import machine_code, predict
+from gpu.machine_code import Instruction, Loop
+
+RESULTS = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "predicted-h100.json").read_text())
+ROWS = {row["case"]: row for row in RESULTS["cases"]}
+
+
+# ---- loops -------------------------------------------------------------------------------------------------
+
+NESTED = """
+  tt.func public @kernel(%x: !tt.ptr<f32> loc("x"(#loc)), %tiles: i32 loc("tiles"(#loc)))  {
+    %c1_i32 = arith.constant 1 : i32 loc(#loc1)
+    %c3_i32 = arith.constant 3 : i32 loc(#loc1)
+    %c10_i32 = arith.constant 10 : i32 loc(#loc1)
+    %part = tt.get_program_id x : i32 loc(#loc2)
+    %first = arith.muli %part, %tiles : i32 loc(#loc2)
+    %last = arith.addi %first, %tiles : i32 loc(#loc2)
+    %end = arith.minsi %last, %c10_i32 : i32 loc(#loc2)
+    %sums = scf.for %tile = %first to %end step %c1_i32 iter_args(%a = %b) -> (tensor<4xf32>)  : i32 {
+      %inner = scf.if %here -> (tensor<4xf32>) {
+        scf.yield %a : tensor<4xf32> loc(#loc3)
+      } else {
+        scf.yield %b : tensor<4xf32> loc(#loc3)
+      } loc(#loc3)
+      scf.for %k = %c1_i32 to %c10_i32 step %c3_i32  : i32 {
+      } loc(#loc4)
+    } loc(#loc5)
+    scf.for %other = %c1_i32 to %tiles step %c1_i32  : i32 {
+    } loc(#loc6)
+    tt.return loc(#loc)
+  } loc(#loc)
+"""
+
+
+def test_turns_are_those_of_an_average_program():
+    # Of ten tiles the programs take 4, 4 and 2.
+    outer, other = machine_code.loops_of(NESTED, {"tiles": 4}, 3)
+    assert (outer.turns, outer.fixed) == (pytest.approx(10 / 3), False)
+    assert outer.inner == [Loop(3, fixed=True)]
+    assert other == Loop(3)
+
+
+def test_bounds_that_are_not_known_are_refused():
+    with pytest.raises(ValueError, match="not known"):
+        machine_code.loops_of(NESTED, {}, 3)
+
+
+def _code(*branches: tuple[int, int], length: int = 10) -> list[Instruction]:
+    back = {last: first for first, last in branches}
+    return [Instruction(address, *(("BRA", f" 0x{back[address]:x}") if address in back else ("FFMA", "")))
+            for address in range(length)]
+
+
+def test_instructions_run_as_often_as_the_loops_around_them():
+    code = _code((2, 8), (4, 6))
+    assert machine_code.executions(code, [Loop(5, inner=[Loop(3)])]) == [1, 1, 5, 5, 15, 15, 15, 5, 5, 1]
+
+
+def test_loops_that_are_written_out_are_those_of_fewest_turns():
+    code = _code((2, 8))
+    assert machine_code.executions(code, [Loop(2, fixed=True), Loop(7, inner=[Loop(4, fixed=True)])])[4] == 7
+    # Written out, a loop leaves as many of those inside it.
+    code = _code((1, 2), (4, 5))
+    assert machine_code.executions(code, [Loop(2, fixed=True, inner=[Loop(6)])]) == [1, 6, 6, 1, 6, 6, 1, 1, 1, 1]
+
+
+def test_loops_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="2 loops"):
+        machine_code.executions(_code((1, 2), (4, 5)), [Loop(2)])
+    with pytest.raises(ValueError, match="1 loops"):
+        machine_code.executions(_code((1, 2)), [Loop(2), Loop(3)])
+
+
+def test_loads_are_on_their_way_until_one_is_used():
+    code = [Instruction(number, *each) for number, each in enumerate((
+        ("LDG.E.128", " R4, desc[UR4][R2.64]"), ("LDG.E.64", " R8, desc[UR4][R2.64]"), ("IADD3", " R20, R21, R22, RZ"),
+        ("FADD", " R12, R9, R9"), ("LDG.E", " R13, desc[UR4][R2.64]")))]
+    assert machine_code.bytes_in_flight(code, [1.0] * 5) == 24
+    # In a loop what the turn before has asked for last is still to come.
+    assert machine_code.bytes_in_flight([*code, Instruction(5, "BRA", " 0x0")], [3.0] * 6) == 28
+
+
+@pytest.mark.parametrize(("opcode", "found"), [
+    ("HGMMA.64x128x16.F32.BF16", 2 * 64 * 128 * 16 / 4), ("HMMA.16816.F32.BF16", 2 * 16 * 8 * 16),
+    ("HMMA.1684.F32.TF32", 2 * 16 * 8 * 4), ("FFMA", 0)])
+def test_flops_of_an_instruction(opcode, found):
+    assert machine_code.flops(opcode) == found
+
+
+# ---- launches ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_counted_is_what_the_results_have(tmp_path):
+    """The instructions of one case, counted anew with the versions at hand."""
+    name = "pointwise AdaReLU forward 64×56² channels_last bfloat16 large"
+    with codegen.temporary_cache():
+        (row,) = predict.predictions(predict.CARDS["h100"], name, 1)
+    (launch,) = row["launches"]
+    assert launch["bound"] == "memory"
+    assert launch["programs"] == ROWS[name]["launches"][0]["programs"]
+    if triton.__version__ == RESULTS["triton"]:
+        assert row["per_element"] == pytest.approx(ROWS[name]["per_element"], rel=0.02)
+
+
+def test_every_case_is_in_the_results():
+    assert list(ROWS) == [str(case) for case in predict.cases()]
