@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..architectures import warp_size
+from ..triton_packed import negative_part
 from ..triton_support import (
     LONGEST_RUN,
     ceil_div,
@@ -26,18 +27,6 @@ from ..triton_support import (
     tl,
     vector_length,
 )
-
-
-@jit
-def positive_part(x):
-    """max(x, 0) in x's dtype; a NaN stays a NaN."""
-    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
-
-
-@jit
-def negative_part(x, ACCUMULATOR: tl.constexpr):
-    """min(x, 0) in the accumulator's dtype; a NaN stays a NaN."""
-    return tl.minimum(x.to(ACCUMULATOR), 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @jit

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..architectures import operand_types
+from ..triton_packed import positive_part
 from ..triton_support import (
     CompileCase,
     architecture,
@@ -40,7 +41,6 @@ from .triton_features import (
     loads_of_rows,
     locate,
     operand_of,
-    positive_part,
     rows_channels_last,
     rows_contiguous,
     vectors,

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ..architectures import operand_types, warp_size
+from ..triton_packed import positive_part
 from ..triton_support import (
     CompileCase,
     architecture,
@@ -55,7 +56,6 @@ from .triton_features import (
     merge_rows,
     operand_of,
     pixels_of,
-    positive_part,
     split,
     store_share,
     vectors,

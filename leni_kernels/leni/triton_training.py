@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ..architectures import operand_types
+from ..triton_packed import negative_part, positive_part
 from ..triton_support import (
     CompileCase,
     architecture,
@@ -57,10 +58,8 @@ from .triton_features import (
     locate,
     merge_lanes,
     merge_rows,
-    negative_part,
     operand_of,
     pixels_of,
-    positive_part,
     rows_of,
     split,
     store_share,
