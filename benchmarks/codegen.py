@@ -35,7 +35,7 @@ from gpu import machine_code
 from gpu.machine_code import Instruction
 from harness import machine
 
-from leni_kernels import triton_support
+from leni_kernels import triton_packed, triton_support
 from leni_kernels.architectures import is_amd, operand_types, shared_memory, warp_size
 from leni_kernels.conv_relu import triton_kernels as conv_relu
 from leni_kernels.leni import triton_algebra as leni_algebra
@@ -113,7 +113,8 @@ def compile_case(architecture: str, case: CompileCase) -> Report:
     source = _source(case)
     options = {"num_warps": case.warps, "num_stages": case.stages}
     log = io.StringIO()
-    with contextlib.redirect_stdout(log), knobs.nvidia.scope(), knobs.compilation.scope():
+    with (contextlib.redirect_stdout(log), knobs.nvidia.scope(), knobs.compilation.scope(),
+          triton_packed.compiled_for(nvidia=not is_amd(architecture))):
         knobs.nvidia.dump_ptxas_log = True
         knobs.compilation.always_compile = True
         compiled = triton.compile(source, target=target(architecture), options=options)
@@ -137,7 +138,8 @@ def parse_case(architecture: str, case: CompileCase) -> None:
     ir.load_dialects(context)
     backend.load_dialects(context)
     functions = backend.get_codegen_implementation(options)
-    _source(case).make_ir(gpu, options, functions, backend.get_module_map(), context)
+    with triton_packed.compiled_for(nvidia=not is_amd(architecture)):
+        _source(case).make_ir(gpu, options, functions, backend.get_module_map(), context)
 
 
 def _source(case: CompileCase) -> Any:

@@ -1,32 +1,44 @@
 """Elementwise steps that NVIDIA GPUs do for two half-precision numbers in one instruction, for any kernel.
 
 Triton's compilers do such steps one by one; 3.6 even widens bfloat16 to float32 before a maximum. So these are PTX
-where the target has it (sm_80 or newer, the only ones that kernels run on) and x is of half precision. For other
-dtypes, on other vendors' GPUs and in the interpreter they are the same in Triton's own words.
+on NVIDIA's GPUs (sm_80 or newer, the only ones that kernels run on) where x is of half precision. For other dtypes, on
+other vendors' GPUs and in the interpreter they are the same in Triton's own words.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from .triton_support import interpreting, jit, tl
+import torch
 
-if tl is None or interpreting:
+from .triton_support import constexpr_function, interpreting, jit, tl
 
-    def _in_pairs(x: Any) -> bool:
-        return False
-else:
+# A constant of this module, and no question to the compiler: torch.compile copies kernels, and what they call, into
+# files of their own, where it knows of jitted functions and constants alone.
+_IN_PAIRS = tl and tl.constexpr(torch.version.hip is None and not interpreting)
 
-    @tl.core.builtin
-    def _in_pairs(x: Any, _semantic: Any = None) -> Any:
-        """Whether what is compiled for has instructions on pairs of x's elements; a constant to the kernel."""
-        return tl.constexpr(_semantic.builder.options.backend_name == "cuda" and x.dtype in (tl.float16, tl.bfloat16))
+
+@contextmanager
+def compiled_for(nvidia: bool) -> Iterator[None]:
+    """Inside, kernels are compiled ahead of time for NVIDIA's GPUs or for others, whichever PyTorch is built for."""
+    global _IN_PAIRS
+    before, _IN_PAIRS = _IN_PAIRS, tl.constexpr(nvidia)
+    try:
+        yield
+    finally:
+        _IN_PAIRS = before
+
+
+@constexpr_function
+def _is_half(dtype):
+    return dtype.primitive_bitwidth == 16
 
 
 @jit
 def maximum(x, y):
     """max(x, y) of two tensors of a dtype, in that dtype; a NaN in either stays a NaN."""
-    if _in_pairs(x):
+    if _IN_PAIRS and _is_half(x.dtype):
         code: tl.constexpr = f"max.NaN.{'bf16x2' if x.dtype == tl.bfloat16 else 'f16x2'} $0, $1, $2;"
         return tl.inline_asm_elementwise(code, "=r,r,r", [x, y], x.dtype, is_pure=True, pack=2)
     else:
@@ -36,7 +48,7 @@ def maximum(x, y):
 @jit
 def minimum(x, y):
     """min(x, y), as :func:`maximum`."""
-    if _in_pairs(x):
+    if _IN_PAIRS and _is_half(x.dtype):
         code: tl.constexpr = f"min.NaN.{'bf16x2' if x.dtype == tl.bfloat16 else 'f16x2'} $0, $1, $2;"
         return tl.inline_asm_elementwise(code, "=r,r,r", [x, y], x.dtype, is_pure=True, pack=2)
     else:
@@ -46,7 +58,7 @@ def minimum(x, y):
 @jit
 def widened(x, DTYPE: tl.constexpr):
     """x in a dtype at least as wide; bfloat16 is the upper half of a float32."""
-    if _in_pairs(x) and x.dtype == tl.bfloat16 and tl.float32 == DTYPE:
+    if _IN_PAIRS and x.dtype == tl.bfloat16 and tl.float32 == DTYPE:
         both: tl.constexpr = "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;"
         return tl.inline_asm_elementwise(both, "=&r,=r,r", [x], tl.float32, is_pure=True, pack=2)
     else:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from on_triton import DEVICE, in_the_interpreter, runs_kernels
 
-from leni_kernels.triton_packed import maximum, minimum, negative_part, positive_part, widened
+from leni_kernels.triton_packed import compiled_for, maximum, minimum, negative_part, positive_part, widened
 from leni_kernels.triton_support import interpreting, jit, tl
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
@@ -51,7 +51,7 @@ def test_pairs_are_one_instruction(architecture, element, tmp_path):
     wide = "fp64" if element == "fp64" else "fp32"
     signature = dict.fromkeys(("x", "y", "narrow"), f"*{element}") | {"wide": f"*{wide}", "SIZE": "constexpr"}
     source = ASTSource(_every_step, signature, {"SIZE": 1024}, {(i,): [["tt.divisibility", 16]] for i in range(4)})
-    with knobs.cache.scope():
+    with knobs.cache.scope(), compiled_for(nvidia):
         knobs.cache.dir = str(tmp_path)
         text = triton.compile(source, target=target, options={"num_warps": 4}).asm["ptx" if nvidia else "amdgcn"]
     # Eight elements a thread; positive_part is a maximum, negative_part a minimum.
