@@ -44,127 +44,21 @@ from ..triton_support import (
     wide,
 )
 from .triton_configs import Config, choose
-
-# ---- what the kernels share --------------------------------------------------------------------------------
-# A tile is [sites, channels] whatever the layout in memory, but is loaded and stored in memory's order, so that
-# neighbouring threads access neighbouring elements. Positions, sizes, offsets and steps are tuples (d, h, w); a step is
-# the distance in memory between neighbours. CHANNELS and OUTPUTS are those of one group.
-
-
-@jit
-def _in_memory(site, channel, CHANNELS_LAST: tl.constexpr):
-    """A vector over sites and one over channels, shaped so that combining them gives a tile in memory's order."""
-    if CHANNELS_LAST:
-        return site[:, None], channel[None, :]
-    else:
-        return site[None, :], channel[:, None]
-
-
-@jit
-def _pointers(base, site, channel, CHANNELS_LAST: tl.constexpr):
-    """Pointers to a tile, from its offsets along sites and along channels.
-
-    They are made once and moved from tap to tap: offsets of every tap would be kept in registers through the loops.
-    """
-    site, channel = _in_memory(site, channel, CHANNELS_LAST)
-    return base + site + channel
-
-
-@jit
-def _load_tile(pointers, has_site, has_channel, CHANNELS_LAST: tl.constexpr):
-    """A tile; 0 where there is no such site or channel."""
-    has_site, has_channel = _in_memory(has_site, has_channel, CHANNELS_LAST)
-    tile = tl.load(pointers, has_site & has_channel, 0.0)
-    return tile if CHANNELS_LAST else tl.trans(tile)
-
-
-@jit
-def _store_tile(base, tile, site, channel, has_site, has_channel, plane, ALL: tl.constexpr,
-                CHANNELS_LAST: tl.constexpr):
-    """Store a tile to a dense activation of ALL channels; sites count through its planes of ``plane`` sites."""
-    if CHANNELS_LAST:
-        site = site * ALL
-    else:
-        site = site // plane * (ALL * plane) + site % plane
-        channel = channel * plane
-        tile = tl.trans(tile)
-    site, channel = _in_memory(site, channel, CHANNELS_LAST)
-    has_site, has_channel = _in_memory(has_site, has_channel, CHANNELS_LAST)
-    tl.store(base + site + channel, tile.to(base.dtype.element_ty), has_site & has_channel)
-
-
-@jit
-def _locate(site, size):
-    """The image of a site that is counted through a batch, and the site's position there."""
-    row = site // size[2]
-    slab = row // size[1]
-    return slab // size[0], (slab % size[0], row % size[1], site % size[2])
-
-
-@jit
-def _plus(a, b):
-    return a[0] + b[0], a[1] + b[1], a[2] + b[2]
-
-
-@jit
-def _times(a, b):
-    return a[0] * b[0], a[1] * b[1], a[2] * b[2]
-
-
-@jit
-def _total(a):
-    return a[0] + a[1] + a[2]
-
-
-@jit
-def _inside(position, size):
-    within_d = (position[0] >= 0) & (position[0] < size[0])
-    within_h = (position[1] >= 0) & (position[1] < size[1])
-    within_w = (position[2] >= 0) & (position[2] < size[2])
-    return within_d & within_h & within_w
-
-
-@jit
-def _steps(step_d, step_h, step_w, VECTOR: tl.constexpr, index_type: tl.constexpr):
-    """Steps in elements, of the type that offsets need, from steps in vectors."""
-    return (tl.cast(step_d, index_type) * VECTOR, tl.cast(step_h, index_type) * VECTOR,
-            tl.cast(step_w, index_type) * VECTOR)
-
-
-@jit
-def _tap_offset(tap: tl.constexpr, TAPS: tl.constexpr):
-    """The offset of a listed tap, each number a constant: before Triton 3.8 a tuple in a tuple is no argument."""
-    d: tl.constexpr = TAPS[tap][0]
-    h: tl.constexpr = TAPS[tap][1]
-    w: tl.constexpr = TAPS[tap][2]
-    return d, h, w
-
-
-@jit
-def _grid_offset(tap, GRID: tl.constexpr):
-    """The offset of a tap of GRID = (first, step, count)."""
-    first: tl.constexpr = GRID[0]
-    step: tl.constexpr = GRID[1]
-    count: tl.constexpr = GRID[2]
-    place = tap // (count[1] * count[2]), tap // count[2] % count[1], tap % count[2]
-    return _plus(_times(place, step), first)
-
-
-@jit
-def _activated(x, threshold, BELOW: tl.constexpr):
-    """max(x, θ), or min(x, θ) where BELOW, in x's dtype; a NaN in x stays a NaN, and one in θ leaves x as it is."""
-    if BELOW:
-        threshold = tl.where(threshold == threshold, threshold, float("inf"))
-        return tl.minimum(x, threshold[None, :], propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
-    else:
-        threshold = tl.where(threshold == threshold, threshold, float("-inf"))
-        return tl.maximum(x, threshold[None, :], propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
-
-
-@jit
-def _load_matrix(pointers, has_row, has_column):
-    return tl.load(pointers, has_row[:, None] & has_column[None, :], 0.0)
-
+from .triton_tiles import (
+    activated,
+    grid_offset,
+    in_elements,
+    is_inside,
+    load_matrix,
+    load_tile,
+    locate,
+    plus,
+    store_tile,
+    sum_of,
+    tap_offset,
+    tile_pointers,
+    times,
+)
 
 # ---- forward -----------------------------------------------------------------------------------------------
 
@@ -176,20 +70,20 @@ def _load_operands(x, weight, threshold, position, size, steps, has_site, has_ch
 
     Depthwise the weight is [outputs]. ``x``, ``weight`` and ``threshold`` point at those of a tap 0 without an offset.
     """
-    inside = has_site & _inside(_plus(position, offset), size)
-    tile = _load_tile(x + _total(_times(offset, steps)), inside, has_channel, CHANNELS_LAST)
+    inside = has_site & is_inside(plus(position, offset), size)
+    tile = load_tile(x + sum_of(times(offset, steps)), inside, has_channel, CHANNELS_LAST)
     theta = tl.load(threshold + tap * (GROUPS * CHANNELS), has_channel, 0.0)
     weight += tap * (GROUPS * OUTPUTS * CHANNELS)
     if CHANNELS == 1:
         return tile, theta, tl.load(weight, has_output, 0.0)
     else:
-        return tile, theta, _load_matrix(weight, has_output, has_channel)
+        return tile, theta, load_matrix(weight, has_output, has_channel)
 
 
 @jit
 def _add_product(sums, operands, BELOW: tl.constexpr, CHANNELS: tl.constexpr, PRECISION: tl.constexpr):
     tile, theta, weight = operands
-    tile = _activated(tile, theta, BELOW)
+    tile = activated(tile, theta, BELOW)
     if CHANNELS == 1:
         return sums + tile.to(sums.dtype) * weight[None, :].to(sums.dtype)
     else:
@@ -214,14 +108,14 @@ def _forward_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, i
     group = tl.program_id(0) // blocks % groups
     channel = output // OUTPUTS if CHANNELS == 1 else tl.arange(0, BLOCK_CHANNELS)
     step_c = tl.cast(step_c, index_type)
-    steps = _steps(step_d, step_h, step_w, VECTOR, index_type)
+    steps = in_elements(step_d, step_h, step_w, VECTOR, index_type)
     size = in_d, in_h, in_w
     site = tl.cast(tl.program_id(0) // (blocks * groups), index_type) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
     has_site = site < sites
-    image, position = _locate(site, (out_d, out_h, out_w))
-    position = _times(position, STRIDE)
-    first = image * (tl.cast(step_n, index_type) * VECTOR) + _total(_times(position, steps))
-    x = _pointers(x + group * CHANNELS * step_c, first, channel * step_c, CHANNELS_LAST)
+    image, position = locate(site, (out_d, out_h, out_w))
+    position = times(position, STRIDE)
+    first = image * (tl.cast(step_n, index_type) * VECTOR) + sum_of(times(position, steps))
+    x = tile_pointers(x + group * CHANNELS * step_c, first, channel * step_c, CHANNELS_LAST)
     threshold += group * CHANNELS + channel
     if CHANNELS == 1:
         weight += output
@@ -233,18 +127,18 @@ def _forward_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, i
         if GRID is None:
             # The next tap's operands are on their way while this tap's are multiplied.
             following = _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel, has_output,
-                                       0, _tap_offset(0, TAPS), CHANNELS, OUTPUTS, GROUPS, CHANNELS_LAST)
+                                       0, tap_offset(0, TAPS), CHANNELS, OUTPUTS, GROUPS, CHANNELS_LAST)
             for t in tl.static_range(len(TAPS)):
                 operands = following
                 if t + 1 < len(TAPS):
                     following = _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel,
-                                               has_output, t + 1, _tap_offset(t + 1, TAPS), CHANNELS, OUTPUTS, GROUPS,
+                                               has_output, t + 1, tap_offset(t + 1, TAPS), CHANNELS, OUTPUTS, GROUPS,
                                                CHANNELS_LAST)
                 sums = _add_product(sums, operands, TAPS[t][3], CHANNELS, PRECISION)
         else:
             for t in range(GRID[2][0] * GRID[2][1] * GRID[2][2]):
                 operands = _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel,
-                                          has_output, t, _grid_offset(t, GRID), CHANNELS, OUTPUTS, GROUPS,
+                                          has_output, t, grid_offset(t, GRID), CHANNELS, OUTPUTS, GROUPS,
                                           CHANNELS_LAST)
                 sums = _add_product(sums, operands, False, CHANNELS, PRECISION)
         x += BLOCK_CHANNELS * step_c
@@ -254,7 +148,7 @@ def _forward_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, i
     if bias is not None:
         sums += tl.load(bias + output, has_output, 0.0)[None, :].to(accumulator_type)
     plane = tl.cast(out_d, index_type) * out_h * out_w
-    _store_tile(y, sums, site, output, has_site, has_output, plane, GROUPS * OUTPUTS, CHANNELS_LAST)
+    store_tile(y, sums, site, output, has_site, has_output, plane, GROUPS * OUTPUTS, CHANNELS_LAST)
 
 
 # ---- the gradient of x -------------------------------------------------------------------------------------
@@ -273,11 +167,11 @@ def _tap_gradient(gradient, grad, weight, position, size, steps, step_c, has_sit
     if STRIDE[0] * STRIDE[1] * STRIDE[2] > 1:
         whole = (lag[0] % STRIDE[0] == 0) & (lag[1] % STRIDE[1] == 0) & (lag[2] % STRIDE[2] == 0)
         outputs = tl.where(whole, OUTPUTS, 0)
-    inside = has_site & _inside(_plus(position, shift), size)
-    grad += _total(_times(shift, steps))
+    inside = has_site & is_inside(plus(position, shift), size)
+    grad += sum_of(times(shift, steps))
     if CHANNELS == 1:
         for _ in range(outputs):
-            tile = _load_tile(grad, inside, has_channel, CHANNELS_LAST)
+            tile = load_tile(grad, inside, has_channel, CHANNELS_LAST)
             scale = tl.load(weight, has_channel, 0.0)
             gradient += tile.to(gradient.dtype) * scale[None, :].to(gradient.dtype)
             grad += step_c
@@ -285,8 +179,8 @@ def _tap_gradient(gradient, grad, weight, position, size, steps, step_c, has_sit
     else:
         for o in range(0, outputs, BLOCK_OUTPUTS):
             has_output = o + tl.arange(0, BLOCK_OUTPUTS) < OUTPUTS
-            tile = _load_tile(grad, inside, has_output, CHANNELS_LAST)
-            matrix = _load_matrix(weight, has_channel, has_output)
+            tile = load_tile(grad, inside, has_output, CHANNELS_LAST)
+            matrix = load_matrix(weight, has_channel, has_output)
             gradient = tl.dot(tile, tl.trans(matrix), gradient, PRECISION, out_dtype=gradient.dtype)
             grad += BLOCK_OUTPUTS * step_c
             weight += BLOCK_OUTPUTS
@@ -324,19 +218,19 @@ def _input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h
     out_size = out_d, out_h, out_w
     number = tl.cast(place // residues, index_type) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
     has_site = number < sites
-    image, position = _locate(number, (span_d, span_h, span_w))
-    site = _plus(_times(position, STRIDE), residue)
-    inside = has_site & _inside(site, size)
+    image, position = locate(number, (span_d, span_h, span_w))
+    site = plus(times(position, STRIDE), residue)
+    inside = has_site & is_inside(site, size)
     step_c = tl.cast(step_c, index_type)
-    steps = _steps(step_d, step_h, step_w, VECTOR, index_type)
-    first = image * (tl.cast(step_n, index_type) * VECTOR) + _total(_times(site, steps))
-    x = _pointers(x + group * CHANNELS * step_c, first, channel * step_c, CHANNELS_LAST)
-    values = _load_tile(x, inside, has_channel, CHANNELS_LAST)
+    steps = in_elements(step_d, step_h, step_w, VECTOR, index_type)
+    first = image * (tl.cast(step_n, index_type) * VECTOR) + sum_of(times(site, steps))
+    x = tile_pointers(x + group * CHANNELS * step_c, first, channel * step_c, CHANNELS_LAST)
+    values = load_tile(x, inside, has_channel, CHANNELS_LAST)
     output = channel * OUTPUTS if CHANNELS == 1 else tl.arange(0, BLOCK_OUTPUTS)
     step_c = tl.cast(grad_step_c, index_type)
-    steps = _steps(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR, index_type)
-    first = image * (tl.cast(grad_step_n, index_type) * GRAD_VECTOR) + _total(_times(position, steps))
-    grad = _pointers(grad + group * OUTPUTS * step_c, first, output * step_c, CHANNELS_LAST)
+    steps = in_elements(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR, index_type)
+    first = image * (tl.cast(grad_step_n, index_type) * GRAD_VECTOR) + sum_of(times(position, steps))
+    grad = tile_pointers(grad + group * OUTPUTS * step_c, first, output * step_c, CHANNELS_LAST)
     threshold += group * CHANNELS + channel
     if CHANNELS == 1:
         weight += output
@@ -344,7 +238,7 @@ def _input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h
         weight += (group * CHANNELS + channel)[:, None] * OUTPUTS + output[None, :]
     sums = tl.zeros((BLOCK_SITES, BLOCK_CHANNELS), accumulator_type)
     for t in range(GRID[2][0] * GRID[2][1] * GRID[2][2]):
-        offset = _grid_offset(t, GRID)
+        offset = grid_offset(t, GRID)
         lag = residue[0] - offset[0], residue[1] - offset[1], residue[2] - offset[2]
         gradient = _tap_gradient(tl.zeros_like(sums), grad, weight, position, out_size, steps, step_c, has_site,
                                  has_channel, lag, STRIDE, CHANNELS, OUTPUTS, CHANNELS_LAST, BLOCK_OUTPUTS, PRECISION)
@@ -354,7 +248,7 @@ def _input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h
         threshold += GROUPS * CHANNELS
     number = ((image * in_d + site[0]) * in_h + site[1]) * in_w + site[2]
     plane = tl.cast(in_d, index_type) * in_h * in_w
-    _store_tile(dx, sums, number, group * CHANNELS + channel, inside, has_channel, plane, GROUPS * CHANNELS,
+    store_tile(dx, sums, number, group * CHANNELS + channel, inside, has_channel, plane, GROUPS * CHANNELS,
                 CHANNELS_LAST)
 
 
@@ -399,11 +293,11 @@ def _correlation_kernel(x, threshold, grad, weight, partial, sites, tiles, out_d
     group = rest % groups
     tap = rest // groups % taps
     part = rest // (groups * taps)
-    offset = _grid_offset(tap, GRID)
+    offset = grid_offset(tap, GRID)
     step_c = tl.cast(step_c, index_type)
-    steps = _steps(step_d, step_h, step_w, VECTOR, index_type)
+    steps = in_elements(step_d, step_h, step_w, VECTOR, index_type)
     grad_step_c = tl.cast(grad_step_c, index_type)
-    grad_steps = _steps(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR, index_type)
+    grad_steps = in_elements(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR, index_type)
     x += group * CHANNELS * step_c
     grad += group * OUTPUTS * grad_step_c
     theta = tl.load(threshold + (group * CHANNELS + channel) * taps + tap, has_channel, 0.0).to(x.dtype.element_ty)
@@ -411,16 +305,16 @@ def _correlation_kernel(x, threshold, grad, weight, partial, sites, tiles, out_d
     for tile in range(tiles):
         number = tl.cast(part * tiles + tile, index_type) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
         has_site = number < sites
-        image, position = _locate(number, (out_d, out_h, out_w))
-        first = image * (tl.cast(grad_step_n, index_type) * GRAD_VECTOR) + _total(_times(position, grad_steps))
-        pointers = _pointers(grad, first, output * grad_step_c, CHANNELS_LAST)
-        gradient = _load_tile(pointers, has_site, has_output, CHANNELS_LAST)
-        site = _plus(_times(position, STRIDE), offset)
-        inside = has_site & _inside(site, (in_d, in_h, in_w))
-        first = image * (tl.cast(step_n, index_type) * VECTOR) + _total(_times(site, steps))
-        values = _load_tile(_pointers(x, first, channel * step_c, CHANNELS_LAST), inside, has_channel, CHANNELS_LAST)
+        image, position = locate(number, (out_d, out_h, out_w))
+        first = image * (tl.cast(grad_step_n, index_type) * GRAD_VECTOR) + sum_of(times(position, grad_steps))
+        pointers = tile_pointers(grad, first, output * grad_step_c, CHANNELS_LAST)
+        gradient = load_tile(pointers, has_site, has_output, CHANNELS_LAST)
+        site = plus(times(position, STRIDE), offset)
+        inside = has_site & is_inside(site, (in_d, in_h, in_w))
+        first = image * (tl.cast(step_n, index_type) * VECTOR) + sum_of(times(site, steps))
+        values = load_tile(tile_pointers(x, first, channel * step_c, CHANNELS_LAST), inside, has_channel, CHANNELS_LAST)
         below = values <= theta[None, :]
-        values = _activated(values, theta, False) if weight is None else below.to(values.dtype)
+        values = activated(values, theta, False) if weight is None else below.to(values.dtype)
         if CHANNELS == 1:
             sums += gradient.to(accumulator_type) * values.to(accumulator_type)
         else:
