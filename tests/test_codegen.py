@@ -50,6 +50,7 @@ EACH_KERNEL = (
     *EVERYWHERE, *TRAINING, *REBORN, *ALGEBRA, *SUMS, "leni statistics channels-last C=64 k=3 bf16",
     "reborn statistics channels-last C=64 bf16", "reborn negative gradient NCHW C=64 bf16",
     "conv_relu input channels-last 64→64 k=3×3 bf16", "conv_relu sum bf16", "conv_relu layout bf16",
+    "conv_relu to channels-last NCHW bf16",
     "ada_relu channels-last bf16", "crelu channels-last bf16", "crelu backward channels-last bf16")
 BRIEFLY = (LENI[0], TRAINING[2], CONV_RELU[0])
 CHOSEN = {
@@ -73,6 +74,7 @@ CHOSEN = {
         "conv_relu forward channels-last 64→64 k=3×3 groups=64 bf16", "conv_relu forward NCHW 64→64 k=3×3 bf16",
         "conv_relu input channels-last 64→64 k=3×3 bf16", "conv_relu input NCHW 256→256 k=3×3 bf16",
         "conv_relu threshold channels-last 64→64 k=3×3 bf16", "conv_relu sum bf16", "conv_relu layout bf16",
+        "conv_relu to channels-last NCHW bf16",
         *POINTWISE,
         *(f"{name} {layout} bf16" for layout in ("channels-last", "NCHW")
           for name in ("ada_relu", "ada_relu backward", "fully_parametric_relu", "crelu", "crelu backward")),

@@ -43,6 +43,7 @@ from ..triton_support import (
     vector_length,
     wide,
 )
+from . import triton_layout
 from .triton_configs import Config, choose
 from .triton_tiles import (
     activated,
@@ -635,6 +636,8 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
             yield _compile_case(kernel, _TYPICAL_LAYERS[0], "fp16", architecture, channels_last).with_wide_offsets()
     for operand in found:
         yield from _cases_of_parameters(operand)
+        yield triton_layout.compile_case(operand)
+    yield triton_layout.compile_case("fp16").with_wide_offsets()
 
 
 class _Layer(NamedTuple):

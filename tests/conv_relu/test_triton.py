@@ -17,6 +17,7 @@ import leni_kernels as lk
 from leni_kernels import triton_support
 from leni_kernels.conv_relu import reference, triton_kernels
 from leni_kernels.conv_relu.triton_configs import Config, choose
+from leni_kernels.conv_relu.triton_layout import to_channels_last
 from leni_kernels.leni import reborn_ops
 from leni_kernels.leni.reference import reborn_folded
 
@@ -280,6 +281,19 @@ def test_parameters_may_have_any_strides_and_bias_may_be_missing():
     turned = [tensor.transpose(-1, -2).contiguous().transpose(-1, -2) for tensor in (weight, threshold)]
     y = run([x, *turned, None], options, True)
     torch.testing.assert_close(y, reference.conv_relu(x, weight, threshold, None, *options), rtol=1e-12, atol=1e-12)
+
+
+@runs_kernels
+@pytest.mark.parametrize("shape", [(2, 70, 6, 7), (1, 5, 9), (2, 24, 8, 8), (3, 9, 2, 3, 4), (2, 3, 4, 1)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+def test_a_copy_with_channels_innermost(shape, dtype):
+    """Of dense tensors, in vectors where a plane is made of them, and of slices."""
+    whole = torch.randn([2 * size for size in shape], device=DEVICE).to(dtype)
+    part = whole[tuple(slice(size) for size in shape)]
+    for x in (part.contiguous(), part, whole[: shape[0], : shape[1]]):
+        copy = to_channels_last(x)
+        assert torch.equal(copy, x)
+        assert copy.stride() == in_layout(x, True).stride()
 
 
 # ---- as an operator ----------------------------------------------------------------------------------------
