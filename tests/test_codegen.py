@@ -49,7 +49,8 @@ EVERYWHERE = (*LENI, *CONV_RELU, *POINTWISE)
 EACH_KERNEL = (
     *EVERYWHERE, *TRAINING, *REBORN, *ALGEBRA, *SUMS, "leni statistics channels-last C=64 k=3 bf16",
     "reborn statistics channels-last C=64 bf16", "reborn negative gradient NCHW C=64 bf16",
-    "conv_relu input channels-last 64→64 k=3×3 bf16", "conv_relu sum bf16", "conv_relu layout bf16",
+    "conv_relu input channels-last 64→64 k=3×3 bf16", "conv_relu forward NCHW 256→256 k=3×3 size=7 bf16",
+    "conv_relu sum bf16", "conv_relu layout bf16",
     "conv_relu to channels-last NCHW bf16",
     "ada_relu channels-last bf16", "crelu channels-last bf16", "crelu backward channels-last bf16")
 BRIEFLY = (LENI[0], TRAINING[2], CONV_RELU[0])
@@ -72,6 +73,8 @@ CHOSEN = {
         *CONV_RELU,
         "conv_relu forward channels-last 256→256 k=3×3 bf16", "conv_relu forward channels-last 64→64 k=3×3 tf32",
         "conv_relu forward channels-last 64→64 k=3×3 groups=64 bf16", "conv_relu forward NCHW 64→64 k=3×3 bf16",
+        "conv_relu forward channels-last 128→128 k=3×3 bf16", "conv_relu forward NCHW 256→256 k=3×3 size=7 bf16",
+        "conv_relu forward channels-last 256→256 k=3×3 tf32",
         "conv_relu input channels-last 64→64 k=3×3 bf16", "conv_relu input NCHW 256→256 k=3×3 bf16",
         "conv_relu threshold channels-last 64→64 k=3×3 bf16", "conv_relu sum bf16", "conv_relu layout bf16",
         "conv_relu to channels-last NCHW bf16",

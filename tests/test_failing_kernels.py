@@ -93,7 +93,7 @@ CASES = {
     "leni_eval": (lambda: lk.LENI2d(3, device=DEVICE).eval(), leni._contiguous_kernel),
     "leni_folded": (folded_leni, leni._contiguous_kernel),
     "reborn": (lambda: lk.Reborn2d(3, device=DEVICE), triton_tail._tail_kernel),
-    "conv_relu2d": (lambda: lk.ConvReLU2d(3, 4, 3, padding=1, device=DEVICE), conv_relu._forward_kernel),
+    "conv_relu2d": (lambda: lk.ConvReLU2d(3, 4, 3, padding=1, device=DEVICE), conv_relu.forward_kernel),
     "ada_relu": (lambda: lk.AdaReLU(3, device=DEVICE), pointwise._forward_kernel),
     "crelu": (lk.CReLU, pointwise._crelu_kernel),
 }

@@ -20,6 +20,7 @@ from leni_kernels import BackendUnavailableError, triton_support
 from leni_kernels.architectures import why_unsupported
 from leni_kernels.backends import KernelFailure
 from leni_kernels.conv_relu import triton_kernels as conv_relu
+from leni_kernels.conv_relu import triton_layout
 from leni_kernels.leni import triton_algebra, triton_steps, triton_tail, triton_training
 from leni_kernels.leni import triton_kernels as leni
 from leni_kernels.pointwise import triton_kernels as pointwise
@@ -140,6 +141,7 @@ def calls_of_everything():
     yield 1, triton_tail.reborn_negative_gradient, (x, x, weight, vector, vector, False)
     yield 1, triton_tail.reborn_input_gradient, (x, x, x, weight, False)
     yield 2, conv_relu.conv_relu, (x, dense, taps, vector, *options)
+    yield 3, conv_relu.conv_relu, (tensor(2, 16, 6, 6), tensor(8, 16, 3, 3), tensor(16, 3, 3), vector, *options)
     yield 6, conv_relu.conv_relu_backward, (x, x, dense, taps, *options, True, True, True, True)
     yield 2, conv_relu.conv_relu_taps, (x, dense.flatten(2), taps.flatten(1), vector, [0] * 18, [0] * 9, False)
     deconv, compress, double = tensor(8, 1, 3, 3), tensor(8, 16, 1, 1), torch.float64
@@ -168,7 +170,7 @@ def test_launches_are_on_the_gpu_of_the_tensor(monkeypatch):
     monkeypatch.setattr(triton_support, "_on_gpu", lambda x: x.device.type == "cuda")
     monkeypatch.setattr(triton_support, "_architecture_of", launches.architecture_of)
     monkeypatch.setattr(torch.cuda, "device", launches.device)
-    for room in (conv_relu, leni, triton_algebra, triton_tail, triton_training, pointwise):
+    for room in (conv_relu, triton_layout, leni, triton_algebra, triton_tail, triton_training, pointwise):
         monkeypatch.setattr(room, "launchable", lambda kernel: launches)
     with FakeTensorMode():
         for kernels, launch, arguments in calls_of_everything():

@@ -29,9 +29,18 @@ def choose(kernel: str, channels: int, outputs: int, taps: int, operand: str, ar
     """
     if channels == 1:
         return _depthwise(operand, architecture, channels_last)
+    channels_last = channels_last or (kernel == "forward" and converts(channels, taps))
     key = tilings.key(f"conv_relu {kernel}", channels, outputs, taps, operand, architecture, channels_last)
     return (tilings.find(Config, key)
             or _rule(kernel, key.channels, key.outputs, operand, architecture, channels_last))
+
+
+def converts(channels: int, taps: int) -> bool:
+    """Whether x in NCHW is copied to channels innermost first, for groups of so many channels.
+
+    The copy moves 2T, and spares the kernel single elements, of every tap again: of one tap they take less.
+    """
+    return taps > 1 and channels % 16 == 0
 
 
 @cache
@@ -49,6 +58,8 @@ def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: 
     if kernel == "forward":
         if rdna and operand != "fp32":
             return Config(64, 16, min(outputs, 64), warps)
+        if architecture == "sm_90" and operand != "fp32" and channels_last and min(channels, outputs) >= 128:
+            return Config(32768 // outputs, depth, outputs, 8, 3)
         if channels > depth or outputs > 64 or (architecture.startswith("sm_10") and not channels_last):
             depth = max(16, depth // 2)
         sites = 64 if operand == "fp32" and not channels_last else 128

@@ -2,18 +2,19 @@
 
 A convolution is a list of taps. Tap t of the output site q reads x at q·stride + offset, where a site outside x is 0,
 and takes max(x, θ[c, t]) of it, or min(x, θ[c, t]) where the tap is *below*. So one, two and three dimensions, padding,
-dilation, 'same' and Reborn's folded form (k² taps below, one above) are the same kernel.
+dilation, 'same' and Reborn's folded form (k² taps below, one above) are the same. The forward kernels are in
+``triton_forward.py``.
 
-In bytes of activations, T each, moved to and from device memory: forward 2T, one of x and one of y, which is the least,
-and it saves nothing. The taps read x again through L1 and L2: channels are the outer loop and taps the inner, so that
-what one tap has read the next finds there. Backward keeps nothing but x. The gradient of x moves 3T: it reads x and y's
-gradient and writes dx; every tap has a product of its own, because x against its threshold decides who takes that. The
-gradients of weight and of θ read x and y's gradient, 2T each, and again for each tap through L2; that of the bias reads
-y's gradient. No sum depends on timing: a program writes its share, and the shares are added afterwards.
+In bytes of activations, T each, moved to and from device memory: backward keeps nothing but x. The gradient of x moves
+3T: it reads x and y's gradient and writes dx; every tap has a product of its own, because x against its threshold
+decides who takes that. The gradients of weight and of θ read x and y's gradient, 2T each, and again for each tap
+through L2; that of the bias reads y's gradient. No sum depends on timing: a program writes its share, and the shares
+are added afterwards.
 
-Launches, where parameters have no gaps: forward and x's gradient 2, one of them to lay out weight and θ by tap; the
-gradients of weight and θ 2 each, one of them to sum, lay out and cast; that of the bias 1, PyTorch's sum, and in half
-precision another, where that is cast: 9, or 10, a step.
+Launches, where parameters have no gaps: forward and x's gradient 2, one of them to lay out weight and θ by tap, and
+forward another where x in NCHW is copied to channels innermost; the gradients of weight and θ 2 each, one of them to
+sum, lay out and cast; that of the bias 1, PyTorch's sum, and in half precision another, where that is cast: 9 a step,
+and up to 2 more.
 
 Where groups have one channel (depthwise) there is no matrix to multiply, and the same kernels multiply elementwise.
 """
@@ -22,7 +23,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import product
+from functools import cache
+from itertools import groupby, product
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +47,8 @@ from ..triton_support import (
     wide,
 )
 from . import triton_layout
-from .triton_configs import Config, choose
+from .triton_configs import Config, choose, converts
+from .triton_forward import forward_kernel, pipelined_kernel
 from .triton_tiles import (
     activated,
     grid_offset,
@@ -56,101 +60,10 @@ from .triton_tiles import (
     plus,
     store_tile,
     sum_of,
-    tap_offset,
     tile_pointers,
     times,
+    without_nan,
 )
-
-# ---- forward -----------------------------------------------------------------------------------------------
-
-
-@jit
-def _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel, has_output, tap, offset,
-                   CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """What one tap multiplies: x [sites, channels], θ [channels], and the weight [outputs, channels].
-
-    Depthwise the weight is [outputs]. ``x``, ``weight`` and ``threshold`` point at those of a tap 0 without an offset.
-    """
-    inside = has_site & is_inside(plus(position, offset), size)
-    tile = load_tile(x + sum_of(times(offset, steps)), inside, has_channel, CHANNELS_LAST)
-    theta = tl.load(threshold + tap * (GROUPS * CHANNELS), has_channel, 0.0)
-    weight += tap * (GROUPS * OUTPUTS * CHANNELS)
-    if CHANNELS == 1:
-        return tile, theta, tl.load(weight, has_output, 0.0)
-    else:
-        return tile, theta, load_matrix(weight, has_output, has_channel)
-
-
-@jit
-def _add_product(sums, operands, BELOW: tl.constexpr, CHANNELS: tl.constexpr, PRECISION: tl.constexpr):
-    tile, theta, weight = operands
-    tile = activated(tile, theta, BELOW)
-    if CHANNELS == 1:
-        return sums + tile.to(sums.dtype) * weight[None, :].to(sums.dtype)
-    else:
-        return tl.dot(tile, tl.trans(weight), sums, PRECISION, out_dtype=sums.dtype)
-
-
-@jit
-def _forward_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, in_d, in_h, in_w,
-                    step_n, step_d, step_h, step_w, step_c,
-                    TAPS: tl.constexpr, GRID: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr,
-                    OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-                    BLOCK_SITES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr,
-                    WIDE: tl.constexpr, PRECISION: tl.constexpr):
-    """weight: [T, outputs, channels of a group]; threshold: [T, channels]; x's steps count vectors, step_c elements."""
-    index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
-    accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    # Depthwise, a block of outputs runs through all groups, each output with its own channel.
-    blocks: tl.constexpr = ceil_div(GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS, BLOCK_OUTPUTS)
-    groups: tl.constexpr = 1 if CHANNELS == 1 else GROUPS
-    output = tl.program_id(0) % blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
-    has_output = output < (GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS)
-    group = tl.program_id(0) // blocks % groups
-    channel = output // OUTPUTS if CHANNELS == 1 else tl.arange(0, BLOCK_CHANNELS)
-    step_c = tl.cast(step_c, index_type)
-    steps = in_elements(step_d, step_h, step_w, VECTOR, index_type)
-    size = in_d, in_h, in_w
-    site = tl.cast(tl.program_id(0) // (blocks * groups), index_type) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
-    has_site = site < sites
-    image, position = locate(site, (out_d, out_h, out_w))
-    position = times(position, STRIDE)
-    first = image * (tl.cast(step_n, index_type) * VECTOR) + sum_of(times(position, steps))
-    x = tile_pointers(x + group * CHANNELS * step_c, first, channel * step_c, CHANNELS_LAST)
-    threshold += group * CHANNELS + channel
-    if CHANNELS == 1:
-        weight += output
-    else:
-        weight += (group * OUTPUTS + output)[:, None] * CHANNELS + channel[None, :]
-    sums = tl.zeros((BLOCK_SITES, BLOCK_OUTPUTS), accumulator_type)
-    for k in range(0, CHANNELS, BLOCK_CHANNELS):
-        has_channel = has_output if CHANNELS == 1 else k + channel < CHANNELS
-        if GRID is None:
-            # The next tap's operands are on their way while this tap's are multiplied.
-            following = _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel, has_output,
-                                       0, tap_offset(0, TAPS), CHANNELS, OUTPUTS, GROUPS, CHANNELS_LAST)
-            for t in tl.static_range(len(TAPS)):
-                operands = following
-                if t + 1 < len(TAPS):
-                    following = _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel,
-                                               has_output, t + 1, tap_offset(t + 1, TAPS), CHANNELS, OUTPUTS, GROUPS,
-                                               CHANNELS_LAST)
-                sums = _add_product(sums, operands, TAPS[t][3], CHANNELS, PRECISION)
-        else:
-            for t in range(GRID[2][0] * GRID[2][1] * GRID[2][2]):
-                operands = _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel,
-                                          has_output, t, grid_offset(t, GRID), CHANNELS, OUTPUTS, GROUPS,
-                                          CHANNELS_LAST)
-                sums = _add_product(sums, operands, False, CHANNELS, PRECISION)
-        x += BLOCK_CHANNELS * step_c
-        weight += BLOCK_CHANNELS
-        threshold += BLOCK_CHANNELS
-    output += group * OUTPUTS
-    if bias is not None:
-        sums += tl.load(bias + output, has_output, 0.0)[None, :].to(accumulator_type)
-    plane = tl.cast(out_d, index_type) * out_h * out_w
-    store_tile(y, sums, site, output, has_site, has_output, plane, GROUPS * OUTPUTS, CHANNELS_LAST)
-
 
 # ---- the gradient of x -------------------------------------------------------------------------------------
 
@@ -302,6 +215,7 @@ def _correlation_kernel(x, threshold, grad, weight, partial, sites, tiles, out_d
     x += group * CHANNELS * step_c
     grad += group * OUTPUTS * grad_step_c
     theta = tl.load(threshold + (group * CHANNELS + channel) * taps + tap, has_channel, 0.0).to(x.dtype.element_ty)
+    bound = without_nan(theta, False)
     sums = tl.zeros((BLOCK_SITES if CHANNELS == 1 else BLOCK_OUTPUTS, theta.shape[0]), accumulator_type)
     for tile in range(tiles):
         number = tl.cast(part * tiles + tile, index_type) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
@@ -315,7 +229,7 @@ def _correlation_kernel(x, threshold, grad, weight, partial, sites, tiles, out_d
         first = image * (tl.cast(step_n, index_type) * VECTOR) + sum_of(times(site, steps))
         values = load_tile(tile_pointers(x, first, channel * step_c, CHANNELS_LAST), inside, has_channel, CHANNELS_LAST)
         below = values <= theta[None, :]
-        values = activated(values, theta, False) if weight is None else below.to(values.dtype)
+        values = activated(values, bound, False) if weight is None else below.to(values.dtype)
         if CHANNELS == 1:
             sums += gradient.to(accumulator_type) * values.to(accumulator_type)
         else:
@@ -340,28 +254,48 @@ def _correlation_kernel(x, threshold, grad, weight, partial, sites, tiles, out_d
 
 
 @jit
-def _lay_out_kernel(weight, threshold, weight_by_tap, threshold_by_tap, TAPS: tl.constexpr, CHANNELS: tl.constexpr,
-                    OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, TRANSPOSED: tl.constexpr, BLOCK: tl.constexpr):
-    """Weight [outputs, channels of a group, T] and threshold [channels, T] by tap, cast, and of each tap, if
-    TRANSPOSED, the weight as [channels, outputs of a group]."""
-    width: tl.constexpr = GROUPS * CHANNELS * OUTPUTS
-    blocks: tl.constexpr = ceil_div(width * TAPS, BLOCK)
+def _lay_out_kernel(weight, threshold, weight_by_tap, threshold_by_tap, TAPS: tl.constexpr, BELOW: tl.constexpr,
+                    CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
+                    TRANSPOSED: tl.constexpr, BLOCK: tl.constexpr):
+    """Weight [outputs, channels of a group, T] and threshold [channels, T] by tap, and cast.
+
+    In blocks of WIDTH channels of a group, the last one filled up with zeros: [blocks, T, outputs, WIDTH] and [blocks,
+    T, groups, WIDTH]; a threshold has no NaN then, and BELOW says of each tap how, if any is. If TRANSPOSED, [T,
+    channels, outputs of a group] and [T, channels].
+    """
+    width: tl.constexpr = OUTPUTS if TRANSPOSED else WIDTH
+    rows: tl.constexpr = GROUPS * (CHANNELS if TRANSPOSED else OUTPUTS)
+    numbers: tl.constexpr = TAPS * rows * (OUTPUTS if TRANSPOSED else ceil_div(CHANNELS, WIDTH) * WIDTH)
+    programs: tl.constexpr = ceil_div(numbers, BLOCK)
     program = tl.program_id(0)
-    if program < blocks:
+    if program < programs:
         number = program * BLOCK + tl.arange(0, BLOCK)
-        place = number % width
+        row = number // width % rows
+        tap = number // (width * rows) % TAPS
         if TRANSPOSED:
-            channel = place // OUTPUTS
-            output = channel // CHANNELS * OUTPUTS + place % OUTPUTS
-            place = output * CHANNELS + channel % CHANNELS
-        values = tl.load(weight + place * TAPS + number // width, number < width * TAPS, 0.0)
-        tl.store(weight_by_tap + number, values.to(weight_by_tap.dtype.element_ty), number < width * TAPS)
+            output = row // CHANNELS * OUTPUTS + number % width
+            channel = row % CHANNELS
+        else:
+            output = row
+            channel = number // (width * rows * TAPS) * width + number % width
+        mask = (number < numbers) & (channel < CHANNELS)
+        values = tl.load(weight + (output * CHANNELS + channel) * TAPS + tap, mask, 0.0)
+        tl.store(weight_by_tap + number, values.to(weight_by_tap.dtype.element_ty), number < numbers)
     else:
-        all_channels: tl.constexpr = GROUPS * CHANNELS
-        number = (program - blocks) * BLOCK + tl.arange(0, BLOCK)
-        mask = number < all_channels * TAPS
-        values = tl.load(threshold + number % all_channels * TAPS + number // all_channels, mask, 0.0)
-        tl.store(threshold_by_tap + number, values.to(threshold_by_tap.dtype.element_ty), mask)
+        number = (program - programs) * BLOCK + tl.arange(0, BLOCK)
+        every: tl.constexpr = TAPS * GROUPS * (CHANNELS if TRANSPOSED else ceil_div(CHANNELS, WIDTH) * WIDTH)
+        channels: tl.constexpr = CHANNELS if TRANSPOSED else WIDTH
+        group = number // channels % GROUPS
+        tap = number // (channels * GROUPS) % TAPS
+        channel = number // (channels * GROUPS * TAPS) * channels + number % channels
+        mask = (number < every) & (channel < CHANNELS)
+        values = tl.load(threshold + (group * CHANNELS + channel) * TAPS + tap, mask, 0.0)
+        if not TRANSPOSED:
+            below = tap < 0
+            for t in tl.static_range(len(BELOW)):
+                below |= (tap == t) & BELOW[t]
+            values = without_nan(values, below)
+        tl.store(threshold_by_tap + number, values.to(threshold_by_tap.dtype.element_ty), number < every)
 
 
 @jit
@@ -470,15 +404,23 @@ def _forward(problem: _Problem, weight: Tensor, threshold: Tensor, bias: Tensor 
     operand = _operand(x)
     config = choose("forward", problem.channels, problem.outputs, len(problem.taps), operand, architecture(x),
                     problem.channels_last)
+    if _converts(problem):
+        problem = problem._replace(x=triton_layout.to_channels_last(x))
+    kernel, constants = _forward_kernel(problem, config, operand)
+    width = config.channels if kernel is pipelined_kernel else problem.channels
+    by_tap = _laid_out(problem, weight, threshold, width)
     sites = y.numel() // y.shape[1]
     programs = ceil_div(sites, config.sites) * problem.blocks(problem.outputs, config.outputs)
-    constants = _forward_constants(problem, config, operand) | {"WIDE": wide(x, y)}
     with on_device_of(x):
-        launchable(_forward_kernel)[(programs,)](
-            x, *_laid_out(problem, weight, threshold, transposed=False), None if bias is None else bias.contiguous(), y,
-            sites, *problem.out_size, *x.shape[2:], *_steps_of(x, constants["VECTOR"]), **constants,
-            num_warps=config.warps, num_stages=config.stages)
+        launchable(kernel)[(programs,)](
+            problem.x, *by_tap, None if bias is None else bias.contiguous(), y, sites, *problem.out_size, *x.shape[2:],
+            *_steps_of(problem.x, constants["VECTOR"]), **constants, WIDE=wide(problem.x, y), num_warps=config.warps,
+            num_stages=1)
     return y
+
+
+def _converts(problem: _Problem) -> bool:
+    return not problem.channels_last and converts(problem.channels, len(problem.taps))
 
 
 def _input_gradient(problem: _Problem, grad: Tensor, weight: Tensor, threshold: Tensor, dimensions: int) -> Tensor:
@@ -496,7 +438,7 @@ def _input_gradient(problem: _Problem, grad: Tensor, weight: Tensor, threshold: 
     constants = _gradient_constants(problem, config, operand, grad) | {"WIDE": wide(x, dx, grad)}
     with on_device_of(x):
         launchable(_input_gradient_kernel)[(programs,)](
-            x, *_laid_out(problem, weight, threshold, transposed=True), grad, dx, sites, *span, *x.shape[2:],
+            x, *_laid_out(problem, weight, threshold, None), grad, dx, sites, *span, *x.shape[2:],
             *problem.out_size, *_steps_of(x, constants["VECTOR"]),
             *_steps_of(_three_dimensional(grad), constants["GRAD_VECTOR"]), **constants, num_warps=config.warps,
             num_stages=config.stages)
@@ -575,15 +517,17 @@ def _accumulator(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _laid_out(problem: _Problem, weight: Tensor, threshold: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
-    """Weight and threshold as :func:`_lay_out_kernel` leaves them, in x's dtype."""
-    x, taps = problem.x, len(problem.taps)
-    weight, threshold = weight.contiguous(), threshold.contiguous()
-    by_tap = x.new_empty(weight.numel()), x.new_empty(threshold.numel())
+def _laid_out(problem: _Problem, weight: Tensor, threshold: Tensor, width: int | None) -> tuple[Tensor, Tensor]:
+    """Weight and threshold as :func:`_lay_out_kernel` leaves them, in x's dtype, transposed if without a width."""
+    x, taps, channels = problem.x, len(problem.taps), problem.channels
+    whole = channels if width is None else ceil_div(channels, width) * width
+    by_tap = x.new_empty(weight.shape[0] * whole * taps), x.new_empty(problem.groups * whole * taps)
+    below = tuple(tap[3] for tap in problem.taps) if problem.grid is None else ()
     with on_device_of(x):
         launchable(_lay_out_kernel)[(sum(ceil_div(tensor.numel(), _LAID_OUT) for tensor in by_tap),)](
-            weight, threshold, *by_tap, TAPS=taps, CHANNELS=problem.channels, OUTPUTS=problem.outputs,
-            GROUPS=problem.groups, TRANSPOSED=transposed, BLOCK=_LAID_OUT, num_warps=4)
+            weight.contiguous(), threshold.contiguous(), *by_tap, TAPS=taps, BELOW=below, CHANNELS=channels,
+            OUTPUTS=problem.outputs, GROUPS=problem.groups, WIDTH=width or channels, TRANSPOSED=width is None,
+            BLOCK=_LAID_OUT, num_warps=4)
     return by_tap
 
 
@@ -596,10 +540,34 @@ def _constants(problem: _Problem, config: Config, operand: str) -> dict[str, Any
     }
 
 
-def _forward_constants(problem: _Problem, config: Config, operand: str) -> dict[str, Any]:
+def _forward_kernel(problem: _Problem, config: Config, operand: str) -> tuple[Any, dict[str, Any]]:
+    """The kernel that runs with this tiling, and its constants."""
+    channels_last = problem.channels_last or _converts(problem)
+    y_vector = 1 if problem.channels_last else vector_length(problem.x.dtype.itemsize, math.prod(problem.out_size))
+    constants = _constants(problem, config, operand) | {
+        "VECTOR": _vector_of(problem.x, channels_last), "CHANNELS_LAST": channels_last,
+        "Y_VECTOR": y_vector, "Y_CHANNELS_LAST": problem.channels_last}
+    runs = _runs(problem.taps) if config.stages > 1 and channels_last else None
+    if runs is not None:
+        return pipelined_kernel, constants | {"RUNS": runs, "TAPS": len(problem.taps), "STAGES": config.stages}
     looped = problem.grid is not None and len(problem.taps) > _MOST_UNROLLED
-    return _constants(problem, config, operand) | {
+    return forward_kernel, constants | {
         "TAPS": None if looped else problem.taps, "GRID": problem.grid if looped else None}
+
+
+@cache
+def _runs(taps: tuple[tuple[int, int, int, bool], ...]) -> tuple[tuple[Any, ...], ...] | None:
+    """The taps as grids (first, step, count, below) of at most 32, one after another, or None if they are not that."""
+    runs = tuple(_run(tuple(run), below) for below, run in groupby(taps, itemgetter(3)))
+    return None if None in runs else runs
+
+
+def _run(taps: tuple[tuple[int, int, int, bool], ...], below: bool) -> tuple[Any, ...] | None:
+    places = [tuple(dict.fromkeys(tap[axis] for tap in taps)) for axis in range(3)]
+    first, count = tuple(place[0] for place in places), tuple(map(len, places))
+    step = tuple(place[1] - place[0] if len(place) > 1 else 1 for place in places)
+    grid = product(*(range(f, f + s * c, s) for f, s, c in zip(first, step, count, strict=True)))
+    return (first, step, count, below) if len(taps) <= 32 and tuple((*at, below) for at in grid) == taps else None
 
 
 def _gradient_constants(problem: _Problem, config: Config, operand: str, grad: Tensor) -> dict[str, Any]:
@@ -634,7 +602,9 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
             for operand, layer in layers:
                 yield _compile_case(kernel, layer, operand, architecture, channels_last)
             yield _compile_case(kernel, _TYPICAL_LAYERS[0], "fp16", architecture, channels_last).with_wide_offsets()
+    yield _compile_case("forward", _TYPICAL_LAYERS[1], "fp16", architecture, True).with_wide_offsets()
     for operand in found:
+        yield _compile_case("forward", _UNEVEN_LAYER, operand, architecture, False)
         yield from _cases_of_parameters(operand)
         yield triton_layout.compile_case(operand)
     yield triton_layout.compile_case("fp16").with_wide_offsets()
@@ -648,10 +618,13 @@ class _Layer(NamedTuple):
     kernel: tuple[int, ...] = (3, 3)
     stride: int = 1
     groups: int = 1
+    size: int = 64
+    """Of x in each dimension."""
 
     def __str__(self) -> str:
         text = f"{self.channels}→{self.outputs} k={'×'.join(map(str, self.kernel))}"
-        return text + f" stride={self.stride}" * (self.stride > 1) + f" groups={self.groups}" * (self.groups > 1)
+        text += f" stride={self.stride}" * (self.stride > 1) + f" groups={self.groups}" * (self.groups > 1)
+        return text + f" size={self.size}" * (self.size != 64)
 
 
 _TYPICAL_LAYERS = (_Layer(64, 64), _Layer(256, 256), _Layer(64, 64, groups=64))
@@ -660,12 +633,14 @@ _OTHER_LAYERS = (
     _Layer(64, 256, (1, 1)), _Layer(256, 64, (1, 1)), _Layer(128, 128, (5,)), _Layer(32, 64, (3, 3, 3)),
     _Layer(64, 64, (11, 11)),
 )
+_UNEVEN_LAYER = _Layer(256, 256, size=7)
+"""Whose planes in NCHW are not made of whole vectors."""
 
 
 def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, channels_last: bool) -> CompileCase:
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}.get(operand, torch.float32)
     like = torch.empty(0, dtype=dtype, device="meta")
-    x = _empty((1, layer.channels, *[64] * len(layer.kernel)), like, channels_last)
+    x = _empty((1, layer.channels, *[layer.size] * len(layer.kernel)), like, channels_last)
     weight = x.new_empty(layer.outputs, layer.channels // layer.groups, *layer.kernel)
     dimensions = len(layer.kernel)
     pads = [count for size in layer.kernel for count in (size // 2, size // 2)]
@@ -677,8 +652,10 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
     grad = _empty((1, layer.outputs, *problem.out_size), x, channels_last)
     unit = "step_c" if channels_last else "step_w"
     if kernel == "forward":
-        function = _forward_kernel
-        constants = _forward_constants(problem, config, operand) | {unit: 1}
+        if _converts(problem):
+            problem, unit = problem._replace(x=_three_dimensional(_empty(x.shape, like, True))), "step_c"
+        function, constants = _forward_kernel(problem, config, operand)
+        constants[unit] = 1
     else:
         function = _input_gradient_kernel if kernel == "input" else _correlation_kernel
         constants = _gradient_constants(problem, config, operand, grad) | {unit: 1, f"grad_{unit}": 1}
@@ -703,7 +680,8 @@ def _cases_of_parameters(operand: str) -> Iterator[CompileCase]:
     constants = {"WIDTH": 4096, "TAPS": 9, "EACH": 1, "BLOCK": _SUMMED, "LANES": _LANES}
     signature = {"partial": f"*{exact}", "out": f"*{element}", "rows": "i32"}
     yield CompileCase("conv_relu sum", _sum_kernel, signature, constants, 4, operand, 0, 32, 0)
-    constants = {"TAPS": 9, "CHANNELS": 64, "OUTPUTS": 64, "GROUPS": 1, "TRANSPOSED": True, "BLOCK": _LAID_OUT}
+    constants = {"TAPS": 9, "BELOW": (), "CHANNELS": 64, "OUTPUTS": 64, "GROUPS": 1, "WIDTH": 64, "TRANSPOSED": True,
+                 "BLOCK": _LAID_OUT}
     signature = dict.fromkeys(("weight", "threshold", "weight_by_tap", "threshold_by_tap"), f"*{element}")
     yield CompileCase("conv_relu layout", _lay_out_kernel, signature, constants, 4, operand, 0, 32, 0)
 
@@ -714,5 +692,6 @@ def _loads(kernel: str, problem: _Problem, config: Config, vector: int, operand:
     channels = config.outputs if kernel == "input" else config.channels
     per_thread = max(1, config.sites * channels // (config.warps * warp_size(architecture)))
     vector = min(vector, per_thread)
-    taps = len(problem.taps) if kernel == "forward" and len(problem.taps) <= _MOST_UNROLLED else 1
+    unrolled = kernel == "forward" and config.stages == 1 and len(problem.taps) <= _MOST_UNROLLED
+    taps = len(problem.taps) if unrolled else 1
     return vector * itemsize(operand) * 8, taps * per_thread // vector

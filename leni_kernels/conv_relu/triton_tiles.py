@@ -40,7 +40,10 @@ def load_tile(pointers, has_site, has_channel, CHANNELS_LAST: tl.constexpr):
 @jit
 def store_tile(base, tile, site, channel, has_site, has_channel, plane, ALL: tl.constexpr,
                CHANNELS_LAST: tl.constexpr):
-    """Store a tile to a dense activation of ALL channels; sites count through its planes of ``plane`` sites."""
+    """Store a tile to a dense activation of ALL channels; sites count through its planes of ``plane`` sites.
+
+    In NCHW as many go into a vector as the compiler knows to divide the sites and the plane.
+    """
     if CHANNELS_LAST:
         site = site * ALL
     else:
@@ -49,7 +52,7 @@ def store_tile(base, tile, site, channel, has_site, has_channel, plane, ALL: tl.
         tile = tl.trans(tile)
     site, channel = in_memory(site, channel, CHANNELS_LAST)
     has_site, has_channel = in_memory(has_site, has_channel, CHANNELS_LAST)
-    tl.store(base + site + channel, tile.to(base.dtype.element_ty), has_site & has_channel)
+    tl.store(base + (site + channel), tile.to(base.dtype.element_ty), has_site & has_channel)
 
 
 @jit
@@ -105,18 +108,29 @@ def grid_offset(tap, GRID: tl.constexpr):
     first: tl.constexpr = GRID[0]
     step: tl.constexpr = GRID[1]
     count: tl.constexpr = GRID[2]
+    return offset_in(tap, first, step, count)
+
+
+@jit
+def offset_in(tap, first, step, count):
+    """The offset of a tap of a grid."""
     place = tap // (count[1] * count[2]), tap // count[2] % count[1], tap % count[2]
     return plus(times(place, step), first)
 
 
 @jit
+def without_nan(threshold, below):
+    """The threshold, which where it is NaN bounds nothing: what is ``below`` takes the minimum with it."""
+    nothing = tl.where(below, float("inf"), float("-inf")).to(threshold.dtype)
+    return tl.where(threshold == threshold, threshold, nothing)
+
+
+@jit
 def activated(x, threshold, BELOW: tl.constexpr):
-    """max(x, θ), or min(x, θ) where BELOW, in x's dtype; a NaN in x stays a NaN, and one in θ leaves x as it is."""
+    """max(x, θ), or min(x, θ) where BELOW, in x's dtype; θ has no NaN, and one in x stays."""
     if BELOW:
-        threshold = tl.where(threshold == threshold, threshold, float("inf"))
         return tl.minimum(x, threshold[None, :], propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
     else:
-        threshold = tl.where(threshold == threshold, threshold, float("-inf"))
         return tl.maximum(x, threshold[None, :], propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
 
 

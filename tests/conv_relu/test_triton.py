@@ -141,6 +141,31 @@ def test_right_over_several_blocks(channels_last, monkeypatch):
 
 
 @runs_kernels
+@pytest.mark.parametrize("case", [name for name, (_, weight, *_) in CASES.items() if weight[1] > 1])
+def test_right_in_a_pipeline(case, monkeypatch):
+    """As many iterations overlap as a tiling has stages: here taps and blocks of channels are one loop."""
+    tensors, options = inputs(case, torch.float64, True)
+    use_tiling(monkeypatch, Config(16, 16, 16, 4, 3))
+    with torch.no_grad():
+        torch.testing.assert_close(run(tensors, options, True), reference.conv_relu(*tensors, *options),
+                                   rtol=1e-12, atol=1e-12)
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize("stages", [1, 3])
+def test_right_over_several_blocks_of_channels(stages, channels_last, monkeypatch):
+    """Read with channels innermost; in NCHW, copied to that first."""
+    tensors, options = inputs(((2, 64, 4, 5), (40, 32, 3, 2), (1, 2), ((1, 1), (0, 1)), (2, 1), 2), torch.float64,
+                              channels_last)
+    use_tiling(monkeypatch, Config(16, 16, 16, 4, stages))
+    with torch.no_grad():
+        y, wanted = run(tensors, options, channels_last), reference.conv_relu(*tensors, *options)
+    torch.testing.assert_close(y, wanted, rtol=1e-12, atol=1e-12)
+    assert y.stride() == in_layout(y, channels_last).stride()
+
+
+@runs_kernels
 @layouts
 def test_the_tilings_of_architectures_are_right(channels_last, monkeypatch):
     """The rule gives each architecture tilings of its own: some are run on whatever runs this test."""
@@ -173,9 +198,12 @@ def test_sums_over_sites_in_one_program_or_several(monkeypatch):
 
 @runs_kernels
 @layouts
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
-def test_reborn_s_folded_form_is_a_list_of_taps(dtype, channels_last):
-    channels, k = 5, 3
+@pytest.mark.parametrize(("dtype", "channels", "stages"), [
+    (torch.float64, 5, 1), (torch.float16, 5, 1), (torch.float64, 5, 2), (torch.float64, 32, 3)], ids=str)
+def test_reborn_s_folded_form_is_a_list_of_taps(dtype, channels, stages, channels_last, monkeypatch):
+    k = 3
+    if stages > 1:
+        use_tiling(monkeypatch, Config(16, 16, 16, 4, stages))
     torch.manual_seed(2)
     x = in_layout(torch.randn(2, channels, 4, 5, dtype=torch.float64, device=DEVICE).to(dtype), channels_last)
     deconv = torch.randn(channels, channels, k, k, dtype=torch.float64, device=DEVICE) / 5
@@ -365,7 +393,7 @@ def test_the_launches_can_be_traced_without_a_gpu(channels_last):
         shapes = ((2, 16, 5, 8), (32, 16, 3, 3), (16, 3, 3), (32,))
         x, *parameters = (torch.empty(shape, device="cuda", dtype=torch.float16) for shape in shapes)
         graph = make_fx(step)(in_layout(x, channels_last), *parameters)
-    assert graph.code.count("triton_kernel_wrapper_mutation(") == 8
+    assert graph.code.count("triton_kernel_wrapper_mutation(") == (8 if channels_last else 9)
 
 
 # ---- on a GPU ----------------------------------------------------------------------------------------------
@@ -422,17 +450,23 @@ def test_torch_compile(channels_last):
 # ---- launches ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "channels_last"), [("2d", True), ("2d", False), ("2d depthwise", True)])
-def test_a_step_is_nine_launches(case, channels_last):
-    tensors, (stride, pads, dilation, groups) = inputs(case, torch.float32, channels_last)
+WIDE_CASE = ((1, 256, 5, 4), (256, 256, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
+
+
+@pytest.mark.parametrize(("case", "channels_last", "copies", "kernel"), [
+    ("2d", True, [], "forward_kernel"), ("2d", False, [], "forward_kernel"),
+    ("2d depthwise", True, [], "forward_kernel"), (WIDE_CASE, True, [], "pipelined_kernel"),
+    (WIDE_CASE, False, ["_to_channels_last_kernel"], "pipelined_kernel")])
+def test_a_step_is_ten_launches_and_a_copy(case, channels_last, copies, kernel):
+    tensors, (stride, pads, dilation, groups) = inputs(case, torch.float16, channels_last)
     x, weight, threshold, bias = (tensor.detach() for tensor in tensors)
     options = stride, [count for pair in pads for count in pair], dilation, groups, channels_last
     with Launches() as forward:
         y = triton_kernels.conv_relu(x, weight, threshold, bias, *options)
     with Launches() as backward:
         triton_kernels.conv_relu_backward(y, x, weight, threshold, *options, True, True, True, True)
-    assert forward.kernels == ["_lay_out_kernel", "_forward_kernel"]
+    assert forward.kernels == [*copies, "_lay_out_kernel", kernel]
     assert not forward.of_torch
     assert backward.kernels == ["_lay_out_kernel", "_input_gradient_kernel",
                                 *["_correlation_kernel", "_sum_kernel"] * 2]
-    assert backward.of_torch == ["sum"]
+    assert backward.of_torch == ["sum", "_to_copy"]

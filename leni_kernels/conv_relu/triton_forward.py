@@ -1,0 +1,267 @@
+"""ConvReLU's forward in Triton: y from x, and from weight and θ laid out by tap.
+
+In bytes of activations, T each: it reads x and writes y, 2T, which is the least, and saves nothing. The taps read x
+again through L1 and L2: channels are the outer loop and taps the inner, so that what one tap has read the next finds
+there. In NCHW x is first copied to channels innermost (``triton_layout.py``, 2T more), except for one tap or few
+channels.
+
+Two kernels: one has its taps unrolled, reads x through L1, and has all strides, layouts and groups. With many channels
+and outputs the products take longer than loads, and the other overlaps them: its taps and blocks of channels are one
+loop, of which several iterations load while one is multiplied. It is bound by the matrix units and L2, which brings x
+for each tap, and the weights for each tile of sites: hence tiles as large as the sums fit in registers.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..triton_support import ceil_div, constexpr_function, jit, tl
+from .triton_tiles import (
+    activated,
+    grid_offset,
+    in_elements,
+    is_inside,
+    load_matrix,
+    load_tile,
+    locate,
+    offset_in,
+    plus,
+    store_tile,
+    sum_of,
+    tap_offset,
+    tile_pointers,
+    times,
+)
+
+
+@jit
+def _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel, has_output, tap, offset,
+                   CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """What one tap multiplies: x [sites, channels], θ [channels], and the weight [outputs, channels].
+
+    Depthwise the weight is [outputs]. ``x``, ``weight`` and ``threshold`` point at those of a tap 0 without an offset.
+    """
+    inside = has_site & is_inside(plus(position, offset), size)
+    tile = load_tile(x + sum_of(times(offset, steps)), inside, has_channel, CHANNELS_LAST)
+    theta = tl.load(threshold + tap * (GROUPS * CHANNELS), has_channel, 0.0)
+    weight += tap * (GROUPS * OUTPUTS * CHANNELS)
+    if CHANNELS == 1:
+        return tile, theta, tl.load(weight, has_output, 0.0)
+    else:
+        return tile, theta, load_matrix(weight, has_output, has_channel)
+
+
+@jit
+def _add_product(sums, operands, BELOW: tl.constexpr, CHANNELS: tl.constexpr, PRECISION: tl.constexpr):
+    tile, theta, weight = operands
+    tile = activated(tile, theta, BELOW)
+    if CHANNELS == 1:
+        return sums + tile.to(sums.dtype) * weight[None, :].to(sums.dtype)
+    else:
+        return tl.dot(tile, tl.trans(weight), sums, PRECISION, out_dtype=sums.dtype)
+
+
+@jit
+def forward_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, in_d, in_h, in_w,
+                   step_n, step_d, step_h, step_w, step_c,
+                   TAPS: tl.constexpr, GRID: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr,
+                   OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+                   Y_CHANNELS_LAST: tl.constexpr, Y_VECTOR: tl.constexpr, BLOCK_SITES: tl.constexpr,
+                   BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, WIDE: tl.constexpr,
+                   PRECISION: tl.constexpr):
+    """weight: [T, outputs, channels of a group]; threshold: [T, channels]; x's steps count vectors, step_c elements."""
+    index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
+    accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    # Depthwise, a block of outputs runs through all groups, each output with its own channel.
+    blocks: tl.constexpr = ceil_div(GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS, BLOCK_OUTPUTS)
+    groups: tl.constexpr = 1 if CHANNELS == 1 else GROUPS
+    output = tl.program_id(0) % blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    has_output = output < (GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS)
+    group = tl.program_id(0) // blocks % groups
+    channel = output // OUTPUTS if CHANNELS == 1 else tl.arange(0, BLOCK_CHANNELS)
+    step_c = tl.cast(step_c, index_type)
+    steps = in_elements(step_d, step_h, step_w, VECTOR, index_type)
+    size = in_d, in_h, in_w
+    site = tl.cast(tl.program_id(0) // (blocks * groups), index_type) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
+    has_site = site < sites
+    image, position = locate(site, (out_d, out_h, out_w))
+    position = times(position, STRIDE)
+    first = image * (tl.cast(step_n, index_type) * VECTOR) + sum_of(times(position, steps))
+    x = tile_pointers(x + group * CHANNELS * step_c, first, channel * step_c, CHANNELS_LAST)
+    threshold += group * CHANNELS + channel
+    if CHANNELS == 1:
+        weight += output
+    else:
+        weight += (group * OUTPUTS + output)[:, None] * CHANNELS + channel[None, :]
+    sums = tl.zeros((BLOCK_SITES, BLOCK_OUTPUTS), accumulator_type)
+    for k in range(0, CHANNELS, BLOCK_CHANNELS):
+        has_channel = has_output if CHANNELS == 1 else k + channel < CHANNELS
+        if GRID is None:
+            # The next tap's operands are on their way while this tap's are multiplied.
+            following = _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel, has_output,
+                                       0, tap_offset(0, TAPS), CHANNELS, OUTPUTS, GROUPS, CHANNELS_LAST)
+            for t in tl.static_range(len(TAPS)):
+                operands = following
+                if t + 1 < len(TAPS):
+                    following = _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel,
+                                               has_output, t + 1, tap_offset(t + 1, TAPS), CHANNELS, OUTPUTS, GROUPS,
+                                               CHANNELS_LAST)
+                sums = _add_product(sums, operands, TAPS[t][3], CHANNELS, PRECISION)
+        else:
+            for t in range(GRID[2][0] * GRID[2][1] * GRID[2][2]):
+                operands = _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel,
+                                          has_output, t, grid_offset(t, GRID), CHANNELS, OUTPUTS, GROUPS,
+                                          CHANNELS_LAST)
+                sums = _add_product(sums, operands, False, CHANNELS, PRECISION)
+        x += BLOCK_CHANNELS * step_c
+        weight += BLOCK_CHANNELS
+        threshold += BLOCK_CHANNELS
+    output += group * OUTPUTS
+    if bias is not None:
+        sums += tl.load(bias + output, has_output, 0.0)[None, :].to(accumulator_type)
+    plane = tl.multiple_of(tl.cast(out_d, index_type) * out_h * out_w, Y_VECTOR)
+    has_site = site < tl.multiple_of(sites, Y_VECTOR)
+    store_tile(y, sums, site, output, has_site, has_output, plane, GROUPS * OUTPUTS, Y_CHANNELS_LAST)
+
+
+# ---- a pipeline of taps and blocks of channels -------------------------------------------------------------
+
+
+@constexpr_function
+def _run(run, runs):
+    """The run of that number: before Triton 3.8 kernels take no tuple out of a tuple of them."""
+    return runs[run]
+
+
+@constexpr_function
+def _taps_before(run, runs):
+    """How many taps the runs before one have."""
+    return sum(math.prod(count) for _, _, count, _ in runs[:run])
+
+
+@jit
+def _advanced(counter, COUNT: tl.constexpr):
+    """A counter's next value, and whether it starts again."""
+    again = counter + 1 == COUNT
+    return tl.where(again, 0, counter + 1), again
+
+
+@jit
+def _add_run(sums, x, weight, threshold, place, row, position, size, steps, has_site, has_output, run: tl.constexpr,
+             RUNS: tl.constexpr, TAPS: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,
+             GROUPS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, STAGES: tl.constexpr,
+             PRECISION: tl.constexpr):
+    """``sums`` with the products of a run of taps, of TAPS in all: one loop, so that the next operands always load.
+
+    What carries it on is counted, not divided: to the next tap of a line, line, slab, and block of channels.
+    """
+    grid: tl.constexpr = _run(run, RUNS)
+    first: tl.constexpr = grid[0]
+    step: tl.constexpr = grid[1]
+    count: tl.constexpr = grid[2]
+    before: tl.constexpr = _taps_before(run, RUNS)
+    taps: tl.constexpr = count[0] * count[1] * count[2]
+    channel = tl.arange(0, BLOCK_CHANNELS)
+    has_tap = tl.zeros_like(has_site.to(tl.int32))
+    for t in tl.static_range(taps):
+        has_tap |= (has_site & is_inside(plus(position, offset_in(t, first, step, count)), size)).to(tl.int32) << t
+    deep, down, along = times(steps, step)
+    next_line = down - along * count[2]
+    next_slab = deep - down * count[1]
+    next_block = BLOCK_CHANNELS - deep * count[0]
+    if count[0] == 1:  # the only slab ends where the block does
+        next_block += next_slab
+    x += sum_of(times(steps, first))
+    weight += before * (GROUPS * OUTPUTS * BLOCK_CHANNELS)
+    threshold += before * (GROUPS * BLOCK_CHANNELS)
+    column = 0
+    line = 0
+    tap = 0
+    left = CHANNELS
+    for _ in tl.range(0, taps * ceil_div(CHANNELS, BLOCK_CHANNELS), num_stages=STAGES):
+        has_place = (((has_tap >> tap) & 1) != 0)[:, None]
+        if CHANNELS % BLOCK_CHANNELS > 0:
+            has_place &= (channel < left)[None, :]
+        tile = tl.load(x + place, has_place, 0.0)
+        theta = tl.load(threshold + channel)
+        if OUTPUTS % BLOCK_OUTPUTS > 0:
+            matrix = tl.load(weight + row, has_output[:, None], 0.0)
+        else:
+            matrix = tl.load(weight + row)
+        sums = tl.dot(activated(tile, theta, grid[3]), tl.trans(matrix), sums, PRECISION, out_dtype=sums.dtype)
+        column, line_ends = _advanced(column, count[2])
+        tap, block_ends = _advanced(tap, taps)
+        x += along + tl.where(line_ends, next_line, 0) + tl.where(block_ends, next_block, 0)
+        weight += GROUPS * OUTPUTS * BLOCK_CHANNELS
+        threshold += GROUPS * BLOCK_CHANNELS
+        if count[0] > 1:
+            line, slab_ends = _advanced(line, count[1] * count[2])
+            x += tl.where(slab_ends, next_slab, 0)
+        if taps < TAPS:
+            weight += tl.where(block_ends, (TAPS - taps) * (GROUPS * OUTPUTS * BLOCK_CHANNELS), 0)
+            threshold += tl.where(block_ends, (TAPS - taps) * (GROUPS * BLOCK_CHANNELS), 0)
+        if CHANNELS % BLOCK_CHANNELS > 0:
+            left -= tl.where(block_ends, BLOCK_CHANNELS, 0)
+    return sums
+
+
+@jit
+def _store_in_pieces(y, sums, site, has_site, group, first, plane, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr):
+    """Store to NCHW what begins with a group's output ``first``: the places of a whole tile's elements, where those
+    are stored one by one, would not fit in registers."""
+    width: tl.constexpr = sums.shape[1]
+    if width > 32:
+        halves = tl.permute(tl.reshape(sums, (sums.shape[0], 2, width // 2)), (0, 2, 1))
+        left, right = tl.split(halves)
+        _store_in_pieces(y, left, site, has_site, group, first, plane, OUTPUTS, GROUPS)
+        _store_in_pieces(y, right, site, has_site, group, first + width // 2, plane, OUTPUTS, GROUPS)
+    else:
+        output = first + tl.arange(0, width)
+        store_tile(y, sums, site, group * OUTPUTS + output, has_site, output < OUTPUTS, plane, GROUPS * OUTPUTS, False)
+
+
+@jit
+def pipelined_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, in_d, in_h, in_w,
+                     step_n, step_d, step_h, step_w, step_c,
+                     RUNS: tl.constexpr, TAPS: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr,
+                     OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+                     Y_CHANNELS_LAST: tl.constexpr, Y_VECTOR: tl.constexpr, BLOCK_SITES: tl.constexpr,
+                     BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, STAGES: tl.constexpr,
+                     WIDE: tl.constexpr, PRECISION: tl.constexpr):
+    """x is CHANNELS_LAST, and y if Y_CHANNELS_LAST. weight: [blocks of channels, T, outputs, BLOCK_CHANNELS];
+    threshold: [blocks of channels, T, groups, BLOCK_CHANNELS]. x's steps count vectors.
+
+    RUNS of taps are grids (first, step, count, below) of at most 32, TAPS in all.
+    """
+    index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
+    accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    blocks: tl.constexpr = ceil_div(OUTPUTS, BLOCK_OUTPUTS)
+    output = tl.program_id(0) % blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    has_output = output < OUTPUTS
+    group = tl.program_id(0) // blocks % GROUPS
+    output += group * OUTPUTS
+    channel = tl.arange(0, BLOCK_CHANNELS)
+    steps = in_elements(step_d, step_h, step_w, VECTOR, index_type)
+    site = tl.cast(tl.program_id(0) // (blocks * GROUPS), index_type) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
+    has_site = site < sites
+    image, position = locate(site, (out_d, out_h, out_w))
+    position = times(position, STRIDE)
+    place = image * (tl.cast(step_n, index_type) * VECTOR) + sum_of(times(position, steps))
+    place = place[:, None] + (channel * tl.cast(step_c, index_type))[None, :]
+    row = output[:, None] * BLOCK_CHANNELS + channel[None, :]
+    x += group * CHANNELS
+    threshold += group * BLOCK_CHANNELS
+    sums = tl.zeros((BLOCK_SITES, BLOCK_OUTPUTS), accumulator_type)
+    size = in_d, in_h, in_w
+    for r in tl.static_range(len(RUNS)):
+        sums = _add_run(sums, x, weight, threshold, place, row, position, size, steps, has_site, has_output, r, RUNS,
+                        TAPS, CHANNELS, OUTPUTS, GROUPS, BLOCK_CHANNELS, BLOCK_OUTPUTS, STAGES, PRECISION)
+    if bias is not None:
+        sums += tl.load(bias + output, has_output, 0.0)[None, :].to(accumulator_type)
+    plane = tl.multiple_of(tl.cast(out_d, index_type) * out_h * out_w, Y_VECTOR)
+    has_site = site < tl.multiple_of(sites, Y_VECTOR)
+    if Y_CHANNELS_LAST:
+        store_tile(y, sums, site, output, has_site, has_output, plane, GROUPS * OUTPUTS, True)
+    else:
+        first = tl.program_id(0) % blocks * BLOCK_OUTPUTS
+        _store_in_pieces(y, sums, site, has_site, group, first, plane, OUTPUTS, GROUPS)
