@@ -43,6 +43,12 @@ def multiplies_from_shared(architecture: str) -> bool:
     return architecture.startswith(("sm_9", "sm_10"))
 
 
+def compares_pairs(architecture: str, operand: str) -> bool:
+    """Whether one instruction compares two pairs of operands: on NVIDIA GPUs, of bfloat16 from Hopper on."""
+    return architecture.startswith("sm_") and (
+        operand == "fp16" or (operand == "bf16" and not architecture.startswith("sm_8")))
+
+
 def operand_types(architecture: str) -> tuple[str, ...]:
     """What kernels multiply there: "fp16", "bf16", "fp32" and "fp64", and "tf32" where there are units for it."""
     tf32 = ("tf32",) if architecture.startswith("sm_") and why_unsupported(architecture) is None else ()

@@ -56,6 +56,17 @@ def minimum(x, y):
 
 
 @jit
+def at_most(x, y, IN_PAIRS: tl.constexpr):
+    """1 where x ≤ y, else 0, in their dtype; IN_PAIRS says whether pairs are compared (:mod:`architectures`)."""
+    if _IN_PAIRS and IN_PAIRS:
+        kind: tl.constexpr = "bf16x2" if x.dtype == tl.bfloat16 else "f16x2"
+        code: tl.constexpr = f"set.le.{kind}.{kind} $0, $1, $2;"
+        return tl.inline_asm_elementwise(code, "=r,r,r", [x, y], x.dtype, is_pure=True, pack=2)
+    else:
+        return (x <= y).to(x.dtype)
+
+
+@jit
 def widened(x, DTYPE: tl.constexpr):
     """x in a dtype at least as wide; bfloat16 is the upper half of a float32."""
     if _IN_PAIRS and x.dtype == tl.bfloat16 and tl.float32 == DTYPE:

@@ -40,6 +40,7 @@ TRAINING = tuple(f"leni {which} gradient {layout} C=64 k=3 bf16"
 REBORN = tuple(f"reborn {which} {layout} C=64 bf16" for which in ("tail", "weight gradient", "input gradient")
                for layout in ("channels-last", "NCHW"))
 CONV_RELU = ("conv_relu forward channels-last 64→64 k=3×3 bf16", "conv_relu weight channels-last 64→64 k=3×3 bf16")
+DEPTHWISE = "conv_relu weight channels-last 64→64 k=3×3 groups=64 bf16"
 ALGEBRA = tuple(f"{mechanism} {which} C=64 bf16" for mechanism in ("leni", "reborn")
                 for which in ("fold", "fold backward", "running"))
 SUMS = ("leni merge C=64 bf16", "leni fold of running C=64 bf16", "leni sum of weight C=64 bf16",
@@ -50,6 +51,7 @@ EACH_KERNEL = (
     *EVERYWHERE, *TRAINING, *REBORN, *ALGEBRA, *SUMS, "leni statistics channels-last C=64 k=3 bf16",
     "reborn statistics channels-last C=64 bf16", "reborn negative gradient NCHW C=64 bf16",
     "conv_relu input channels-last 64→64 k=3×3 bf16", "conv_relu forward NCHW 256→256 k=3×3 size=7 bf16",
+    DEPTHWISE, "conv_relu bias channels-last bf16",
     "conv_relu sum bf16", "conv_relu layout bf16",
     "conv_relu to channels-last NCHW bf16",
     "ada_relu channels-last bf16", "crelu channels-last bf16", "crelu backward channels-last bf16")
@@ -76,7 +78,7 @@ CHOSEN = {
         "conv_relu forward channels-last 128→128 k=3×3 bf16", "conv_relu forward NCHW 256→256 k=3×3 size=7 bf16",
         "conv_relu forward channels-last 256→256 k=3×3 tf32",
         "conv_relu input channels-last 64→64 k=3×3 bf16", "conv_relu input NCHW 256→256 k=3×3 bf16",
-        "conv_relu threshold channels-last 64→64 k=3×3 bf16", "conv_relu sum bf16", "conv_relu layout bf16",
+        DEPTHWISE, "conv_relu bias channels-last bf16", "conv_relu sum bf16", "conv_relu layout bf16",
         "conv_relu to channels-last NCHW bf16",
         *POINTWISE,
         *(f"{name} {layout} bf16" for layout in ("channels-last", "NCHW")

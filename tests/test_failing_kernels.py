@@ -16,6 +16,7 @@ from on_triton import DEVICE, runs_kernels
 
 import leni_kernels as lk
 from leni_kernels import BackendUnavailableError, backends, extension
+from leni_kernels.conv_relu import triton_gradients
 from leni_kernels.conv_relu import triton_kernels as conv_relu
 from leni_kernels.leni import triton_kernels as leni
 from leni_kernels.leni import triton_tail, triton_training
@@ -208,10 +209,10 @@ PASSES = {
     "reborn, both branches": (CASES["reborn"][0], triton_tail._branch_gradient_kernel,
                               "reborn_training_backward"),
     "conv_relu, input": (CASES["conv_relu2d"][0], conv_relu._input_gradient_kernel, "conv_relu_backward"),
-    "conv_relu, weight and threshold": (CASES["conv_relu2d"][0], conv_relu._correlation_kernel,
+    "conv_relu, weight and threshold": (CASES["conv_relu2d"][0], triton_gradients.correlation_kernel,
                                         "conv_relu_backward"),
     "conv_relu, groups": (partial(lk.ConvReLU2d, 6, 3, (2, 3), stride=(2, 1), padding=(0, 2), dilation=(1, 2), groups=3,
-                                  device=DEVICE), conv_relu._correlation_kernel, "conv_relu_backward"),
+                                  device=DEVICE), triton_gradients.correlation_kernel, "conv_relu_backward"),
     "ada_relu": (CASES["ada_relu"][0], pointwise._backward_kernel, "ada_relu_backward"),
     "fully_parametric_relu": (lambda: lk.FullyParametricReLU(3, device=DEVICE), pointwise._backward_kernel,
                               "fully_parametric_relu_backward"),

@@ -142,7 +142,7 @@ def calls_of_everything():
     yield 1, triton_tail.reborn_input_gradient, (x, x, x, weight, False)
     yield 2, conv_relu.conv_relu, (x, dense, taps, vector, *options)
     yield 3, conv_relu.conv_relu, (tensor(2, 16, 6, 6), tensor(8, 16, 3, 3), tensor(16, 3, 3), vector, *options)
-    yield 6, conv_relu.conv_relu_backward, (x, x, dense, taps, *options, True, True, True, True)
+    yield 5, conv_relu.conv_relu_backward, (x, x, dense, taps, *options, True, True, True, True)
     yield 2, conv_relu.conv_relu_taps, (x, dense.flatten(2), taps.flatten(1), vector, [0] * 18, [0] * 9, False)
     deconv, compress, double = tensor(8, 1, 3, 3), tensor(8, 16, 1, 1), torch.float64
     statistics, of_z = (torch.empty(size, device="cuda:1", dtype=double) for size in (33, 17))

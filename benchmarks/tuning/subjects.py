@@ -180,7 +180,7 @@ KERNELS = (
                   lambda i, last: _launch.conv_relu_backward_triton(
                       i.grad, i.x, i.filters, i.threshold, *_OPTIONS, last, True, False, False, False)[:1],
                   lambda i: _conv_relu_gradients(i, "x")),
-    _of_conv_relu("weight", ("weight", "threshold"),
+    _of_conv_relu("weight", ("weight",),
                   lambda i, last: _launch.conv_relu_backward_triton(
                       i.grad, i.x, i.filters, i.threshold, *_OPTIONS, last, False, True, True, False)[1:3],
                   lambda i: _conv_relu_gradients(i, "filters", "threshold")),

@@ -29,14 +29,14 @@ def choose(kernel: str, channels: int, outputs: int, taps: int, operand: str, ar
     """
     if channels == 1:
         return _depthwise(operand, architecture, channels_last)
-    channels_last = channels_last or (kernel == "forward" and converts(channels, taps))
+    channels_last = channels_last or converts(channels, taps)
     key = tilings.key(f"conv_relu {kernel}", channels, outputs, taps, operand, architecture, channels_last)
     return (tilings.find(Config, key)
             or _rule(kernel, key.channels, key.outputs, operand, architecture, channels_last))
 
 
 def converts(channels: int, taps: int) -> bool:
-    """Whether x in NCHW is copied to channels innermost first, for groups of so many channels.
+    """Whether x and y's gradient in NCHW are copied to channels innermost first, for groups of so many channels.
 
     The copy moves 2T, and spares the kernel single elements, of every tap again: of one tap they take less.
     """
@@ -68,10 +68,15 @@ def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: 
         narrow = not channels_last or (operand == "tf32" and not multiplies_from_shared(architecture))
         sites = 64 if rdna else 128
         return Config(sites, min(channels, 32 if narrow else 64), min(outputs, depth), warps, stages)
-    return Config(depth, min(channels, 64), min(outputs, 64), warps if operand == "fp32" else warps // 2, stages)
+    if architecture == "sm_90" and half and channels_last:
+        block = 128 if min(channels, outputs) >= 128 else 64
+        return Config(64, min(channels, block), min(outputs, block), block // 16, 3)
+    if operand == "fp32":
+        return Config(depth, min(channels, 64), min(outputs, 32), warps, stages)
+    return Config(depth, min(channels, 64), min(outputs, 64), warps // 2, stages)
 
 
 def _depthwise(operand: str, architecture: str, channels_last: bool) -> Config:
     """Without a product: 16 elements a thread, half as many of float64, neighbours along memory."""
     width, warps = 64 if itemsize(operand) == 2 else 32, warps_of(128, architecture)
-    return Config(32, width, width, warps) if channels_last else Config(128, 16, 16, warps)
+    return Config(32, width, width, warps) if channels_last else Config(64 if operand == "fp64" else 128, 16, 16, warps)

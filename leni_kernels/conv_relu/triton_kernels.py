@@ -5,16 +5,9 @@ and takes max(x, θ[c, t]) of it, or min(x, θ[c, t]) where the tap is *below*. 
 dilation, 'same' and Reborn's folded form (k² taps below, one above) are the same. The forward kernels are in
 ``triton_forward.py``.
 
-In bytes of activations, T each, moved to and from device memory: backward keeps nothing but x. The gradient of x moves
-3T: it reads x and y's gradient and writes dx; every tap has a product of its own, because x against its threshold
-decides who takes that. The gradients of weight and of θ read x and y's gradient, 2T each, and again for each tap
-through L2; that of the bias reads y's gradient. No sum depends on timing: a program writes its share, and the shares
-are added afterwards.
-
-Launches, where parameters have no gaps: forward and x's gradient 2, one of them to lay out weight and θ by tap, and
-forward another where x in NCHW is copied to channels innermost; the gradients of weight and θ 2 each, one of them to
-sum, lay out and cast; that of the bias 1, PyTorch's sum, and in half precision another, where that is cast: 9 a step,
-and up to 2 more.
+Launches, where parameters have no gaps: forward and x's gradient 2 each, one of them to lay out weight and θ by tap;
+the gradients of weight and θ 1 together, that of the bias 1, and 1 to sum, lay out and cast all three: 7 a step. x in
+NCHW is copied to channels innermost, in backward y's gradient too: 1 more each.
 
 Where groups have one channel (depthwise) there is no matrix to multiply, and the same kernels multiply elementwise.
 """
@@ -22,7 +15,7 @@ Where groups have one channel (depthwise) there is no matrix to multiply, and th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import groupby, product
 from operator import itemgetter
@@ -49,8 +42,8 @@ from ..triton_support import (
 from . import triton_layout
 from .triton_configs import Config, choose, converts
 from .triton_forward import forward_kernel, pipelined_kernel
+from .triton_gradients import bias_kernel, correlation_kernel, depthwise_correlation_kernel, sum_kernel
 from .triton_tiles import (
-    activated,
     grid_offset,
     in_elements,
     is_inside,
@@ -107,8 +100,8 @@ def _input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h
                            grad_step_n, grad_step_d, grad_step_h, grad_step_w, grad_step_c,
                            GRID: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,
                            GROUPS: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr,
-                           CHANNELS_LAST: tl.constexpr, BLOCK_SITES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
-                           BLOCK_OUTPUTS: tl.constexpr, WIDE: tl.constexpr,
+                           CHANNELS_LAST: tl.constexpr, DX_CHANNELS_LAST: tl.constexpr, BLOCK_SITES: tl.constexpr,
+                           BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, WIDE: tl.constexpr,
                            PRECISION: tl.constexpr):
     """weight: [T, channels, outputs of a group]; threshold: [T, channels].
 
@@ -163,94 +156,10 @@ def _input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h
     number = ((image * in_d + site[0]) * in_h + site[1]) * in_w + site[2]
     plane = tl.cast(in_d, index_type) * in_h * in_w
     store_tile(dx, sums, number, group * CHANNELS + channel, inside, has_channel, plane, GROUPS * CHANNELS,
-                CHANNELS_LAST)
+                DX_CHANNELS_LAST)
 
 
-# ---- the gradients of weight and θ -------------------------------------------------------------------------
-# Of a tap, dw[o, c] = Σ_q dy[q, o] · max(x̂[q, c], θ[c]) and dθ[c] = Σ_q [x̂[q, c] ≤ θ[c]] · Σ_o w[o, c] · dy[q, o]. That
-# is Σ_o w[o, c] · M[o, c], where M[o, c] = Σ_q dy[q, o] · [x̂[q, c] ≤ θ[c]]: the same product, of zeros and ones. So the
-# gradient of θ needs no sum over sites of its own, and sites outside x count without being sought. A program weights
-# its share of M itself: its share of dθ has as many numbers less as there are outputs.
-
-
-@jit
-def _correlation_kernel(x, threshold, grad, weight, partial, sites, tiles, out_d, out_h, out_w, in_d, in_h, in_w,
-                        step_n, step_d, step_h, step_w, step_c,
-                        grad_step_n, grad_step_d, grad_step_h, grad_step_w, grad_step_c,
-                        GRID: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr,
-                        OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr,
-                        CHANNELS_LAST: tl.constexpr, BLOCK_SITES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
-                        BLOCK_OUTPUTS: tl.constexpr, WIDE: tl.constexpr,
-                        PRECISION: tl.constexpr):
-    """A program has one tap and ``tiles`` tiles; threshold: [channels, T].
-
-    Without a weight, partial is dw's: [programs over sites, T, outputs, channels of a group]. With the weight [outputs,
-    channels of a group, T] it is dθ's: [programs over sites and outputs, T, channels]; depthwise, as without.
-    """
-    index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
-    accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    every: tl.constexpr = GROUPS * OUTPUTS if CHANNELS == 1 else OUTPUTS
-    output_blocks: tl.constexpr = ceil_div(every, BLOCK_OUTPUTS)
-    channel_blocks: tl.constexpr = ceil_div(CHANNELS, BLOCK_CHANNELS)
-    groups: tl.constexpr = 1 if CHANNELS == 1 else GROUPS
-    taps: tl.constexpr = GRID[2][0] * GRID[2][1] * GRID[2][2]
-    output = tl.program_id(0) % output_blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
-    has_output = output < every
-    rest = tl.program_id(0) // output_blocks
-    if CHANNELS == 1:
-        channel = output // OUTPUTS
-        has_channel = has_output
-    else:
-        channel = rest % channel_blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-        has_channel = channel < CHANNELS
-    rest //= channel_blocks
-    group = rest % groups
-    tap = rest // groups % taps
-    part = rest // (groups * taps)
-    offset = grid_offset(tap, GRID)
-    step_c = tl.cast(step_c, index_type)
-    steps = in_elements(step_d, step_h, step_w, VECTOR, index_type)
-    grad_step_c = tl.cast(grad_step_c, index_type)
-    grad_steps = in_elements(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR, index_type)
-    x += group * CHANNELS * step_c
-    grad += group * OUTPUTS * grad_step_c
-    theta = tl.load(threshold + (group * CHANNELS + channel) * taps + tap, has_channel, 0.0).to(x.dtype.element_ty)
-    bound = without_nan(theta, False)
-    sums = tl.zeros((BLOCK_SITES if CHANNELS == 1 else BLOCK_OUTPUTS, theta.shape[0]), accumulator_type)
-    for tile in range(tiles):
-        number = tl.cast(part * tiles + tile, index_type) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
-        has_site = number < sites
-        image, position = locate(number, (out_d, out_h, out_w))
-        first = image * (tl.cast(grad_step_n, index_type) * GRAD_VECTOR) + sum_of(times(position, grad_steps))
-        pointers = tile_pointers(grad, first, output * grad_step_c, CHANNELS_LAST)
-        gradient = load_tile(pointers, has_site, has_output, CHANNELS_LAST)
-        site = plus(times(position, STRIDE), offset)
-        inside = has_site & is_inside(site, (in_d, in_h, in_w))
-        first = image * (tl.cast(step_n, index_type) * VECTOR) + sum_of(times(site, steps))
-        values = load_tile(tile_pointers(x, first, channel * step_c, CHANNELS_LAST), inside, has_channel, CHANNELS_LAST)
-        below = values <= theta[None, :]
-        values = activated(values, bound, False) if weight is None else below.to(values.dtype)
-        if CHANNELS == 1:
-            sums += gradient.to(accumulator_type) * values.to(accumulator_type)
-        else:
-            sums = tl.dot(tl.trans(gradient), values, sums, PRECISION, out_dtype=accumulator_type)
-    if CHANNELS == 1:
-        total = tl.sum(sums, 0)
-        if weight is not None:
-            total *= tl.load(weight + output * taps + tap, has_output, 0.0).to(accumulator_type)
-        tl.store(partial + (tl.cast(part, tl.int64) * taps + tap) * every + output, total, has_output)
-    else:
-        row = (group * OUTPUTS + output) * CHANNELS
-        place = row[:, None] + channel[None, :]
-        mask = has_output[:, None] & has_channel[None, :]
-        if weight is None:
-            partial += (tl.cast(part, tl.int64) * taps + tap) * (GROUPS * OUTPUTS * CHANNELS)
-            tl.store(partial + place, sums, mask)
-        else:
-            factors = tl.load(weight + place * taps + tap, mask, 0.0).to(accumulator_type)
-            share = tl.cast(part, tl.int64) * output_blocks + tl.program_id(0) % output_blocks
-            partial += ((share * taps + tap) * GROUPS + group) * CHANNELS
-            tl.store(partial + channel, tl.sum(sums * factors, 0), has_channel)
+# ---- parameters ------------------------------------------------------------------------------------------
 
 
 @jit
@@ -298,29 +207,14 @@ def _lay_out_kernel(weight, threshold, weight_by_tap, threshold_by_tap, TAPS: tl
         tl.store(threshold_by_tap + number, values.to(threshold_by_tap.dtype.element_ty), number < every)
 
 
-@jit
-def _sum_kernel(partial, out, rows, WIDTH: tl.constexpr, TAPS: tl.constexpr, EACH: tl.constexpr, BLOCK: tl.constexpr,
-                LANES: tl.constexpr):
-    """out [WIDTH, TAPS]: the shares [rows, TAPS, WIDTH, EACH] summed over rows and EACH, in float64."""
-    number = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    sums = tl.zeros((LANES, BLOCK), tl.float64)
-    for first in range(0, rows, LANES):
-        row = (first + tl.arange(0, LANES))[:, None]
-        mask = (row < rows) & (number < WIDTH * TAPS)[None, :]
-        for each in range(EACH):
-            place = (row.to(tl.int64) * (WIDTH * TAPS) + number[None, :]) * EACH + each
-            sums += tl.load(partial + place, mask, 0.0).to(tl.float64)
-    place = number % WIDTH * TAPS + number // WIDTH
-    tl.store(out + place, tl.sum(sums, 0).to(out.dtype.element_ty), number < WIDTH * TAPS)
-
-
 # ---- launches ----------------------------------------------------------------------------------------------
 # The operators' signatures, those of the CPU's. x may have any strides; ``channels_last`` says along what it is read
 # fast, and how y and dx are laid out.
 
 _MOST_UNROLLED = 50
 """A grid of more taps is a loop of the compiled kernel: its code would not fit the instruction cache."""
-_ENOUGH_PROGRAMS = 1024
+_ENOUGH_PROGRAMS = 528
+"""Four for each of Hopper's 132 multiprocessors."""
 _OPERANDS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
 
 
@@ -381,17 +275,18 @@ def conv_relu_backward(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tenso
     Where x equals the threshold the gradient is the threshold's; sites outside x count for the threshold.
     """
     problem = _convolution(x, weight, stride, pads, dilation, groups, channels_last)
-    dx, dthreshold = x.new_empty(0), threshold.new_empty(0)
-    dweight, dbias = weight.new_empty(0), weight.new_empty(0)
+    dx = _empty(x.shape, x, channels_last) if needs_x else x.new_empty(0)
+    grad = _three_dimensional(grad)
+    if x.numel() == 0 or grad.numel() == 0:
+        return (dx.zero_(), weight.new_zeros(weight.shape if needs_weight else 0),
+                threshold.new_zeros(threshold.shape if needs_threshold else 0),
+                weight.new_zeros(weight.shape[0] if needs_bias else 0))
+    if _converts(problem) and (needs_x or needs_weight or needs_threshold):
+        grad = triton_layout.to_channels_last(grad)
+        problem = problem._replace(x=triton_layout.to_channels_last(problem.x), channels_last=True)
     if needs_x:
-        dx = _input_gradient(problem, grad, weight, threshold, x.dim() - 2)
-    if needs_threshold:
-        dthreshold = _correlation(problem, grad, threshold, weight, threshold)
-    if needs_weight:
-        dweight = _correlation(problem, grad, threshold, None, weight)
-    if needs_bias:
-        dbias = grad.sum([0, *range(2, grad.dim())], dtype=_accumulator(x)).to(weight.dtype)
-    return dx, dweight, dthreshold, dbias
+        _input_gradient(problem, grad, weight, threshold, dx, channels_last)
+    return dx, *_parameter_gradients(problem, grad, weight, threshold, needs_weight, needs_threshold, needs_bias)
 
 
 def _forward(problem: _Problem, weight: Tensor, threshold: Tensor, bias: Tensor | None, dimensions: int) -> Tensor:
@@ -423,26 +318,23 @@ def _converts(problem: _Problem) -> bool:
     return not problem.channels_last and converts(problem.channels, len(problem.taps))
 
 
-def _input_gradient(problem: _Problem, grad: Tensor, weight: Tensor, threshold: Tensor, dimensions: int) -> Tensor:
-    x = problem.x
-    dx = _empty((*x.shape[:2], *x.shape[-dimensions:]), x, problem.channels_last)
-    if dx.numel() == 0 or grad.numel() == 0:
-        return dx.zero_()
-    operand = _operand(x)
+def _input_gradient(problem: _Problem, grad: Tensor, weight: Tensor, threshold: Tensor, dx: Tensor,
+                    channels_last: bool) -> None:
+    """Write dx, dense and ``channels_last`` or not, whatever the layout of x and of y's gradient."""
+    x, operand = problem.x, _operand(problem.x)
     config = choose("input", problem.channels, problem.outputs, len(problem.taps), operand, architecture(x),
                     problem.channels_last)
     span = tuple(ceil_div(size, stride) for size, stride in zip(x.shape[2:], problem.stride, strict=True))
     sites = x.shape[0] * math.prod(span)
     programs = (ceil_div(sites, config.sites) * math.prod(problem.stride)
                 * problem.blocks(problem.channels, config.channels))
-    constants = _gradient_constants(problem, config, operand, grad) | {"WIDE": wide(x, dx, grad)}
+    constants = _gradient_constants(problem, config, operand, grad) | {
+        "WIDE": wide(x, dx, grad), "DX_CHANNELS_LAST": channels_last}
     with on_device_of(x):
         launchable(_input_gradient_kernel)[(programs,)](
             x, *_laid_out(problem, weight, threshold, None), grad, dx, sites, *span, *x.shape[2:],
             *problem.out_size, *_steps_of(x, constants["VECTOR"]),
-            *_steps_of(_three_dimensional(grad), constants["GRAD_VECTOR"]), **constants, num_warps=config.warps,
-            num_stages=config.stages)
-    return dx
+            *_steps_of(grad, constants["GRAD_VECTOR"]), **constants, num_warps=config.warps, num_stages=config.stages)
 
 
 _LAID_OUT = 1024
@@ -451,34 +343,93 @@ _SUMMED, _LANES = 128, 32
 """Of numbers and of their shares, where a program sums shares."""
 
 
-def _correlation(problem: _Problem, grad: Tensor, threshold: Tensor, weight: Tensor | None, like: Tensor) -> Tensor:
-    """``Σ_q grad[q, o] · max(x̂[q, c], θ[c])`` of each tap, or given the weight θ's gradient; in the shape and dtype of
-    the parameter that it is ``like``."""
-    x, taps, width = problem.x, len(problem.taps), like.numel() // len(problem.taps)
-    if x.numel() == 0 or grad.numel() == 0:
-        return like.new_zeros(like.shape)
-    operand = _operand(x)
+def _parameter_gradients(problem: _Problem, grad: Tensor, weight: Tensor, threshold: Tensor, needs_weight: bool,
+                         needs_threshold: bool, needs_bias: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of weight, threshold and bias, each in the shape and dtype of its parameter, or empty."""
+    outs = (weight.new_empty(weight.shape if needs_weight else 0),
+            threshold.new_empty(threshold.shape if needs_threshold else 0),
+            weight.new_empty(weight.shape[0] if needs_bias else 0))
+    shares = [None, None]
+    if needs_weight or needs_threshold:
+        shares = _correlation(problem, grad, weight, threshold, needs_weight, needs_threshold)
+    shares = (*shares, _shares_of_bias(problem, grad) if needs_bias else None)
+    programs = sum(ceil_div(out.numel(), _SUMMED) for out in outs)
+    if programs > 0:
+        with on_device_of(grad):
+            launchable(sum_kernel)[(programs,)](
+                *shares, *(None if share is None else out for share, out in zip(shares, outs, strict=True)),
+                *(0 if share is None else share.shape[0] for share in shares), TAPS=len(problem.taps),
+                CHANNELS=problem.channels, OUTPUTS=problem.outputs, GROUPS=problem.groups, BLOCK=_SUMMED, LANES=_LANES,
+                num_warps=4)
+    return outs
+
+
+def _correlation(problem: _Problem, grad: Tensor, weight: Tensor, threshold: Tensor, needs_weight: bool,
+                 needs_threshold: bool) -> tuple[Tensor | None, Tensor | None]:
+    """The shares of weight's gradient and of θ's, a row of each sum; None of what is not needed."""
+    x, taps, operand = problem.x, len(problem.taps), _operand(problem.x)
     config = choose("weight", problem.channels, problem.outputs, taps, operand, architecture(x), problem.channels_last)
-    sites = grad.numel() // grad.shape[1]
+    kernel, constants = _correlation_kernel(problem, config, operand, grad)
+    sizes = (x.shape[0], *problem.out_size)
+    tiles = (math.prod(map(ceil_div, sizes, constants["WINDOW"])) if problem.matrix
+             else ceil_div(math.prod(sizes), config.sites))
     blocks = taps * problem.blocks(problem.outputs, config.outputs) * ceil_div(problem.channels, config.channels)
-    # Programs of many tiles write few shares; too few programs leave the GPU idle.
-    tiles = min(ceil_div(ceil_div(sites, config.sites), ceil_div(_ENOUGH_PROGRAMS, blocks)), LONGEST_RUN)
-    parts = ceil_div(sites, config.sites * tiles)
-    of_outputs = ceil_div(problem.outputs, config.outputs) if problem.matrix and weight is not None else 1
-    each = problem.outputs if not problem.matrix and weight is not None else 1
-    rows = parts * of_outputs
-    partial = x.new_empty(rows, taps, width, each, dtype=_accumulator(x))
-    gradient = like.new_empty(like.shape)
-    constants = _gradient_constants(problem, config, operand, grad) | {"WIDE": wide(x, grad)}
+    run, parts = _dealt_out(tiles, blocks)
+    of_outputs = ceil_div(problem.outputs, config.outputs) if problem.matrix else 1
+    rows = x.new_empty(parts, weight.numel(), dtype=_accumulator(x)) if needs_weight else None
+    width = threshold.numel() * (1 if problem.matrix else problem.outputs)
+    masked = x.new_empty(parts * of_outputs, width, dtype=_accumulator(x)) if needs_threshold else None
     with on_device_of(x):
-        launchable(_correlation_kernel)[(parts * blocks,)](
-            x, threshold.contiguous(), grad, None if weight is None else weight.contiguous(), partial, sites, tiles,
-            *problem.out_size, *x.shape[2:], *_steps_of(x, constants["VECTOR"]),
-            *_steps_of(_three_dimensional(grad), constants["GRAD_VECTOR"]), **constants, num_warps=config.warps,
-            num_stages=config.stages)
-        launchable(_sum_kernel)[(ceil_div(like.numel(), _SUMMED),)](
-            partial, gradient, rows, WIDTH=width, TAPS=taps, EACH=each, BLOCK=_SUMMED, LANES=_LANES, num_warps=4)
-    return gradient
+        launchable(kernel)[(parts * blocks,)](
+            x, threshold.contiguous(), grad, weight.contiguous() if needs_threshold else None, rows, masked,
+            x.shape[0] if problem.matrix else math.prod(sizes), run, *problem.out_size, *x.shape[2:],
+            *_steps_of(x, constants["VECTOR"]), *_steps_of(grad, constants["GRAD_VECTOR"]), **constants,
+            WIDE=wide(x, grad), num_warps=config.warps, num_stages=1)
+    return rows, masked
+
+
+def _shares_of_bias(problem: _Problem, grad: Tensor) -> Tensor:
+    """The shares of the bias' gradient, a row of each sum."""
+    outputs, sites, operand = grad.shape[1], grad.numel() // grad.shape[1], _operand(grad)
+    config = choose("weight", 1, problem.outputs, 1, operand, architecture(grad), problem.channels_last)
+    vector = _vector_of(grad, problem.channels_last)
+    blocks = ceil_div(outputs, config.outputs)
+    run, parts = _dealt_out(ceil_div(sites, config.sites), blocks)
+    shares = grad.new_empty(parts, outputs, dtype=_accumulator(grad))
+    with on_device_of(grad):
+        launchable(bias_kernel)[(parts * blocks,)](
+            grad, shares, sites, run, *problem.out_size, *_steps_of(grad, vector),
+            **_bias_constants(config, outputs, vector, problem.channels_last), WIDE=wide(grad), num_warps=config.warps)
+    return shares
+
+
+def _dealt_out(tiles: int, blocks: int) -> tuple[int, int]:
+    """How many tiles a program sums, and how many programs a block then has.
+
+    Programs of many tiles write few shares; too few programs leave the GPU idle.
+    """
+    run = min(ceil_div(tiles, ceil_div(_ENOUGH_PROGRAMS, blocks)), LONGEST_RUN)
+    return run, ceil_div(tiles, run)
+
+
+def _window(sizes: tuple[int, ...], sites: int, columns: int) -> tuple[int, int, int, int]:
+    """Parts of the ``sizes`` (images, d, h, w) whose product is ``sites``, few of which lie past the ends.
+
+    Each part is a power of two. Along w it has ``columns``, if there are so many, for loads that follow columns.
+    """
+    window = [1, 1, 1, 1]
+
+    def double(dimension: int, fits: Callable[[int, int], bool]) -> None:
+        while math.prod(window) < sites and fits(sizes[dimension], 2 * window[dimension]):
+            window[dimension] *= 2
+
+    double(3, lambda size, part: part <= columns and part < 2 * size)
+    for dimension in (3, 2, 1, 0):
+        double(dimension, lambda size, part: part <= size and -size % part * 8 <= size)
+    for dimension in (2, 3, 1):
+        double(dimension, lambda size, part: part < 2 * size)
+    double(0, lambda size, part: True)
+    return tuple(window)
 
 
 def _convolution(x: Tensor, weight: Tensor, stride: Sequence[int], pads: Sequence[int], dilation: Sequence[int],
@@ -571,8 +522,25 @@ def _run(taps: tuple[tuple[int, int, int, bool], ...], below: bool) -> tuple[Any
 
 
 def _gradient_constants(problem: _Problem, config: Config, operand: str, grad: Tensor) -> dict[str, Any]:
-    vector = _vector_of(_three_dimensional(grad), problem.channels_last)
+    vector = _vector_of(grad, problem.channels_last)
     return _constants(problem, config, operand) | {"GRID": problem.grid, "GRAD_VECTOR": vector}
+
+
+def _correlation_kernel(problem: _Problem, config: Config, operand: str, grad: Tensor) -> tuple[Any, dict[str, Any]]:
+    """The kernel of weight's and θ's gradients, and its constants."""
+    constants = _gradient_constants(problem, config, operand, grad)
+    if not problem.matrix:
+        others = ("CHANNELS", "BLOCK_CHANNELS", "PRECISION")
+        return depthwise_correlation_kernel, {name: constants[name] for name in constants if name not in others}
+    columns = 1 if problem.channels_last else 32
+    window = _window((problem.x.shape[0], *problem.out_size), config.sites, columns)
+    del constants["CHANNELS_LAST"]
+    return correlation_kernel, constants | {"WINDOW": window, "STAGES": config.stages}
+
+
+def _bias_constants(config: Config, outputs: int, vector: int, channels_last: bool) -> dict[str, Any]:
+    return {"OUTPUTS": outputs, "GRAD_VECTOR": vector, "CHANNELS_LAST": channels_last, "BLOCK_SITES": config.sites,
+            "BLOCK_OUTPUTS": config.outputs}
 
 
 def _vector_of(x: Tensor, channels_last: bool) -> int:
@@ -597,11 +565,16 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
     most = "bf16" if "bf16" in found else "fp16"
     layers = [(most, layer) for layer in (*_TYPICAL_LAYERS, *_OTHER_LAYERS)]
     layers += [(operand, layer) for operand in found if operand != most for layer in _TYPICAL_LAYERS]
-    for kernel in ("forward", "input", "weight", "threshold"):
+    for kernel in ("forward", "input", "weight"):
         for channels_last in (True, False):
             for operand, layer in layers:
                 yield _compile_case(kernel, layer, operand, architecture, channels_last)
             yield _compile_case(kernel, _TYPICAL_LAYERS[0], "fp16", architecture, channels_last).with_wide_offsets()
+    yield _compile_case("weight", _TYPICAL_LAYERS[2], "fp16", architecture, True).with_wide_offsets()
+    for channels_last in (True, False):
+        for operand in found:
+            yield _case_of_bias(operand, architecture, channels_last)
+        yield _case_of_bias("fp16", architecture, channels_last).with_wide_offsets()
     yield _compile_case("forward", _TYPICAL_LAYERS[1], "fp16", architecture, True).with_wide_offsets()
     for operand in found:
         yield _compile_case("forward", _UNEVEN_LAYER, operand, architecture, False)
@@ -646,9 +619,7 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
     pads = [count for size in layer.kernel for count in (size // 2, size // 2)]
     problem = _convolution(x, weight, (layer.stride,) * dimensions, pads, (1,) * dimensions, layer.groups,
                            channels_last)
-    of_mask = kernel == "threshold"
-    config = choose("weight" if of_mask else kernel, problem.channels, problem.outputs, len(problem.taps), operand,
-                    architecture, channels_last)
+    config = choose(kernel, problem.channels, problem.outputs, len(problem.taps), operand, architecture, channels_last)
     grad = _empty((1, layer.outputs, *problem.out_size), x, channels_last)
     unit = "step_c" if channels_last else "step_w"
     if kernel == "forward":
@@ -657,29 +628,55 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
         function, constants = _forward_kernel(problem, config, operand)
         constants[unit] = 1
     else:
-        function = _input_gradient_kernel if kernel == "input" else _correlation_kernel
-        constants = _gradient_constants(problem, config, operand, grad) | {unit: 1, f"grad_{unit}": 1}
-    if kernel == "weight":
-        constants |= {"weight": None}
-    constants |= {"WIDE": False}
+        if not channels_last and _converts(problem):
+            problem = problem._replace(x=_three_dimensional(_empty(x.shape, like, True)), channels_last=True)
+            grad, unit = _empty(grad.shape, like, True), "step_c"
+        grad = _three_dimensional(grad)
+        if kernel == "input":
+            function, constants = _input_gradient_kernel, _gradient_constants(problem, config, operand, grad)
+            constants["DX_CHANNELS_LAST"] = channels_last
+        else:
+            function, constants = _correlation_kernel(problem, config, operand, grad)
+        constants |= {unit: 1, f"grad_{unit}": 1}
+        # Triton takes sizes of 1 as constants.
+        sizes = {"in": problem.x.shape[2:], "out": problem.out_size}
+        constants |= {f"{which}_{axis}": 1 for which, size in sizes.items()
+                      for axis, number in zip("dhw", size, strict=True) if number == 1}
+    constants["WIDE"] = False
     element = "fp32" if operand == "tf32" else operand
     exact = "fp64" if operand == "fp64" else "fp32"
     pointers = {"x": element, "weight": element, "threshold": element, "grad": element, "y": element, "dx": element,
-                "bias": exact, "partial": exact}
+                "bias": exact, "weight_shares": exact, "threshold_shares": exact}
     signature = {name: f"*{pointers[name]}" if name in pointers else "i32"
                  for name in function.arg_names if name not in constants}
-    rows = config.outputs if kernel in ("weight", "threshold") else config.sites
+    rows = config.channels if kernel == "weight" else config.sites
     vector_bits, vector_loads = _loads(kernel, problem, config, constants["VECTOR"], operand, architecture)
     layout = "channels-last" if channels_last else "NCHW"
     return CompileCase(f"conv_relu {kernel} {layout} {layer}", function, signature, constants, config.warps,
                        operand, rows if problem.matrix else 0, vector_bits, vector_loads, config.stages)
 
 
+def _case_of_bias(operand: str, architecture: str, channels_last: bool) -> CompileCase:
+    exact, element = "fp64" if operand == "fp64" else "fp32", "fp32" if operand == "tf32" else operand
+    config = choose("weight", 1, 64, 1, operand, architecture, channels_last)
+    vector = 16 // itemsize(operand) if channels_last else 1
+    constants = _bias_constants(config, 64, vector, channels_last) | {
+        "out_d": 1, f"grad_step_{'c' if channels_last else 'w'}": 1, "WIDE": False}
+    signature = {name: {"grad": f"*{element}", "bias_shares": f"*{exact}"}.get(name, "i32")
+                 for name in bias_kernel.arg_names if name not in constants}
+    loads = config.sites * config.outputs // (config.warps * warp_size(architecture) * vector)
+    layout = "channels-last" if channels_last else "NCHW"
+    return CompileCase(f"conv_relu bias {layout}", bias_kernel, signature, constants, config.warps, operand, 0,
+                       vector * itemsize(operand) * 8, loads)
+
+
 def _cases_of_parameters(operand: str) -> Iterator[CompileCase]:
     exact, element = "fp64" if operand == "fp64" else "fp32", "fp32" if operand == "tf32" else operand
-    constants = {"WIDTH": 4096, "TAPS": 9, "EACH": 1, "BLOCK": _SUMMED, "LANES": _LANES}
-    signature = {"partial": f"*{exact}", "out": f"*{element}", "rows": "i32"}
-    yield CompileCase("conv_relu sum", _sum_kernel, signature, constants, 4, operand, 0, 32, 0)
+    constants = {"TAPS": 9, "CHANNELS": 64, "OUTPUTS": 64, "GROUPS": 1, "BLOCK": _SUMMED, "LANES": _LANES}
+    parameters = ("weight", "threshold", "bias")
+    signature = {f"{name}_shares": f"*{exact}" for name in parameters}
+    signature |= {f"d{name}": f"*{element}" for name in parameters} | {f"{name}_rows": "i32" for name in parameters}
+    yield CompileCase("conv_relu sum", sum_kernel, signature, constants, 4, operand, 0, 32, 0)
     constants = {"TAPS": 9, "BELOW": (), "CHANNELS": 64, "OUTPUTS": 64, "GROUPS": 1, "WIDTH": 64, "TRANSPOSED": True,
                  "BLOCK": _LAID_OUT}
     signature = dict.fromkeys(("weight", "threshold", "weight_by_tap", "threshold_by_tap"), f"*{element}")

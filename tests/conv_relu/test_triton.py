@@ -343,12 +343,12 @@ def test_only_what_is_asked_for_is_computed(needed, monkeypatch):
     tensors, options = inputs("1d", torch.float64, True)
     y = run([tensor.detach().requires_grad_(i == needed) for i, tensor in enumerate(tensors)], options, True)
     launched = []
-    for name in ("_input_gradient", "_correlation"):
+    for name in ("_input_gradient", "_correlation", "_shares_of_bias"):
         function = getattr(triton_kernels, name)
         monkeypatch.setattr(triton_kernels, name, lambda *arguments, function=function, name=name, **options:
                             (launched.append(name), function(*arguments, **options))[1])
     y.sum().backward()
-    assert launched == {0: ["_input_gradient"], 1: ["_correlation"], 2: ["_correlation"], 3: []}[needed]
+    assert launched == [("_input_gradient", "_correlation", "_correlation", "_shares_of_bias")[needed]]
 
 
 @runs_kernels
@@ -393,7 +393,7 @@ def test_the_launches_can_be_traced_without_a_gpu(channels_last):
         shapes = ((2, 16, 5, 8), (32, 16, 3, 3), (16, 3, 3), (32,))
         x, *parameters = (torch.empty(shape, device="cuda", dtype=torch.float16) for shape in shapes)
         graph = make_fx(step)(in_layout(x, channels_last), *parameters)
-    assert graph.code.count("triton_kernel_wrapper_mutation(") == (8 if channels_last else 9)
+    assert graph.code.count("triton_kernel_wrapper_mutation(") == (7 if channels_last else 10)
 
 
 # ---- on a GPU ----------------------------------------------------------------------------------------------
@@ -457,7 +457,7 @@ WIDE_CASE = ((1, 256, 5, 4), (256, 256, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1),
     ("2d", True, [], "forward_kernel"), ("2d", False, [], "forward_kernel"),
     ("2d depthwise", True, [], "forward_kernel"), (WIDE_CASE, True, [], "pipelined_kernel"),
     (WIDE_CASE, False, ["_to_channels_last_kernel"], "pipelined_kernel")])
-def test_a_step_is_ten_launches_and_a_copy(case, channels_last, copies, kernel):
+def test_a_step_is_seven_launches_and_copies(case, channels_last, copies, kernel):
     tensors, (stride, pads, dilation, groups) = inputs(case, torch.float16, channels_last)
     x, weight, threshold, bias = (tensor.detach() for tensor in tensors)
     options = stride, [count for pair in pads for count in pair], dilation, groups, channels_last
@@ -467,6 +467,7 @@ def test_a_step_is_ten_launches_and_a_copy(case, channels_last, copies, kernel):
         triton_kernels.conv_relu_backward(y, x, weight, threshold, *options, True, True, True, True)
     assert forward.kernels == [*copies, "_lay_out_kernel", kernel]
     assert not forward.of_torch
-    assert backward.kernels == ["_lay_out_kernel", "_input_gradient_kernel",
-                                *["_correlation_kernel", "_sum_kernel"] * 2]
-    assert backward.of_torch == ["sum", "_to_copy"]
+    correlation = "depthwise_correlation_kernel" if groups > 1 else "correlation_kernel"
+    assert backward.kernels == [*copies * 2, "_lay_out_kernel", "_input_gradient_kernel", correlation, "bias_kernel",
+                                "sum_kernel"]
+    assert not backward.of_torch

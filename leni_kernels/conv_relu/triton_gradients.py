@@ -1,0 +1,275 @@
+"""ConvReLU's gradients in Triton: that of x, those of weight, θ and bias, and the sums that end them.
+
+In bytes of activations, T each: the gradient of x moves 3T, x and y's gradient read and dx written; every tap has a
+product of its own, because x against its threshold decides who takes that. The gradients of weight and of θ read x and
+y's gradient, 2T, and again for each tap through L2, which bounds them with few channels, as the matrix units do with
+many; that of the bias reads y's gradient. Backward keeps nothing but x. No sum depends on timing: a program writes its
+share, and one launch adds up the shares of all parameters.
+
+Of a tap, dw[o, c] = Σ_q dy[q, o] · max(x̂[q, c], θ[c]) and dθ[c] = Σ_q [x̂[q, c] ≤ θ[c]] · Σ_o w[o, c] · dy[q, o]. That
+is Σ_o w[o, c] · M[o, c], where M[o, c] = Σ_q dy[q, o] · [x̂[q, c] ≤ θ[c]]: the same product, of zeros and ones. So both
+come of one pass over the same tiles, and sites outside x count for θ without being sought. The pass of dx has the terms
+of dθ at hand, but adding them up over a tile's sites takes four times the instructions of the second product, and the
+sites outside x would need a pass of their own.
+"""
+
+from __future__ import annotations
+
+from ..triton_packed import at_most, maximum
+from ..triton_support import ceil_div, jit, tl
+from .triton_tiles import (
+    grid_offset,
+    in_elements,
+    is_inside,
+    load_matrix,
+    load_tile,
+    locate,
+    plus,
+    sum_of,
+    tile_pointers,
+    times,
+    without_nan,
+)
+
+# ---- the gradients of weight and θ -------------------------------------------------------------------------
+# Output sites are dealt out in WINDOWS (images, d, h, w) of BLOCK_SITES sites: a window's place is a few scalars, a
+# site's place in it never changes, and so strides, padding and dilation cost a tile no divisions. x is loaded as
+# [channels, sites], for the matrix units to take from registers what the threshold has been applied to there; y's
+# gradient goes from global memory to shared and from there to them.
+
+
+@jit
+def _first_window(number, out_size, WINDOW: tl.constexpr):
+    """The first image and the position of a window that is counted through the batch."""
+    columns, rows = tl.cdiv(out_size[2], WINDOW[3]), tl.cdiv(out_size[1], WINDOW[2])
+    slabs = tl.cdiv(out_size[0], WINDOW[1])
+    row = number // columns
+    slab = row // rows
+    return (slab // slabs * WINDOW[0],
+            (slab % slabs * WINDOW[1], row % rows * WINDOW[2], number % columns * WINDOW[3]))
+
+
+@jit
+def _in_window(number, WINDOW: tl.constexpr):
+    """The image and the position of a site in its window."""
+    return (number // (WINDOW[1] * WINDOW[2] * WINDOW[3]),
+            (number // (WINDOW[2] * WINDOW[3]) % WINDOW[1], number // WINDOW[3] % WINDOW[2], number % WINDOW[3]))
+
+
+@jit
+def _next_window(image, position, out_size, WINDOW: tl.constexpr):
+    w = position[2] + WINDOW[3]
+    wraps = w >= out_size[2]
+    w = tl.where(wraps, 0, w)
+    h = position[1] + tl.where(wraps, WINDOW[2], 0)
+    wraps = h >= out_size[1]
+    h = tl.where(wraps, 0, h)
+    d = position[0] + tl.where(wraps, WINDOW[1], 0)
+    wraps = d >= out_size[0]
+    return image + tl.where(wraps, WINDOW[0], 0), (tl.where(wraps, 0, d), h, w)
+
+
+@jit
+def _below_zero(first, place, size):
+    """A number that is negative where ``first`` + ``place`` lies outside ``size``: one comparison for all of them."""
+    d, h, w = plus(first, place)
+    return d | (size[0] - 1 - d) | h | (size[1] - 1 - h) | w | (size[2] - 1 - w)
+
+
+@jit
+def correlation_kernel(x, threshold, grad, weight, weight_shares, threshold_shares, images, tiles, out_d, out_h, out_w,
+                       in_d, in_h, in_w, step_n, step_d, step_h, step_w, step_c,
+                       grad_step_n, grad_step_d, grad_step_h, grad_step_w, grad_step_c,
+                       GRID: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,
+                       GROUPS: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr, WINDOW: tl.constexpr,
+                       BLOCK_SITES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr,
+                       STAGES: tl.constexpr, PAIRS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr):
+    """A program has one tap and ``tiles`` windows; threshold: [channels, T], weight: [outputs, channels of a group, T].
+
+    weight_shares: [programs over windows, T, channels, outputs of a group], threshold_shares: [programs over windows
+    and outputs, T, channels]; either is None where it is not wanted.
+    """
+    index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
+    accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    output_blocks: tl.constexpr = ceil_div(OUTPUTS, BLOCK_OUTPUTS)
+    channel_blocks: tl.constexpr = ceil_div(CHANNELS, BLOCK_CHANNELS)
+    taps: tl.constexpr = GRID[2][0] * GRID[2][1] * GRID[2][2]
+    output = tl.program_id(0) % output_blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    has_output = output < OUTPUTS
+    rest = tl.program_id(0) // output_blocks
+    channel = rest % channel_blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    has_channel = channel < CHANNELS
+    rest //= channel_blocks
+    group = rest % GROUPS
+    tap = rest // GROUPS % taps
+    part = tl.cast(rest // (GROUPS * taps), tl.int64)
+    offset = grid_offset(tap, GRID)
+
+    out_size, size = (out_d, out_h, out_w), (in_d, in_h, in_w)
+    number = tl.arange(0, BLOCK_SITES)
+    image_of, of_window = _in_window(number, WINDOW)
+    image, first = _first_window(rest // (GROUPS * taps) * tiles, out_size, WINDOW)
+    step_c = tl.cast(step_c, index_type)
+    steps = in_elements(step_d, step_h, step_w, VECTOR, index_type)
+    step_n = tl.cast(step_n, index_type) * VECTOR
+    grad_step_c = tl.cast(grad_step_c, index_type)
+    grad_steps = in_elements(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR, index_type)
+    grad_step_n = tl.cast(grad_step_n, index_type) * GRAD_VECTOR
+    in_x = times(of_window, STRIDE)
+    x += ((group * CHANNELS + channel) * step_c)[:, None] + (image_of * step_n + sum_of(times(in_x, steps)))[None, :]
+    grad += (image_of * grad_step_n + sum_of(times(of_window, grad_steps)))[:, None]
+    grad += ((group * OUTPUTS + output) * grad_step_c)[None, :]
+    theta = tl.load(threshold + (group * CHANNELS + channel) * taps + tap, has_channel, 0.0).to(x.dtype.element_ty)
+    theta = tl.broadcast_to(theta[:, None], (BLOCK_CHANNELS, BLOCK_SITES))
+    least = without_nan(theta, False)
+    sums = tl.zeros((BLOCK_CHANNELS, BLOCK_OUTPUTS), accumulator_type)
+    masked = tl.zeros((BLOCK_CHANNELS, BLOCK_OUTPUTS), accumulator_type)
+    for _ in tl.range(0, tiles, num_stages=STAGES):
+        no_image = images - 1 - image - image_of
+        has_site = (no_image | _below_zero(first, of_window, out_size)) >= 0
+        place = plus(times(first, STRIDE), offset)
+        inside = (no_image | _below_zero(place, in_x, size)) >= 0
+        gradient = tl.load(grad + (image * grad_step_n + sum_of(times(first, grad_steps))),
+                           has_site[:, None] & has_output[None, :], 0.0)
+        values = tl.load(x + (image * step_n + sum_of(times(place, steps))),
+                         has_channel[:, None] & inside[None, :], 0.0)
+        if weight_shares is not None:
+            sums = tl.dot(maximum(values, least), gradient, sums, PRECISION, out_dtype=accumulator_type)
+        if threshold_shares is not None:
+            masked = tl.dot(at_most(values, theta, PAIRS), gradient, masked, PRECISION, out_dtype=accumulator_type)
+        image, first = _next_window(image, first, out_size, WINDOW)
+    if weight_shares is not None:
+        weight_shares += ((part * taps + tap) * GROUPS + group) * (CHANNELS * OUTPUTS)
+        tl.store(weight_shares + (channel[:, None] * OUTPUTS + output[None, :]), sums,
+                 has_channel[:, None] & has_output[None, :])
+    if threshold_shares is not None:
+        weight += ((group * OUTPUTS + output)[None, :] * CHANNELS + channel[:, None]) * taps + tap
+        factors = load_matrix(weight, has_channel, has_output).to(accumulator_type)
+        share = part * output_blocks + tl.program_id(0) % output_blocks
+        threshold_shares += ((share * taps + tap) * GROUPS + group) * CHANNELS
+        tl.store(threshold_shares + channel, tl.sum(masked * factors, 1), has_channel)
+
+
+@jit
+def depthwise_correlation_kernel(x, threshold, grad, weight, weight_shares, threshold_shares, sites, tiles, out_d,
+                                 out_h, out_w, in_d, in_h, in_w, step_n, step_d, step_h, step_w, step_c,
+                                 grad_step_n, grad_step_d, grad_step_h, grad_step_w, grad_step_c,
+                                 GRID: tl.constexpr, STRIDE: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr,
+                                 VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+                                 BLOCK_SITES: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, WIDE: tl.constexpr):
+    """Groups of one channel: a program has one tap, a block of all outputs, and ``tiles`` tiles of sites.
+
+    Both shares are [programs over sites, T, outputs].
+    """
+    index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
+    accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    every: tl.constexpr = GROUPS * OUTPUTS
+    blocks: tl.constexpr = ceil_div(every, BLOCK_OUTPUTS)
+    taps: tl.constexpr = GRID[2][0] * GRID[2][1] * GRID[2][2]
+    output = tl.program_id(0) % blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    has_output = output < every
+    channel = output // OUTPUTS
+    tap = tl.program_id(0) // blocks % taps
+    part = tl.program_id(0) // (blocks * taps)
+    offset = grid_offset(tap, GRID)
+    step_c = tl.cast(step_c, index_type)
+    steps = in_elements(step_d, step_h, step_w, VECTOR, index_type)
+    grad_step_c = tl.cast(grad_step_c, index_type)
+    grad_steps = in_elements(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR, index_type)
+    theta = tl.load(threshold + channel * taps + tap, has_output, 0.0).to(x.dtype.element_ty)[None, :]
+    least = without_nan(theta, False)
+    sums = tl.zeros((BLOCK_SITES, BLOCK_OUTPUTS), accumulator_type)
+    masked = tl.zeros((BLOCK_SITES, BLOCK_OUTPUTS), accumulator_type)
+    for tile in range(tiles):
+        number = tl.cast(part * tiles + tile, index_type) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
+        has_site = number < sites
+        image, position = locate(number, (out_d, out_h, out_w))
+        first = image * (tl.cast(grad_step_n, index_type) * GRAD_VECTOR) + sum_of(times(position, grad_steps))
+        pointers = tile_pointers(grad, first, output * grad_step_c, CHANNELS_LAST)
+        gradient = load_tile(pointers, has_site, has_output, CHANNELS_LAST).to(accumulator_type)
+        site = plus(times(position, STRIDE), offset)
+        inside = has_site & is_inside(site, (in_d, in_h, in_w))
+        first = image * (tl.cast(step_n, index_type) * VECTOR) + sum_of(times(site, steps))
+        values = load_tile(tile_pointers(x, first, channel * step_c, CHANNELS_LAST), inside, has_output, CHANNELS_LAST)
+        if weight_shares is not None:
+            bounded = tl.maximum(values, least, propagate_nan=tl.PropagateNan.ALL)
+            sums += gradient * bounded.to(accumulator_type)
+        if threshold_shares is not None:
+            masked += tl.where(values <= theta, gradient, 0.0)
+    place = (tl.cast(part, tl.int64) * taps + tap) * every + output
+    if weight_shares is not None:
+        tl.store(weight_shares + place, tl.sum(sums, 0), has_output)
+    if threshold_shares is not None:
+        factor = tl.load(weight + output * taps + tap, has_output, 0.0).to(accumulator_type)
+        tl.store(threshold_shares + place, tl.sum(masked, 0) * factor, has_output)
+
+
+# ---- the gradient of the bias, and sums --------------------------------------------------------------------
+
+
+@jit
+def bias_kernel(grad, bias_shares, sites, tiles, out_d, out_h, out_w, grad_step_n, grad_step_d, grad_step_h,
+                grad_step_w, grad_step_c, OUTPUTS: tl.constexpr, GRAD_VECTOR: tl.constexpr,
+                CHANNELS_LAST: tl.constexpr, BLOCK_SITES: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr,
+                WIDE: tl.constexpr):
+    """bias_shares: [programs over sites, outputs]; OUTPUTS of all groups."""
+    index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
+    accumulator_type: tl.constexpr = bias_shares.dtype.element_ty
+    blocks: tl.constexpr = ceil_div(OUTPUTS, BLOCK_OUTPUTS)
+    output = tl.program_id(0) % blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    has_output = output < OUTPUTS
+    part = tl.cast(tl.program_id(0) // blocks, index_type)
+    steps = in_elements(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR, index_type)
+    step_n = tl.cast(grad_step_n, index_type) * GRAD_VECTOR
+    sums = tl.zeros((BLOCK_SITES, BLOCK_OUTPUTS), accumulator_type)
+    for tile in range(tiles):
+        number = (part * tiles + tile) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
+        image, position = locate(number, (out_d, out_h, out_w))
+        pointers = tile_pointers(grad, image * step_n + sum_of(times(position, steps)),
+                                 output * tl.cast(grad_step_c, index_type), CHANNELS_LAST)
+        sums += load_tile(pointers, number < sites, has_output, CHANNELS_LAST).to(accumulator_type)
+    tl.store(bias_shares + part * OUTPUTS + output, tl.sum(sums, 0), has_output)
+
+
+@jit
+def sum_kernel(weight_shares, threshold_shares, bias_shares, dweight, dthreshold, dbias, weight_rows, threshold_rows,
+               bias_rows, TAPS: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr,
+               BLOCK: tl.constexpr, LANES: tl.constexpr):
+    """The gradients of all parameters, each from its shares; one that is None is not wanted.
+
+    dweight: [outputs, channels of a group, T], dthreshold: [channels, T], dbias: [outputs].
+    """
+    of_weight: tl.constexpr = 0 if dweight is None else ceil_div(GROUPS * CHANNELS * OUTPUTS * TAPS, BLOCK)
+    of_threshold: tl.constexpr = 0 if dthreshold is None else ceil_div(GROUPS * CHANNELS * TAPS, BLOCK)
+    # Depthwise every output has its share in its channel's.
+    each: tl.constexpr = OUTPUTS if CHANNELS == 1 else 1
+    block = tl.program_id(0)
+    if block < of_weight:
+        _add_shares(weight_shares, dweight, weight_rows, block, TAPS, GROUPS, CHANNELS, OUTPUTS, 1, BLOCK, LANES)
+    elif block < of_weight + of_threshold:
+        _add_shares(threshold_shares, dthreshold, threshold_rows, block - of_weight, TAPS, GROUPS, CHANNELS, 1, each,
+                    BLOCK, LANES)
+    else:
+        _add_shares(bias_shares, dbias, bias_rows, block - (of_weight + of_threshold), 1, GROUPS, 1, OUTPUTS, 1, BLOCK,
+                    LANES)
+
+
+@jit
+def _add_shares(shares, out, rows, block, TAPS: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
+                OUTPUTS: tl.constexpr, EACH: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr):
+    """A block of out [GROUPS, OUTPUTS, CHANNELS, TAPS]: the shares [rows, TAPS, GROUPS, CHANNELS, OUTPUTS, EACH] summed
+    over rows and EACH, in float64; nothing where there are none."""
+    if shares is not None:
+        numbers: tl.constexpr = TAPS * GROUPS * CHANNELS * OUTPUTS
+        number = block * BLOCK + tl.arange(0, BLOCK)
+        sums = tl.zeros((LANES, BLOCK), tl.float64)
+        for first in range(0, rows, LANES):
+            row = (first + tl.arange(0, LANES))[:, None]
+            mask = (row < rows) & (number < numbers)[None, :]
+            for each in range(EACH):
+                place = (row.to(tl.int64) * numbers + number[None, :]) * EACH + each
+                sums += tl.load(shares + place, mask, 0.0).to(tl.float64)
+        output, channel = number % OUTPUTS, number // OUTPUTS % CHANNELS
+        group, tap = number // (OUTPUTS * CHANNELS) % GROUPS, number // (OUTPUTS * CHANNELS * GROUPS)
+        place = ((group * OUTPUTS + output) * CHANNELS + channel) * TAPS + tap
+        tl.store(out + place, tl.sum(sums, 0).to(out.dtype.element_ty), number < numbers)
