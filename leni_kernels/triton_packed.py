@@ -67,6 +67,25 @@ def at_most(x, y, IN_PAIRS: tl.constexpr):
 
 
 @jit
+def add_where_above(sums, terms, x, y):
+    """``sums`` plus ``terms`` where x ≤ y does not hold, as of a NaN; one step, for which x keeps the sums' layout."""
+    if _compared_in_pairs(x) and sums.dtype == tl.float32:
+        kind: tl.constexpr = "bf16x2" if x.dtype == tl.bfloat16 else "f16x2"
+        code: tl.constexpr = f"""{{
+            .reg .pred p, q;
+            setp.gtu.{kind} p|q, $6, $7;
+            mov.b32 $0, $2;
+            mov.b32 $1, $3;
+            @p add.f32 $0, $2, $4;
+            @q add.f32 $1, $3, $5;
+        }}"""
+        return tl.inline_asm_elementwise(code, "=&r,=&r,r,r,r,r,r,r", [sums, terms, x, y], tl.float32, is_pure=True,
+                                         pack=2)
+    else:
+        return sums + tl.where(x <= y, 0.0, terms)
+
+
+@jit
 def widened(x, DTYPE: tl.constexpr):
     """x in a dtype at least as wide; bfloat16 is the upper half of a float32."""
     if _IN_PAIRS and x.dtype == tl.bfloat16 and tl.float32 == DTYPE:

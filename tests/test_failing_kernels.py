@@ -208,7 +208,7 @@ PASSES = {
     "reborn, weight": (CASES["reborn"][0], triton_tail._weight_gradient_kernel, "reborn_training_backward"),
     "reborn, both branches": (CASES["reborn"][0], triton_tail._branch_gradient_kernel,
                               "reborn_training_backward"),
-    "conv_relu, input": (CASES["conv_relu2d"][0], conv_relu._input_gradient_kernel, "conv_relu_backward"),
+    "conv_relu, input": (CASES["conv_relu2d"][0], triton_gradients.input_gradient_kernel, "conv_relu_backward"),
     "conv_relu, weight and threshold": (CASES["conv_relu2d"][0], triton_gradients.correlation_kernel,
                                         "conv_relu_backward"),
     "conv_relu, groups": (partial(lk.ConvReLU2d, 6, 3, (2, 3), stride=(2, 1), padding=(0, 2), dilation=(1, 2), groups=3,

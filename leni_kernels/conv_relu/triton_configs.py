@@ -67,13 +67,17 @@ def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: 
     if kernel == "input":
         narrow = not channels_last or (operand == "tf32" and not multiplies_from_shared(architecture))
         sites = 64 if rdna else 128
+        if half and channels_last and outputs <= depth:
+            stages = min(stages, 2)  # registers for two programs on a multiprocessor
         return Config(sites, min(channels, 32 if narrow else 64), min(outputs, depth), warps, stages)
     if architecture == "sm_90" and half and channels_last:
         block = 128 if min(channels, outputs) >= 128 else 64
         return Config(64, min(channels, block), min(outputs, block), block // 16, 3)
     if operand == "fp32":
         return Config(depth, min(channels, 64), min(outputs, 32), warps, stages)
-    return Config(depth, min(channels, 64), min(outputs, 64), warps // 2, stages)
+    # Blackwell's sums lie in its tensor memory, and pass through registers all at once.
+    warps = warps if architecture.startswith("sm_10") else warps // 2
+    return Config(depth, min(channels, 64), min(outputs, 64), warps, stages)
 
 
 def _depthwise(operand: str, architecture: str, channels_last: bool) -> Config:

@@ -15,8 +15,10 @@ sites outside x would need a pass of their own.
 
 from __future__ import annotations
 
-from ..triton_packed import at_most, maximum
-from ..triton_support import ceil_div, jit, tl
+import math
+
+from ..triton_packed import add_where_above, at_most, maximum
+from ..triton_support import ceil_div, constexpr_function, jit, tl
 from .triton_tiles import (
     grid_offset,
     in_elements,
@@ -25,11 +27,159 @@ from .triton_tiles import (
     load_tile,
     locate,
     plus,
+    store_tile,
     sum_of,
     tile_pointers,
     times,
     without_nan,
 )
+
+# ---- the gradient of x -------------------------------------------------------------------------------------
+# Of the loop over blocks of outputs, or over taps where there is one block, several iterations load while one is
+# multiplied.
+
+
+@jit
+def _below_zero(first, place, size):
+    """A number that is negative where ``first`` + ``place`` lies outside ``size``: one comparison for all of them."""
+    d, h, w = plus(first, place)
+    return d | (size[0] - 1 - d) | h | (size[1] - 1 - h) | w | (size[2] - 1 - w)
+
+
+@constexpr_function
+def _common(a: int, b: int) -> int:
+    return math.gcd(a, b)
+
+
+@constexpr_function
+def _inverse(number: int, modulus: int) -> int:
+    return pow(number, -1, modulus)
+
+
+@jit
+def _taps_reaching(residue, FIRST: tl.constexpr, STEP: tl.constexpr, COUNT: tl.constexpr, STRIDE: tl.constexpr):
+    """Of COUNT taps along a dimension, at FIRST and every STEP, those that bring x's sites of a residue modulo STRIDE
+    to output sites: the first one's number, from it every how many-th, and how many there are."""
+    if STRIDE == 1:
+        return 0, 1, COUNT
+    else:
+        common: tl.constexpr = _common(STEP, STRIDE)
+        period: tl.constexpr = STRIDE // common
+        lag = residue - FIRST
+        first = lag // common * _inverse(STEP // common, period) % period
+        return first, period, tl.where((lag % common == 0) & (first < COUNT), tl.cdiv(COUNT - first, period), 0)
+
+
+@jit
+def _next(place, count):
+    """The place after one in a grid of so many."""
+    w = place[2] + 1
+    wraps = w == count[2]
+    w = tl.where(wraps, 0, w)
+    h = place[1] + wraps.to(tl.int32)
+    wraps = h == count[1]
+    return place[0] + wraps.to(tl.int32), tl.where(wraps, 0, h), w
+
+
+@jit
+def _add_product(gradient, grad, weight, inside, has_channel, has_output, CHANNELS: tl.constexpr,
+                 CHANNELS_LAST: tl.constexpr, PRECISION: tl.constexpr):
+    """``gradient`` plus that of a block of outputs; depthwise, of one output of each channel."""
+    if CHANNELS == 1:
+        scale = tl.load(weight, has_channel, 0.0)[None, :].to(gradient.dtype)
+        return gradient + load_tile(grad, inside, has_channel, CHANNELS_LAST).to(gradient.dtype) * scale
+    else:
+        tile = load_tile(grad, inside, has_output, CHANNELS_LAST)
+        matrix = load_matrix(weight, has_channel, has_output)
+        return tl.dot(tile, tl.trans(matrix), gradient, PRECISION, out_dtype=gradient.dtype)
+
+
+@jit
+def input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h, span_w, in_d, in_h, in_w,
+                          out_d, out_h, out_w, step_n, step_d, step_h, step_w, step_c,
+                          grad_step_n, grad_step_d, grad_step_h, grad_step_w, grad_step_c,
+                          GRID: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,
+                          GROUPS: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr,
+                          CHANNELS_LAST: tl.constexpr, DX_CHANNELS_LAST: tl.constexpr, BLOCK_SITES: tl.constexpr,
+                          BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, STAGES: tl.constexpr,
+                          WIDE: tl.constexpr, PRECISION: tl.constexpr):
+    """weight: [T, channels, outputs of a group]; threshold: [T, channels].
+
+    x's sites are dealt out by their residues modulo STRIDE: all sites of a program then meet the same taps. ``span`` is
+    how many each residue has in each dimension. Depthwise an iteration has one output of each channel.
+    """
+    index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
+    accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    every: tl.constexpr = GROUPS if CHANNELS == 1 else CHANNELS
+    blocks: tl.constexpr = ceil_div(every, BLOCK_CHANNELS)
+    groups: tl.constexpr = 1 if CHANNELS == 1 else GROUPS
+    channel = tl.program_id(0) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    has_channel = channel < every
+    group = tl.program_id(0) // blocks % groups
+    place = tl.program_id(0) // (blocks * groups)
+    residues: tl.constexpr = STRIDE[0] * STRIDE[1] * STRIDE[2]
+    residue = place % residues
+    residue = residue // (STRIDE[1] * STRIDE[2]), residue // STRIDE[2] % STRIDE[1], residue % STRIDE[2]
+    size = in_d, in_h, in_w
+    out_size = out_d, out_h, out_w
+    number = tl.cast(place // residues, index_type) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
+    image, position = locate(number, (span_d, span_h, span_w))
+    site = plus(times(position, STRIDE), residue)
+    inside = (number < sites) & is_inside(site, size)
+    step_c = tl.cast(step_c, index_type)
+    steps = in_elements(step_d, step_h, step_w, VECTOR, index_type)
+    first = image * (tl.cast(step_n, index_type) * VECTOR) + sum_of(times(site, steps))
+    x = tile_pointers(x + group * CHANNELS * step_c, first, channel * step_c, CHANNELS_LAST)
+    values = load_tile(x, inside, has_channel, CHANNELS_LAST)
+    output = channel * OUTPUTS if CHANNELS == 1 else tl.arange(0, BLOCK_OUTPUTS)
+    step_c = tl.cast(grad_step_c, index_type)
+    steps = in_elements(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR, index_type)
+    first = image * (tl.cast(grad_step_n, index_type) * GRAD_VECTOR) + sum_of(times(position, steps))
+    grad = tile_pointers(grad + group * OUTPUTS * step_c, first, output * step_c, CHANNELS_LAST)
+    threshold += group * CHANNELS + channel
+    if CHANNELS == 1:
+        weight += output
+    else:
+        weight += (group * CHANNELS + channel)[:, None] * OUTPUTS + output[None, :]
+
+    place_of_none = -(2**30)
+    position = tl.where(number < sites, position[0], place_of_none).to(tl.int32), position[1], position[2]
+    taps_d, period_d, count_d = _taps_reaching(residue[0], GRID[0][0], GRID[1][0], GRID[2][0], STRIDE[0])
+    taps_h, period_h, count_h = _taps_reaching(residue[1], GRID[0][1], GRID[1][1], GRID[2][1], STRIDE[1])
+    taps_w, period_w, count_w = _taps_reaching(residue[2], GRID[0][2], GRID[1][2], GRID[2][2], STRIDE[2])
+    width: tl.constexpr = 1 if CHANNELS == 1 else BLOCK_OUTPUTS
+    output_blocks: tl.constexpr = ceil_div(OUTPUTS, width)
+    sums = tl.zeros((BLOCK_SITES, BLOCK_CHANNELS), accumulator_type)
+    none = tl.program_id(0) * 0
+    place = none, none, none
+    for _ in tl.range(0, count_d * count_h * count_w, num_stages=STAGES if output_blocks == 1 else 1):
+        tap_d, tap_h, tap_w = taps_d + place[0] * period_d, taps_h + place[1] * period_h, taps_w + place[2] * period_w
+        tap = (tap_d * GRID[2][1] + tap_h) * GRID[2][2] + tap_w
+        lag_d = residue[0] - GRID[0][0] - tap_d * GRID[1][0]
+        lag_h = residue[1] - GRID[0][1] - tap_h * GRID[1][1]
+        lag_w = residue[2] - GRID[0][2] - tap_w * GRID[1][2]
+        shift = lag_d // STRIDE[0], lag_h // STRIDE[1], lag_w // STRIDE[2]
+        inside = _below_zero(shift, position, out_size) >= 0
+        of_grad, of_weight = grad + sum_of(times(shift, steps)), weight + tap * (GROUPS * CHANNELS * OUTPUTS)
+        gradient = tl.zeros_like(sums)
+        if output_blocks == 1:
+            gradient = _add_product(gradient, of_grad, of_weight, inside, has_channel, output < OUTPUTS, CHANNELS,
+                                    CHANNELS_LAST, PRECISION)
+        else:
+            for first_output in tl.range(0, OUTPUTS, width, num_stages=STAGES):
+                gradient = _add_product(gradient, of_grad, of_weight, inside, has_channel,
+                                        first_output + output < OUTPUTS, CHANNELS, CHANNELS_LAST, PRECISION)
+                of_grad += width * step_c
+                of_weight += width
+        theta = tl.load(threshold + tap * (GROUPS * CHANNELS), has_channel, 0.0)
+        sums = add_where_above(sums, gradient, values, tl.broadcast_to(theta[None, :], values.shape))
+        place = _next(place, (count_d, count_h, count_w))
+    number = ((image * in_d + site[0]) * in_h + site[1]) * in_w + site[2]
+    plane = tl.cast(in_d, index_type) * in_h * in_w
+    inside = (position[0] >= 0) & is_inside(site, size)
+    store_tile(dx, sums, number, group * CHANNELS + channel, inside, has_channel, plane, GROUPS * CHANNELS,
+               DX_CHANNELS_LAST)
+
 
 # ---- the gradients of weight and θ -------------------------------------------------------------------------
 # Output sites are dealt out in WINDOWS (images, d, h, w) of BLOCK_SITES sites: a window's place is a few scalars, a
@@ -67,13 +217,6 @@ def _next_window(image, position, out_size, WINDOW: tl.constexpr):
     d = position[0] + tl.where(wraps, WINDOW[1], 0)
     wraps = d >= out_size[0]
     return image + tl.where(wraps, WINDOW[0], 0), (tl.where(wraps, 0, d), h, w)
-
-
-@jit
-def _below_zero(first, place, size):
-    """A number that is negative where ``first`` + ``place`` lies outside ``size``: one comparison for all of them."""
-    d, h, w = plus(first, place)
-    return d | (size[0] - 1 - d) | h | (size[1] - 1 - h) | w | (size[2] - 1 - w)
 
 
 @jit

@@ -42,122 +42,16 @@ from ..triton_support import (
 from . import triton_layout
 from .triton_configs import Config, choose, converts
 from .triton_forward import forward_kernel, pipelined_kernel
-from .triton_gradients import bias_kernel, correlation_kernel, depthwise_correlation_kernel, sum_kernel
+from .triton_gradients import (
+    bias_kernel,
+    correlation_kernel,
+    depthwise_correlation_kernel,
+    input_gradient_kernel,
+    sum_kernel,
+)
 from .triton_tiles import (
-    grid_offset,
-    in_elements,
-    is_inside,
-    load_matrix,
-    load_tile,
-    locate,
-    plus,
-    store_tile,
-    sum_of,
-    tile_pointers,
-    times,
     without_nan,
 )
-
-# ---- the gradient of x -------------------------------------------------------------------------------------
-
-
-@jit
-def _tap_gradient(gradient, grad, weight, position, size, steps, step_c, has_site, has_channel, lag,
-                  STRIDE: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-                  BLOCK_OUTPUTS: tl.constexpr, PRECISION: tl.constexpr):
-    """``gradient`` [sites, channels], zero, plus that of what one tap reads there.
-
-    The tap brings a site to the output site ``position`` + ``lag`` / STRIDE; where that is not whole, to none.
-    """
-    shift = lag[0] // STRIDE[0], lag[1] // STRIDE[1], lag[2] // STRIDE[2]
-    outputs = OUTPUTS
-    if STRIDE[0] * STRIDE[1] * STRIDE[2] > 1:
-        whole = (lag[0] % STRIDE[0] == 0) & (lag[1] % STRIDE[1] == 0) & (lag[2] % STRIDE[2] == 0)
-        outputs = tl.where(whole, OUTPUTS, 0)
-    inside = has_site & is_inside(plus(position, shift), size)
-    grad += sum_of(times(shift, steps))
-    if CHANNELS == 1:
-        for _ in range(outputs):
-            tile = load_tile(grad, inside, has_channel, CHANNELS_LAST)
-            scale = tl.load(weight, has_channel, 0.0)
-            gradient += tile.to(gradient.dtype) * scale[None, :].to(gradient.dtype)
-            grad += step_c
-            weight += 1
-    else:
-        for o in range(0, outputs, BLOCK_OUTPUTS):
-            has_output = o + tl.arange(0, BLOCK_OUTPUTS) < OUTPUTS
-            tile = load_tile(grad, inside, has_output, CHANNELS_LAST)
-            matrix = load_matrix(weight, has_channel, has_output)
-            gradient = tl.dot(tile, tl.trans(matrix), gradient, PRECISION, out_dtype=gradient.dtype)
-            grad += BLOCK_OUTPUTS * step_c
-            weight += BLOCK_OUTPUTS
-    return gradient
-
-
-@jit
-def _input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h, span_w, in_d, in_h, in_w,
-                           out_d, out_h, out_w, step_n, step_d, step_h, step_w, step_c,
-                           grad_step_n, grad_step_d, grad_step_h, grad_step_w, grad_step_c,
-                           GRID: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,
-                           GROUPS: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr,
-                           CHANNELS_LAST: tl.constexpr, DX_CHANNELS_LAST: tl.constexpr, BLOCK_SITES: tl.constexpr,
-                           BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, WIDE: tl.constexpr,
-                           PRECISION: tl.constexpr):
-    """weight: [T, channels, outputs of a group]; threshold: [T, channels].
-
-    x's sites are dealt out by their residues modulo STRIDE: all sites of a program then meet the same taps. ``span`` is
-    how many each residue has in each dimension. Taps are a loop of the compiled kernel: each has its own product, and
-    is compared on its own, so that unrolling would gain nothing.
-    """
-    index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
-    accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    every: tl.constexpr = GROUPS if CHANNELS == 1 else CHANNELS
-    blocks: tl.constexpr = ceil_div(every, BLOCK_CHANNELS)
-    groups: tl.constexpr = 1 if CHANNELS == 1 else GROUPS
-    channel = tl.program_id(0) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    has_channel = channel < every
-    group = tl.program_id(0) // blocks % groups
-    place = tl.program_id(0) // (blocks * groups)
-    residues: tl.constexpr = STRIDE[0] * STRIDE[1] * STRIDE[2]
-    residue = place % residues
-    residue = residue // (STRIDE[1] * STRIDE[2]), residue // STRIDE[2] % STRIDE[1], residue % STRIDE[2]
-    size = in_d, in_h, in_w
-    out_size = out_d, out_h, out_w
-    number = tl.cast(place // residues, index_type) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
-    has_site = number < sites
-    image, position = locate(number, (span_d, span_h, span_w))
-    site = plus(times(position, STRIDE), residue)
-    inside = has_site & is_inside(site, size)
-    step_c = tl.cast(step_c, index_type)
-    steps = in_elements(step_d, step_h, step_w, VECTOR, index_type)
-    first = image * (tl.cast(step_n, index_type) * VECTOR) + sum_of(times(site, steps))
-    x = tile_pointers(x + group * CHANNELS * step_c, first, channel * step_c, CHANNELS_LAST)
-    values = load_tile(x, inside, has_channel, CHANNELS_LAST)
-    output = channel * OUTPUTS if CHANNELS == 1 else tl.arange(0, BLOCK_OUTPUTS)
-    step_c = tl.cast(grad_step_c, index_type)
-    steps = in_elements(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR, index_type)
-    first = image * (tl.cast(grad_step_n, index_type) * GRAD_VECTOR) + sum_of(times(position, steps))
-    grad = tile_pointers(grad + group * OUTPUTS * step_c, first, output * step_c, CHANNELS_LAST)
-    threshold += group * CHANNELS + channel
-    if CHANNELS == 1:
-        weight += output
-    else:
-        weight += (group * CHANNELS + channel)[:, None] * OUTPUTS + output[None, :]
-    sums = tl.zeros((BLOCK_SITES, BLOCK_CHANNELS), accumulator_type)
-    for t in range(GRID[2][0] * GRID[2][1] * GRID[2][2]):
-        offset = grid_offset(t, GRID)
-        lag = residue[0] - offset[0], residue[1] - offset[1], residue[2] - offset[2]
-        gradient = _tap_gradient(tl.zeros_like(sums), grad, weight, position, out_size, steps, step_c, has_site,
-                                 has_channel, lag, STRIDE, CHANNELS, OUTPUTS, CHANNELS_LAST, BLOCK_OUTPUTS, PRECISION)
-        theta = tl.load(threshold, has_channel, 0.0)
-        sums += tl.where(values <= theta[None, :], 0.0, gradient)
-        weight += GROUPS * CHANNELS * OUTPUTS
-        threshold += GROUPS * CHANNELS
-    number = ((image * in_d + site[0]) * in_h + site[1]) * in_w + site[2]
-    plane = tl.cast(in_d, index_type) * in_h * in_w
-    store_tile(dx, sums, number, group * CHANNELS + channel, inside, has_channel, plane, GROUPS * CHANNELS,
-                DX_CHANNELS_LAST)
-
 
 # ---- parameters ------------------------------------------------------------------------------------------
 
@@ -329,12 +223,13 @@ def _input_gradient(problem: _Problem, grad: Tensor, weight: Tensor, threshold: 
     programs = (ceil_div(sites, config.sites) * math.prod(problem.stride)
                 * problem.blocks(problem.channels, config.channels))
     constants = _gradient_constants(problem, config, operand, grad) | {
-        "WIDE": wide(x, dx, grad), "DX_CHANNELS_LAST": channels_last}
+        "WIDE": wide(x, dx, grad), "DX_CHANNELS_LAST": channels_last,
+        "STAGES": config.stages}
     with on_device_of(x):
-        launchable(_input_gradient_kernel)[(programs,)](
+        launchable(input_gradient_kernel)[(programs,)](
             x, *_laid_out(problem, weight, threshold, None), grad, dx, sites, *span, *x.shape[2:],
             *problem.out_size, *_steps_of(x, constants["VECTOR"]),
-            *_steps_of(grad, constants["GRAD_VECTOR"]), **constants, num_warps=config.warps, num_stages=config.stages)
+            *_steps_of(grad, constants["GRAD_VECTOR"]), **constants, num_warps=config.warps, num_stages=1)
 
 
 _LAID_OUT = 1024
@@ -633,8 +528,8 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
             grad, unit = _empty(grad.shape, like, True), "step_c"
         grad = _three_dimensional(grad)
         if kernel == "input":
-            function, constants = _input_gradient_kernel, _gradient_constants(problem, config, operand, grad)
-            constants["DX_CHANNELS_LAST"] = channels_last
+            function, constants = input_gradient_kernel, _gradient_constants(problem, config, operand, grad)
+            constants |= {"DX_CHANNELS_LAST": channels_last, "STAGES": config.stages}
         else:
             function, constants = _correlation_kernel(problem, config, operand, grad)
         constants |= {unit: 1, f"grad_{unit}": 1}

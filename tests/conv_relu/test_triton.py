@@ -468,6 +468,6 @@ def test_a_step_is_seven_launches_and_copies(case, channels_last, copies, kernel
     assert forward.kernels == [*copies, "_lay_out_kernel", kernel]
     assert not forward.of_torch
     correlation = "depthwise_correlation_kernel" if groups > 1 else "correlation_kernel"
-    assert backward.kernels == [*copies * 2, "_lay_out_kernel", "_input_gradient_kernel", correlation, "bias_kernel",
+    assert backward.kernels == [*copies * 2, "_lay_out_kernel", "input_gradient_kernel", correlation, "bias_kernel",
                                 "sum_kernel"]
     assert not backward.of_torch
