@@ -67,9 +67,9 @@ def at_most(x, y, IN_PAIRS: tl.constexpr):
 
 
 @jit
-def add_where_above(sums, terms, x, y):
+def add_where_above(sums, terms, x, y, IN_PAIRS: tl.constexpr):
     """``sums`` plus ``terms`` where x ≤ y does not hold, as of a NaN; one step, for which x keeps the sums' layout."""
-    if _compared_in_pairs(x) and sums.dtype == tl.float32:
+    if _IN_PAIRS and IN_PAIRS:
         kind: tl.constexpr = "bf16x2" if x.dtype == tl.bfloat16 else "f16x2"
         code: tl.constexpr = f"""{{
             .reg .pred p, q;

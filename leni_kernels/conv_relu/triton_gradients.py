@@ -102,7 +102,7 @@ def input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h,
                           GROUPS: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr,
                           CHANNELS_LAST: tl.constexpr, DX_CHANNELS_LAST: tl.constexpr, BLOCK_SITES: tl.constexpr,
                           BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, STAGES: tl.constexpr,
-                          WIDE: tl.constexpr, PRECISION: tl.constexpr):
+                          PAIRS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr):
     """weight: [T, channels, outputs of a group]; threshold: [T, channels].
 
     x's sites are dealt out by their residues modulo STRIDE: all sites of a program then meet the same taps. ``span`` is
@@ -172,7 +172,7 @@ def input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h,
                 of_grad += width * step_c
                 of_weight += width
         theta = tl.load(threshold + tap * (GROUPS * CHANNELS), has_channel, 0.0)
-        sums = add_where_above(sums, gradient, values, tl.broadcast_to(theta[None, :], values.shape))
+        sums = add_where_above(sums, gradient, values, tl.broadcast_to(theta[None, :], values.shape), PAIRS)
         place = _next(place, (count_d, count_h, count_w))
     number = ((image * in_d + site[0]) * in_h + site[1]) * in_w + site[2]
     plane = tl.cast(in_d, index_type) * in_h * in_w

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..architectures import operand_types, warp_size
+from ..architectures import compares_pairs, operand_types, warp_size
 from ..triton_support import (
     LONGEST_RUN,
     CompileCase,
@@ -215,16 +215,15 @@ def _converts(problem: _Problem) -> bool:
 def _input_gradient(problem: _Problem, grad: Tensor, weight: Tensor, threshold: Tensor, dx: Tensor,
                     channels_last: bool) -> None:
     """Write dx, dense and ``channels_last`` or not, whatever the layout of x and of y's gradient."""
-    x, operand = problem.x, _operand(problem.x)
-    config = choose("input", problem.channels, problem.outputs, len(problem.taps), operand, architecture(x),
+    x, operand, target = problem.x, _operand(problem.x), architecture(problem.x)
+    config = choose("input", problem.channels, problem.outputs, len(problem.taps), operand, target,
                     problem.channels_last)
     span = tuple(ceil_div(size, stride) for size, stride in zip(x.shape[2:], problem.stride, strict=True))
     sites = x.shape[0] * math.prod(span)
     programs = (ceil_div(sites, config.sites) * math.prod(problem.stride)
                 * problem.blocks(problem.channels, config.channels))
-    constants = _gradient_constants(problem, config, operand, grad) | {
-        "WIDE": wide(x, dx, grad), "DX_CHANNELS_LAST": channels_last,
-        "STAGES": config.stages}
+    constants = _gradient_constants(problem, config, operand, target, grad) | {
+        "WIDE": wide(x, dx, grad), "DX_CHANNELS_LAST": channels_last, "STAGES": config.stages}
     with on_device_of(x):
         launchable(input_gradient_kernel)[(programs,)](
             x, *_laid_out(problem, weight, threshold, None), grad, dx, sites, *span, *x.shape[2:],
@@ -262,9 +261,10 @@ def _parameter_gradients(problem: _Problem, grad: Tensor, weight: Tensor, thresh
 def _correlation(problem: _Problem, grad: Tensor, weight: Tensor, threshold: Tensor, needs_weight: bool,
                  needs_threshold: bool) -> tuple[Tensor | None, Tensor | None]:
     """The shares of weight's gradient and of θ's, a row of each sum; None of what is not needed."""
-    x, taps, operand = problem.x, len(problem.taps), _operand(problem.x)
-    config = choose("weight", problem.channels, problem.outputs, taps, operand, architecture(x), problem.channels_last)
-    kernel, constants = _correlation_kernel(problem, config, operand, grad)
+    x, operand, target = problem.x, _operand(problem.x), architecture(problem.x)
+    taps = len(problem.taps)
+    config = choose("weight", problem.channels, problem.outputs, taps, operand, target, problem.channels_last)
+    kernel, constants = _correlation_kernel(problem, config, operand, target, grad)
     sizes = (x.shape[0], *problem.out_size)
     tiles = (math.prod(map(ceil_div, sizes, constants["WINDOW"])) if problem.matrix
              else ceil_div(math.prod(sizes), config.sites))
@@ -416,16 +416,19 @@ def _run(taps: tuple[tuple[int, int, int, bool], ...], below: bool) -> tuple[Any
     return (first, step, count, below) if len(taps) <= 32 and tuple((*at, below) for at in grid) == taps else None
 
 
-def _gradient_constants(problem: _Problem, config: Config, operand: str, grad: Tensor) -> dict[str, Any]:
+def _gradient_constants(problem: _Problem, config: Config, operand: str, target: str,
+                        grad: Tensor) -> dict[str, Any]:
     vector = _vector_of(grad, problem.channels_last)
-    return _constants(problem, config, operand) | {"GRID": problem.grid, "GRAD_VECTOR": vector}
+    return _constants(problem, config, operand) | {
+        "GRID": problem.grid, "GRAD_VECTOR": vector, "PAIRS": compares_pairs(target, operand)}
 
 
-def _correlation_kernel(problem: _Problem, config: Config, operand: str, grad: Tensor) -> tuple[Any, dict[str, Any]]:
+def _correlation_kernel(problem: _Problem, config: Config, operand: str, target: str,
+                        grad: Tensor) -> tuple[Any, dict[str, Any]]:
     """The kernel of weight's and θ's gradients, and its constants."""
-    constants = _gradient_constants(problem, config, operand, grad)
+    constants = _gradient_constants(problem, config, operand, target, grad)
     if not problem.matrix:
-        others = ("CHANNELS", "BLOCK_CHANNELS", "PRECISION")
+        others = ("CHANNELS", "BLOCK_CHANNELS", "PAIRS", "PRECISION")
         return depthwise_correlation_kernel, {name: constants[name] for name in constants if name not in others}
     columns = 1 if problem.channels_last else 32
     window = _window((problem.x.shape[0], *problem.out_size), config.sites, columns)
@@ -528,10 +531,11 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
             grad, unit = _empty(grad.shape, like, True), "step_c"
         grad = _three_dimensional(grad)
         if kernel == "input":
-            function, constants = input_gradient_kernel, _gradient_constants(problem, config, operand, grad)
+            function = input_gradient_kernel
+            constants = _gradient_constants(problem, config, operand, architecture, grad)
             constants |= {"DX_CHANNELS_LAST": channels_last, "STAGES": config.stages}
         else:
-            function, constants = _correlation_kernel(problem, config, operand, grad)
+            function, constants = _correlation_kernel(problem, config, operand, architecture, grad)
         constants |= {unit: 1, f"grad_{unit}": 1}
         # Triton takes sizes of 1 as constants.
         sizes = {"in": problem.x.shape[2:], "out": problem.out_size}
