@@ -39,13 +39,14 @@ from leni_kernels import triton_packed, triton_support
 from leni_kernels.architectures import is_amd, operand_types, shared_memory, warp_size
 from leni_kernels.conv_relu import triton_kernels as conv_relu
 from leni_kernels.leni import triton_algebra as leni_algebra
+from leni_kernels.leni import triton_input_gradient as leni_input_gradient
 from leni_kernels.leni import triton_kernels as leni
 from leni_kernels.leni import triton_tail as reborn
 from leni_kernels.leni import triton_training as leni_training
 from leni_kernels.pointwise import triton_kernels as pointwise
 from leni_kernels.triton_support import CompileCase
 
-ROOMS = (leni, leni_training, leni_algebra, reborn, conv_relu, pointwise)
+ROOMS = (leni, leni_training, leni_input_gradient, leni_algebra, reborn, conv_relu, pointwise)
 """The modules whose ``compile_cases(architecture)`` are compiled; a new mechanism adds its own here."""
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx1100")
@@ -163,6 +164,9 @@ def target(architecture: str) -> Any:
 # ---- NVIDIA ------------------------------------------------------------------------------------------------
 
 
+_MATRIX = r"HGMMA|HMMA|DMMA|UTC\w*MMA"
+
+
 def _read_cubin(cubin: bytes) -> dict[str, object]:
     usage, sass = machine_code.disassembled(cubin)
     instructions = machine_code.instructions(sass)
@@ -171,17 +175,19 @@ def _read_cubin(cubin: bytes) -> dict[str, object]:
     return {
         **machine_code.resources(usage),
         "spills": _count(counts, r"(STL|LDL)\b"),
-        "matrix": _families(counts, r"HGMMA|HMMA|DMMA|UTC\w*MMA"),
+        "matrix": _families(counts, _MATRIX),
         "loads": _widths(loop, r"LDG", machine_code.bits),
         "instructions": sum(loop.values()),
     }
 
 
 def _hot_loop(instructions: list[Instruction]) -> list[Instruction]:
-    """The body of the longest loop, or everything where there is no loop."""
+    """The body of the largest loop that multiplies matrices, or everything where there is no loop."""
     bodies = [[each for each in instructions if span.first <= each.address <= span.last]
               for span in machine_code.spans(instructions)]
-    return max(bodies, key=len, default=instructions)
+    # What waits may be moved past the end, and branches back over all that lies between.
+    multiply = [body for body in bodies if any(re.match(_MATRIX, each.opcode) for each in body)]
+    return max(multiply or bodies, key=len, default=instructions)
 
 
 # ---- AMD ---------------------------------------------------------------------------------------------------

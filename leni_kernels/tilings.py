@@ -48,7 +48,7 @@ Table = Mapping[Key, Mapping[str, int]]
 Tiling = TypeVar("Tiling")
 
 LIMITS = {
-    "rows": (1, 8), "positions": (1, 1024), "pixels": (16, 1024), "step": (1, 1024), "sites": (16, 1024),
+    "rows": (1, 8), "positions": (1, 1024), "pixels": (16, 1024), "sites": (16, 1024),
     "channels": (16, 256), "outputs": (16, 256), "warps": (1, 32), "stages": (1, 8),
 }
 """Of each field of a tiling: products want 16 of whatever they multiply, and an SM has so many threads."""
@@ -207,8 +207,6 @@ def _entry(content: Any) -> tuple[Key, dict[str, int]]:
         raise ValueError(f"channels and outputs are powers of two from 16 to 256, and taps 1 or more: {content}")
     if not isinstance(tiling, dict) or not all(_possible(*field) for field in tiling.items()):
         raise ValueError(f"a tiling has powers of two, each in its limits {LIMITS}: {content}")
-    if tiling.get("step", 1) > tiling.get("pixels", 1024):
-        raise ValueError(f"a step has more pixels than its tile: {content}")
     # In NCHW such a position is a vector.
     span = 1 if found.layout == "channels-last" else full_vector(found.operand)
     if {"rows", "positions", "outputs"} <= set(tiling) and tiling["rows"] * tiling["positions"] * span < 16:

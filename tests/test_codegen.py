@@ -36,7 +36,9 @@ import triton  # noqa: E402
 
 LENI = ("leni channels-last C=64 k=3 bf16", "leni NCHW C=64 k=3 bf16")
 TRAINING = tuple(f"leni {which} gradient {layout} C=64 k=3 bf16"
-                 for which in ("weight", "input") for layout in ("channels-last", "NCHW"))
+                 for which in ("weight", "input", "negative") for layout in ("channels-last", "NCHW"))
+NARROW = tuple(f"leni {which} gradient NCHW C=64 k=3 vectors of {length} bf16"
+               for which in ("input", "negative") for length in (4, 2, 1))
 REBORN = tuple(f"reborn {which} {layout} C=64 bf16" for which in ("tail", "weight gradient", "input gradient")
                for layout in ("channels-last", "NCHW"))
 CONV_RELU = ("conv_relu forward channels-last 64→64 k=3×3 bf16", "conv_relu weight channels-last 64→64 k=3×3 bf16")
@@ -63,7 +65,8 @@ CHOSEN = {
         "leni channels-last C=64 k=3 fp16", "leni channels-last C=64 k=7 bf16", "leni NCHW C=64 k=5 bf16",
         "leni channels-last C=64 k=3 tf32", "leni NCHW C=64 k=3 tf32", "leni NCHW C=128 k=3 fp32",
         "leni channels-last C=64 k=3 fp64",
-        *TRAINING, "leni statistics channels-last C=64 k=3 bf16", "leni weight gradient channels-last C=64 k=3 tf32",
+        *TRAINING, *NARROW, "leni statistics channels-last C=64 k=3 bf16",
+        "leni weight gradient channels-last C=64 k=3 tf32",
         *REBORN, "reborn statistics channels-last C=64 bf16", "reborn negative gradient NCHW C=64 bf16",
         *(f"reborn {which} {layout} C=256 bf16" for which in ("tail", "weight gradient", "input gradient")
           for layout in ("channels-last", "NCHW")),

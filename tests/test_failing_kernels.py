@@ -18,8 +18,8 @@ import leni_kernels as lk
 from leni_kernels import BackendUnavailableError, backends, extension
 from leni_kernels.conv_relu import triton_gradients
 from leni_kernels.conv_relu import triton_kernels as conv_relu
+from leni_kernels.leni import triton_input_gradient, triton_tail, triton_training
 from leni_kernels.leni import triton_kernels as leni
-from leni_kernels.leni import triton_tail, triton_training
 from leni_kernels.pointwise import triton_kernels as pointwise
 
 test_in_the_interpreter = on_triton.in_the_interpreter(__file__)
@@ -202,9 +202,10 @@ def test_one_warning_for_each_operation_and_kind_of_failure(fail):
 
 PASSES = {
     "leni, weight": (CASES["leni"][0], triton_training._weight_gradient_kernel, "leni_training_backward"),
-    "leni, input": (CASES["leni"][0], triton_training._input_gradient_kernel, "leni_training_backward"),
+    "leni, z": (CASES["leni"][0], triton_input_gradient._negative_gradient_kernel, "leni_training_backward"),
+    "leni, input": (CASES["leni"][0], triton_input_gradient._input_gradient_kernel, "leni_training_backward"),
     "leni_eval, weight": (CASES["leni_eval"][0], triton_training._weight_gradient_kernel, "leni_weight_gradient"),
-    "leni_folded, input": (folded_leni, triton_training._input_gradient_kernel, "leni_input_gradient"),
+    "leni_folded, input": (folded_leni, triton_input_gradient._input_gradient_kernel, "leni_input_gradient"),
     "reborn, weight": (CASES["reborn"][0], triton_tail._weight_gradient_kernel, "reborn_training_backward"),
     "reborn, both branches": (CASES["reborn"][0], triton_tail._branch_gradient_kernel,
                               "reborn_training_backward"),

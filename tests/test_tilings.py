@@ -59,6 +59,8 @@ RULES = {
     "leni statistics": lambda c, k, *where: (leni.statistics(c, k, *where), leni._statistics_rule(c, k, *where)),
     "leni weight gradient": lambda c, k, *where: (
         leni.weight_gradient(c, k, *where), leni._weight_gradient_rule(c, k, *where)),
+    "leni negative gradient": lambda c, k, *where: (
+        leni.negative_gradient(c, k, *where), leni._negative_gradient_rule(c, k, *where)),
     "leni input gradient": lambda c, k, *where: (
         leni.input_gradient(c, k, *where), leni._input_gradient_rule(c, k, *where)),
     "reborn statistics": lambda c, k, *where: (leni.tail_statistics(c, *where), leni._statistics_rule(c, 3, *where)),
@@ -199,7 +201,6 @@ BROKEN = {
     "a negative": _file([_entry(positions=-4)]),
     "an unknown field": _file([KEY._asdict() | {"tiling": FIELDS | {"threads": 32}}]),
     "a product of too few pixels": _file([_entry(rows=1, positions=8)]),
-    "a step past its tile": _file([KEY._asdict() | {"tiling": {"pixels": 32, "step": 64}}]),
 }
 
 

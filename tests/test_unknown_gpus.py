@@ -21,7 +21,7 @@ from leni_kernels.architectures import why_unsupported
 from leni_kernels.backends import KernelFailure
 from leni_kernels.conv_relu import triton_kernels as conv_relu
 from leni_kernels.conv_relu import triton_layout
-from leni_kernels.leni import triton_algebra, triton_steps, triton_tail, triton_training
+from leni_kernels.leni import triton_algebra, triton_input_gradient, triton_steps, triton_tail, triton_training
 from leni_kernels.leni import triton_kernels as leni
 from leni_kernels.pointwise import triton_kernels as pointwise
 from leni_kernels.triton_support import jit, tl
@@ -134,7 +134,7 @@ def calls_of_everything():
     yield 1, leni.leni_folded, (x, taps, weight, vector, False)
     yield 2, triton_training.leni_statistics, (x, taps, False)
     yield 2, triton_training.leni_weight_gradient, (x, x, taps, False)
-    yield 2, triton_training.leni_input_gradient, (x, x, taps, weight, features, features, False)
+    yield 3, triton_input_gradient.leni_input_gradient, (x, x, taps, weight, features, features, False)
     yield 2, triton_tail.reborn_statistics, (x, False)
     yield 1, triton_tail.reborn_tail, (x, x, weight, vector, False)
     yield 2, triton_tail.reborn_weight_gradient, (x, x, x, features, False)
@@ -148,7 +148,7 @@ def calls_of_everything():
     statistics, of_z = (torch.empty(size, device="cuda:1", dtype=double) for size in (33, 17))
     norms, eps = (vector, vector, features, features), (1e-3, 1e-2, False)
     yield 3, triton_steps.leni_training, (x, deconv, *norms, compress, vector, None, *eps)
-    yield 4, triton_steps.leni_training_backward, (x, x, deconv, *norms, compress, statistics, None, *eps, True)
+    yield 5, triton_steps.leni_training_backward, (x, x, deconv, *norms, compress, statistics, None, *eps, True)
     yield 2, triton_steps.leni_eval, (x, deconv, *[vector] * 4, *[features] * 4, compress, vector, *eps)
     yield 1, triton_steps.leni_running_statistics, (statistics, vector, vector, vector, vector, None, 0.1, features,
                                                     features, None, 0.1, 1e-3)
@@ -170,7 +170,8 @@ def test_launches_are_on_the_gpu_of_the_tensor(monkeypatch):
     monkeypatch.setattr(triton_support, "_on_gpu", lambda x: x.device.type == "cuda")
     monkeypatch.setattr(triton_support, "_architecture_of", launches.architecture_of)
     monkeypatch.setattr(torch.cuda, "device", launches.device)
-    for room in (conv_relu, triton_layout, leni, triton_algebra, triton_tail, triton_training, pointwise):
+    for room in (conv_relu, triton_layout, leni, triton_algebra, triton_input_gradient, triton_tail, triton_training,
+                 pointwise):
         monkeypatch.setattr(room, "launchable", lambda kernel: launches)
     with FakeTensorMode():
         for kernels, launch, arguments in calls_of_everything():

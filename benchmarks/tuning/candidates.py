@@ -53,8 +53,7 @@ def _possible(tiling: Any, subject: Subject) -> bool:
     # A vector of 128 bits is the least step, and products want 16 pixels.
     span = 1 if subject.channels_last else 8
     pixels, channels, outputs = volume(tiling)
-    return (max(channels, outputs) <= tilings.rounded(subject.channels) and pixels * span >= 16
-            and 8 <= getattr(tiling, "step", 8) <= getattr(tiling, "pixels", 8))
+    return max(channels, outputs) <= tilings.rounded(subject.channels) and pixels * span >= 16
 
 
 def volume(tiling: Any) -> tuple[int, int, int]:

@@ -15,6 +15,7 @@ from leni_kernels.conv_relu import reference as conv_relu_reference
 from leni_kernels.conv_relu import triton_configs as conv_relu_configs
 from leni_kernels.conv_relu import triton_kernels as conv_relu
 from leni_kernels.leni import reference, triton_configs
+from leni_kernels.leni import triton_input_gradient as input_gradient
 from leni_kernels.leni import triton_kernels as leni
 from leni_kernels.leni import triton_tail as reborn
 from leni_kernels.leni import triton_training as training
@@ -166,10 +167,12 @@ KERNELS = (
     _of_conv_relu("forward", ("forward",),
                   lambda i, last: (_launch.conv_relu_triton(i.x, i.filters, i.threshold, i.bias, *_OPTIONS, last),),
                   lambda i: (_conv_relu(i.x, i.filters, i.threshold, i.bias),)),
-    _of_leni("input gradient", training, "input gradient ", triton_configs.input_gradient,
-             lambda i, last: _launch.leni_input_gradient_triton(
-                 i.grad, i.x, i.taps, i.weight, i.constant, i.slope, last),
-             _leni_input_gradient),
+    *(_of_leni(name, input_gradient, f"{name} ", choose,
+               lambda i, last: _launch.leni_input_gradient_triton(
+                   i.grad, i.x, i.taps, i.weight, i.constant, i.slope, last),
+               _leni_input_gradient)
+      for name, choose in (("negative gradient", triton_configs.negative_gradient),
+                           ("input gradient", triton_configs.input_gradient))),
     _of_leni("weight gradient", training, "weight gradient ", triton_configs.weight_gradient,
              lambda i, last: _launch.leni_weight_gradient_triton(i.grad, i.x, i.taps, last, i.mean),
              _leni_weight_gradient),

@@ -1,7 +1,8 @@
 """LENI as PyTorch operators: schemas, fakes, autograd, autocast and the choice of backend.
 
 No arithmetic here: the definitions and the folding are in ``reference.py``, the kernels in ``csrc/``,
-``triton_kernels.py`` and ``triton_training.py``, whole steps on a GPU in ``triton_steps.py``. Reborn's operators, in
+``triton_kernels.py``, ``triton_training.py`` and ``triton_input_gradient.py``, whole steps on a GPU in
+``triton_steps.py``. Reborn's operators, in
 ``reborn_ops.py``, take what both share from here.
 """
 
@@ -19,7 +20,7 @@ from .. import checks, extension, triton_support
 from ..backends import Backend, Operation, with_reference
 from ..kept import Kept
 from ..operators import define, differentiable, eager, needed, once_differentiable, without_gradients
-from . import reference, triton_kernels, triton_steps, triton_training
+from . import reference, triton_input_gradient, triton_kernels, triton_steps, triton_training
 from .batch_norms import merged_over, summed_over
 from .reference import Folded, Layer, Norm
 
@@ -337,7 +338,7 @@ def _define_triton() -> None:
     global _TRITON, _TRAINING_TRITON, _LAID_OUT_TRITON
     for name, launch in zip(Kernels._fields, (
             triton_kernels.leni_folded, triton_training.leni_statistics, triton_training.leni_weight_gradient,
-            triton_training.leni_input_gradient), strict=True):
+            triton_input_gradient.leni_input_gradient), strict=True):
         triton_support.define_operator(f"leni_{name}_triton", launch)
     kernels = Kernels(*operators_of("leni", "triton", _FAKES, Kernels._fields))
     kernels = kernels._replace(

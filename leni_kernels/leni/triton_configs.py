@@ -6,7 +6,7 @@ from functools import cache
 from typing import NamedTuple, TypeVar
 
 from .. import tilings
-from ..architectures import is_amd, multiplies_from_shared, warp_size, warps_of
+from ..architectures import is_amd, multiplies_from_shared, warps_of
 from ..triton_support import full_vector, itemsize, power_of_two
 
 Tiling = TypeVar("Tiling")
@@ -75,19 +75,6 @@ class StatisticsConfig(NamedTuple):
     warps: int
 
 
-class InputGradientConfig(NamedTuple):
-    """A tiling of the pass for x's gradient."""
-
-    pixels: int
-    """Of one product."""
-    step: int
-    """Pixels that are finished at a time: each keeps k² sums of the taps' gradient, and k² taps, in registers."""
-    channels: int
-    outputs: int
-    """Of dy, in one step of the product; all of them where they fit, so that the weights stay on the chip."""
-    warps: int
-
-
 def _positions(pixels: int, operand: str, channels_last: bool) -> int:
     return max(1, pixels if channels_last else pixels // full_vector(operand))
 
@@ -134,34 +121,57 @@ def _weight_gradient_rule(channels: int, kernel_size: int, operand: str, archite
     return Config(2 if large or channels_last else 4, positions, block, outputs, warps_of(threads, architecture))
 
 
-def input_gradient(channels: int, kernel_size: int, operand: str, architecture: str,
-                   channels_last: bool) -> InputGradientConfig:
-    """The tiling of the gradient of x."""
+def negative_gradient(channels: int, kernel_size: int, operand: str, architecture: str, channels_last: bool) -> Config:
+    """The tiling of the gradient of z: rows of pixels, a block of channels, and dy's of one step of the product."""
     where = operand, architecture, channels_last
-    return (_listed("leni input gradient", InputGradientConfig, channels, kernel_size**2, *where)
+    return (_listed("leni negative gradient", Config, channels, kernel_size**2, *where)
+            or _negative_gradient_rule(channels, kernel_size, *where))
+
+
+@cache
+def _negative_gradient_rule(channels: int, kernel_size: int, operand: str, architecture: str,
+                            channels_last: bool) -> Config:
+    """The default, by what compiles without spilling."""
+    block, outputs = _branch_gradient_blocks(channels, operand, architecture)
+    if operand == "fp64":
+        return Config(2, _positions(16, operand, channels_last), block, outputs, 4)
+    rows = 4 if kernel_size == 3 else 2
+    elements = max(1, full_vector(operand) // ({3: 1, 5: 2, 7: 4}[kernel_size] if channels_last else 1))
+    positions = _positions(max(8, 128 * elements // block), operand, channels_last)
+    return Config(rows, positions, block, outputs, warps_of(128, architecture))
+
+
+def input_gradient(channels: int, kernel_size: int, operand: str, architecture: str, channels_last: bool) -> Config:
+    """The tiling of the gradient of x, as :func:`negative_gradient`."""
+    where = operand, architecture, channels_last
+    return (_listed("leni input gradient", Config, channels, kernel_size**2, *where)
             or _input_gradient_rule(channels, kernel_size, *where))
 
 
 @cache
 def _input_gradient_rule(channels: int, kernel_size: int, operand: str, architecture: str,
-                         channels_last: bool) -> InputGradientConfig:
-    """The default, by what compiles without spilling."""
-    padded, large = max(16, power_of_two(channels)), kernel_size > 3
+                         channels_last: bool) -> Config:
+    """The default, by what compiles without spilling: of each element a thread keeps k² sums in channels-last."""
+    block, outputs = _branch_gradient_blocks(channels, operand, architecture)
     if operand == "fp64":
-        return InputGradientConfig(32, 16, 16, 16, 4)
-    registers = not multiplies_from_shared(architecture) and warp_size(architecture) == 32
-    elements = {3: 2 if registers else 4, 5: 2, 7: 1}[kernel_size]
-    if operand == "fp32":
-        pixels, block, outputs, threads = 32, 32, 32, 128
-    elif multiplies_from_shared(architecture):
-        pixels, block, outputs, threads = 64, 32 if large or operand == "tf32" else 64, 64, 256
-    else:
-        pixels, block, outputs, threads = 64, 32, 32, 256 if large or registers else 128
-    if padded <= 32 and not large:
-        threads = 128
-    block = min(padded, block)
-    step = max(threads * elements // block, full_vector(operand))
-    return InputGradientConfig(pixels, step, block, min(padded, outputs), warps_of(threads, architecture))
+        return Config(2, _positions(16, operand, channels_last), block, outputs, 4)
+    rows = 4 if kernel_size == 3 else 2
+    threads = 256 if channels_last else 128
+    elements = {3: 4, 5: 2, 7: 1}[kernel_size] if channels_last else full_vector(operand)
+    positions = _positions(max(8, threads * elements // block), operand, channels_last)
+    return Config(rows, positions, block, outputs, warps_of(threads, architecture))
+
+
+def _branch_gradient_blocks(channels: int, operand: str, architecture: str) -> tuple[int, int]:
+    """Channels of a program, and of dy in one step: all where they fit, so that the weights stay on the chip."""
+    padded = max(16, power_of_two(channels))
+    if operand == "fp64":
+        return 16, 16
+    if operand == "fp32" or not multiplies_from_shared(architecture):
+        return min(padded, 32), min(padded, 32)
+    if operand == "tf32":
+        return min(padded, 32), min(padded, 64)
+    return min(padded, 64), min(padded, 256)
 
 
 # ---- Reborn's tail -----------------------------------------------------------------------------------------

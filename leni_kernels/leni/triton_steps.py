@@ -1,8 +1,8 @@
 """Whole steps of LENI and Reborn in Triton: the passes over the activations, and the algebra between them.
 
 Launches: ``leni_batch_statistics`` 2, ``leni_eval`` 2, ``leni_training`` 3 (2 for statistics that are given),
-``leni_running_statistics`` 1, ``leni_training_backward`` 4 (2 for the parameters alone, 3 for gradients of the
-statistics that are given): a step 8, and nothing else on the device.
+``leni_running_statistics`` 1, ``leni_training_backward`` 5 (2 for the parameters alone, 4 for gradients of the
+statistics that are given): a step 9, and nothing else on the device.
 Reborn, apart from the library's deconvolution: ``reborn_training`` 3 (2 for a mean and a variance that are given),
 ``reborn_running_statistics`` 1, ``reborn_training_backward`` 4: a step 8, too.
 Where a channel has few values they are converted first, and so are the results.
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference, triton_algebra, triton_kernels, triton_tail, triton_training
+from . import reference, triton_algebra, triton_input_gradient, triton_kernels, triton_tail, triton_training
 from .batch_norms import precise
 
 
@@ -97,7 +97,7 @@ def leni_training_backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, negat
         a, shares, statistics, grad_statistics, *parameters, negative_eps, fusion_eps)
     grad_x = grad_deconv = None
     if needs_input:
-        grad_x, taps = triton_training.input_gradient_shares(grad, a, deconv_weight, *passed, channels_last)
+        grad_x, taps = triton_input_gradient.input_gradient_shares(grad, a, deconv_weight, *passed, channels_last)
         grad_x, grad_deconv = grad_x.to(x.dtype), triton_algebra.summed_taps(taps, deconv_weight)
     own_statistics = of_statistics if grad_statistics is None else None
     return tuple(_or_empty((grad_x, grad_deconv, *gradients, own_statistics), x))

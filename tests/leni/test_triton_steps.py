@@ -446,7 +446,7 @@ def test_reborn_computes_what_is_needed():
 
 @layouts
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_a_step_of_leni_is_eight_launches(dtype, channels_last):
+def test_a_step_of_leni_is_nine_launches(dtype, channels_last):
     x, grad = (normal(2, 64, 8, 8, dtype=dtype, channels_last=channels_last) for _ in range(2))
     of, options = block(64, dtype), (NEGATIVE_EPS, FUSION_EPS, channels_last)
     negative, fusion = running(64), running(128)
@@ -458,7 +458,8 @@ def test_a_step_of_leni_is_eight_launches(dtype, channels_last):
     assert found.kernels == [
         "_statistics_kernel", "_leni_fold_kernel", "_channels_last_kernel" if channels_last else "_contiguous_kernel",
         "_leni_running_kernel",
-        "_weight_gradient_kernel", "_leni_backward_kernel", "_input_gradient_kernel", "_sum_taps_kernel"]
+        "_weight_gradient_kernel", "_leni_backward_kernel", "_negative_gradient_kernel", "_input_gradient_kernel",
+        "_sum_taps_kernel"]
     assert not found.of_torch
 
 
@@ -472,7 +473,7 @@ def test_launches_of_a_group_s_process(channels_last):
     for launches, run in (
             (2, partial(triton_steps.leni_batch_statistics, x, of.deconv_weight, channels_last)),
             (2, partial(triton_steps.leni_training, x, *parameters, statistics, *options)),
-            (2, partial(backward, None, *options, False)), (3, partial(backward, given, *options, True))):
+            (2, partial(backward, None, *options, False)), (4, partial(backward, given, *options, True))):
         with Launches() as found:
             run()
         assert len(found.kernels) == launches

@@ -136,11 +136,12 @@ def test_right_over_several_blocks(channels, dtype, channels_last):
 @layouts
 @pytest.mark.parametrize(("programs", "kernel_size", "shape"), [(1, 5, (1, 2, 18, 8)), (2, 3, (1, 3, 20, 7))])
 def test_several_tiles_to_a_program(programs, kernel_size, shape, channels_last, monkeypatch):
-    """The ring wraps, neighbours' rows are computed again, and sums are of several programs'."""
-    from leni_kernels.leni import triton_features, triton_training
+    """Sums are of several tiles' and several programs'."""
+    from leni_kernels.leni import triton_features, triton_input_gradient, triton_training
 
     monkeypatch.setattr(triton_features, "PROGRAMS", programs)
-    monkeypatch.setattr(triton_training, "wide", lambda *tensors: True)
+    for room in (triton_training, triton_input_gradient):
+        monkeypatch.setattr(room, "wide", lambda *tensors: True)
     x, grad = (normal(*shape, channels_last=channels_last) for _ in range(2))
     assert_right(x, grad, channels_last, kernel_size)
 
@@ -148,9 +149,10 @@ def test_several_tiles_to_a_program(programs, kernel_size, shape, channels_last,
 @runs_kernels
 @pytest.mark.parametrize(("architecture", "channels_last"), [("sm_90", True), ("sm_80", False)])
 def test_the_tilings_of_architectures_are_right(architecture, channels_last, monkeypatch):
-    from leni_kernels.leni import triton_training
+    from leni_kernels.leni import triton_input_gradient, triton_training
 
-    monkeypatch.setattr(triton_training, "architecture", lambda x: architecture)
+    for room in (triton_training, triton_input_gradient):
+        monkeypatch.setattr(room, "architecture", lambda x: architecture)
     x, grad = (normal(1, 17, 9, 8, dtype=torch.float16, channels_last=channels_last) for _ in range(2))
     assert_right(x, grad, channels_last)
 
@@ -224,6 +226,22 @@ def test_nan_and_infinity_stay_in_their_channel(value, channels_last):
     assert torch.equal(got["weight"].isnan(), wanted.isnan())
     assert got["taps"][others[:3]].isfinite().all()
     assert not (value < 0 and got["taps"][2].isfinite().all())
+
+
+@runs_kernels
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@layouts
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_past_the_edge_is_nothing_even_of_infinity(value, channels_last):
+    """The taps that would carry the corner's x past the image have sums of the other pixels alone."""
+    x, grad = (normal(1, 3, 9, 8, channels_last=channels_last) for _ in range(2))
+    x[0, 1, 0, 0] = value
+    tensors = parameters(3, 3, x.dtype, sloped=False)
+    got = passes(grad, x, *tensors, channels_last)["taps"]
+    x[0, 1, 0, 0] = 0
+    wanted = definition(grad, x, *tensors)["taps"]
+    assert got.isfinite().sum() == 27 - 4
+    torch.testing.assert_close(got[got.isfinite()], wanted[got.isfinite()], rtol=1e-12, atol=1e-12)
 
 
 # ---- the block ---------------------------------------------------------------------------------------------
@@ -383,19 +401,19 @@ def test_the_launches_can_be_traced_without_a_gpu(channels_last):
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    from leni_kernels.leni import triton_training
+    from leni_kernels.leni import triton_input_gradient, triton_training
 
     def launch(grad, x, taps, weight, vector):
         return (triton_training.leni_statistics(x, taps, channels_last),
                 triton_training.leni_weight_gradient(grad, x, taps, channels_last, vector),
-                triton_training.leni_input_gradient(grad, x, taps, weight, vector, vector, channels_last))
+                triton_input_gradient.leni_input_gradient(grad, x, taps, weight, vector, vector, channels_last))
 
     with FakeTensorMode():
         x = torch.empty(2, 16, 5, 8, device="cuda", dtype=torch.float16)
         x = x.to(memory_format=torch.channels_last) if channels_last else x
         small = [torch.empty(shape, device="cuda") for shape in ((16, 3, 3), (16, 32), (32,))]
         graph = make_fx(launch)(x, x, *small)
-    assert graph.code.count("triton_kernel_wrapper") >= 3
+    assert graph.code.count("triton_kernel_wrapper") >= 4
 
 
 @runs_kernels
@@ -438,7 +456,7 @@ def test_right_at_the_sizes_of_networks(channels, size, kernel_size, dtype, chan
 @layouts
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_the_same_bits_at_the_size_of_a_network(dtype, channels_last):
-    """Where warps of one program race for the ring, or programs for a result, bits differ from run to run."""
+    """Where programs race for a result, bits differ from run to run."""
     x, grad = (normal(32, 64, 112, 112, dtype=dtype, channels_last=channels_last) for _ in range(2))
     tensors = parameters(64, 3, dtype)
     first = passes(grad, x, *tensors, channels_last)
