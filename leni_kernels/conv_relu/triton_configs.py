@@ -47,7 +47,7 @@ def converts(channels: int, taps: int) -> bool:
 def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: str, channels_last: bool) -> Config:
     """The default, by what compiles without spilling: 32 or 64 sums a thread, and loads of 128 bits."""
     if operand == "fp64":
-        return Config(64, 16, 16, 4)
+        return Config(32 if kernel == "input" else 64, 16, 16, 4)
     amd = is_amd(architecture)
     half = itemsize(operand) == 2
     warps = warps_of(256, architecture)
@@ -66,7 +66,7 @@ def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: 
         return Config(sites, min(channels, depth), min(outputs, 128 if channels_last else 64), warps)
     if kernel == "input":
         narrow = not channels_last or (operand == "tf32" and not multiplies_from_shared(architecture))
-        sites = 64 if rdna else 128
+        sites = 64 if rdna or operand == "fp32" else 128
         if half and channels_last and outputs <= depth:
             stages = min(stages, 2)  # registers for two programs on a multiprocessor
         return Config(sites, min(channels, 32 if narrow else 64), min(outputs, depth), warps, stages)
