@@ -149,21 +149,26 @@ def loops_of(ttgir: str, numbers: Mapping[str, int], programs: int, most: int = 
 
 def _operations(ttgir: str) -> Iterator[_Operation]:
     body = ttgir.partition("tt.func")[2]
-    regions: list[bool] = []
+    regions: list[str] = []
     for line in body.splitlines()[1:]:
         text = line.strip()
-        if text.startswith("}") and regions and regions.pop():
-            yield _Operation("", "end", ())
+        if text.startswith("}") and regions:
+            begun = regions.pop()
+            if begun:
+                yield _Operation("", "else" if text.startswith("} else") else f"end {begun}", ())
         loop = re.match(r"(?:%[\w.:]+ = )?scf\.for (%\w+) = (%[\w.#-]+) to (%[\w.#-]+) step (%[\w.#-]+)", text)
+        branch = re.match(r"(?:%[\w.:]+ = )?scf\.if (%[\w.#-]+)", text)
         if loop:
             yield _Operation(loop[1], "for", loop.groups()[1:])
+        elif branch:
+            yield _Operation("", "if", branch.groups())
         elif "scf.while" in text:
             yield _Operation("", "while", ())
         else:
             yield from _number(text)
         # "{" ends a line, but for the note of where it comes from in the source.
         if re.search(r"\{(?: loc\(.*\))?$", text):
-            regions.append(bool(loop))
+            regions.append("for" if loop else "if" if branch or text.startswith("} else") else "")
 
 
 def _number(text: str) -> Iterator[_Operation]:
@@ -186,20 +191,26 @@ def _loops_of_program(lines: Iterable[_Operation], numbers: Mapping[str, int], p
     known: dict[str, int] = {f"%{name}": number for name, number in numbers.items()}
     fixed: set[str] = set()
     whole = Loop(1)
-    open_loops = [whole]
+    open_loops, taken = [whole], [True]
     for result, name, operands in lines:
         if name == "constant":
             known[result] = int(operands[0])
             fixed.add(result)
         elif name == "place":
             known[result] = place if operands[0] == "x" else 0
-        elif name == "end":
+        elif name == "if":
+            taken.append(bool(known.get(operands[0], 0)))
+        elif name == "else":
+            taken[-1] = not taken[-1]
+        elif name == "end if":
+            taken.pop()
+        elif name == "end for":
             open_loops.pop()
         elif name == "while" or (name == "for" and not known.keys() >= set(operands)):
             raise ValueError(f"the bounds of a loop are not known: {name} {' '.join(operands)}")
         elif name == "for":
             first, last, step = (known[operand] for operand in operands)
-            loop = Loop(max(0, -(-(last - first) // step)), fixed >= set(operands))
+            loop = Loop(max(0, -(-(last - first) // step)) * all(taken), fixed >= set(operands))
             open_loops[-1].inner.append(loop)
             open_loops.append(loop)
             known[result] = first

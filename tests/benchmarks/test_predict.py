@@ -58,6 +58,31 @@ def test_turns_are_those_of_an_average_program():
     assert other == Loop(3)
 
 
+def test_loops_run_in_the_branch_that_is_taken():
+    """Of a condition that the launch decides; where data does, neither is what usually happens."""
+    branches = """
+  tt.func public @kernel(%tiles: i32 loc("tiles"(#loc))) {
+    %c1_i32 = arith.constant 1 : i32 loc(#loc1)
+    %here = arith.cmpi sgt, %tiles, %c1_i32 : i32 loc(#loc1)
+    %there = tt.load %x : !tt.ptr<i1> loc(#loc2)
+    scf.if %here {
+      scf.for %a = %c1_i32 to %tiles step %c1_i32  : i32 {
+      } loc(#loc4)
+    } else {
+      scf.for %b = %c1_i32 to %tiles step %c1_i32  : i32 {
+      } loc(#loc4)
+    } loc(#loc3)
+    scf.if %there {
+      scf.for %c = %c1_i32 to %tiles step %c1_i32  : i32 {
+      } loc(#loc4)
+    } loc(#loc3)
+    scf.for %d = %c1_i32 to %tiles step %c1_i32  : i32 {
+    } loc(#loc4)
+  } loc(#loc)
+"""
+    assert [loop.turns for loop in machine_code.loops_of(branches, {"tiles": 5}, 3)] == [4, 0, 0, 4]
+
+
 def test_bounds_that_are_not_known_are_refused():
     with pytest.raises(ValueError, match="not known"):
         machine_code.loops_of(NESTED, {}, 3)
