@@ -2,8 +2,7 @@
 
 No arithmetic here: the definitions and the folding are in ``reference.py``, the kernels in ``csrc/``,
 ``triton_kernels.py``, ``triton_training.py`` and ``triton_input_gradient.py``, whole steps on a GPU in
-``triton_steps.py``. Reborn's operators, in
-``reborn_ops.py``, take what both share from here.
+``triton_steps.py``. Reborn's operators, in ``reborn_ops.py``, take what both share from here.
 """
 
 from __future__ import annotations
