@@ -41,6 +41,7 @@ from .reference import folding_dtype
 from .triton_configs import Config
 from .triton_features import (
     _add_tap_row,
+    _concatenate,
     _join_vector,
     _split_vector,
     _zeros,
@@ -148,7 +149,8 @@ def _branch_gradient(grad, weight, weight_tile, pixel, row, inside, channel, hei
         rows = ()
         for r in tl.static_range(ROWS):
             rows = rows + (_flat(loaded[r], CHANNELS_LAST),)
-        gradient = join_rows(rows, axis)
+        # In NCHW Triton 3.6 aborts on pairs where, as here, no cast follows.
+        gradient = join_rows(rows, axis) if CHANNELS_LAST else _concatenate(rows, axis)
         if BLOCK_OUTPUTS < C:
             weight_tile = _weight_tile(weight, output, channel, C)
         if CHANNELS_LAST:
