@@ -58,11 +58,11 @@ def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: 
     if kernel == "forward":
         if rdna and operand != "fp32":
             return Config(64, 16, min(outputs, 64), warps)
-        if architecture == "sm_90" and operand != "fp32" and channels_last and min(channels, outputs) >= 128:
-            return Config(32768 // outputs, depth, outputs, 8, 3)
+        if architecture == "sm_90" and operand != "fp32":
+            return _forward_on_hopper(channels, outputs, depth, channels_last)
         if channels > depth or outputs > 64 or (architecture.startswith("sm_10") and not channels_last):
             depth = max(16, depth // 2)
-        sites = 64 if operand == "fp32" and not channels_last else 128
+        sites = 64 if operand == "fp32" and (outputs > 64 or not channels_last) else 128
         return Config(sites, min(channels, depth), min(outputs, 128 if channels_last else 64), warps)
     if kernel == "input":
         narrow = not channels_last or (operand == "tf32" and not multiplies_from_shared(architecture))
@@ -78,6 +78,23 @@ def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: 
     # Blackwell's sums lie in its tensor memory, and pass through registers all at once.
     warps = warps if architecture.startswith("sm_10") else warps // 2
     return Config(depth, min(channels, 64), min(outputs, 64), warps, stages)
+
+
+def _forward_on_hopper(channels: int, outputs: int, depth: int, channels_last: bool) -> Config:
+    """Tiles as large as the sums fit in registers, in a pipeline where a product takes longer than its loads do."""
+    if channels_last and min(channels, outputs) >= 128:
+        return Config(32768 // outputs, depth, outputs, 8, 3)
+    if channels > depth:
+        outputs = max(outputs, 64)
+    few = outputs <= min(64, 2 * channels)
+    return Config(128, min(channels, depth), min(outputs, 128), 4 if few else 8)
+
+
+def swaps(config: Config, operand: str, architecture: str, channels_last: bool) -> bool:
+    """Whether a product is of weight and x, not of x and weight: x goes to shared memory once activated, and each
+    element is activated once. Hopper's units multiply 64 rows, and tf32 along memory only."""
+    operands = ("fp16", "bf16", "tf32") if channels_last else ("fp16", "bf16")
+    return architecture == "sm_90" and operand in operands and config.outputs >= 64 and config.stages == 1
 
 
 def _depthwise(operand: str, architecture: str, channels_last: bool) -> Config:

@@ -5,10 +5,11 @@ again through L1 and L2: channels are the outer loop and taps the inner, so that
 there. In NCHW x is first copied to channels innermost (``triton_layout.py``, 2T more), except for one tap or few
 channels.
 
-Two kernels: one has its taps unrolled, reads x through L1, and has all strides, layouts and groups. With many channels
-and outputs the products take longer than loads, and the other overlaps them: its taps and blocks of channels are one
-loop, of which several iterations load while one is multiplied. It is bound by the matrix units and L2, which brings x
-for each tap, and the weights for each tile of sites: hence tiles as large as the sums fit in registers.
+Two kernels: one has its taps unrolled, and takes every layout and list of taps. Of the other, taps and blocks of
+channels are one loop, which keeps little in registers. Both read x through L1, which serves the taps; shared memory
+bounds them. With many channels and outputs products take longer than loads, and the loop overlaps them: several
+iterations load, past L1, while one is multiplied. That is bound by the matrix units and L2, which brings x for each tap
+and the weights for each tile of sites: hence tiles as large as the sums fit in registers.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .triton_tiles import (
     load_tile,
     locate,
     offset_in,
+    outside_unless,
     plus,
     store_tile,
     sum_of,
@@ -35,13 +37,13 @@ from .triton_tiles import (
 
 
 @jit
-def _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel, has_output, tap, offset,
+def _load_operands(x, weight, threshold, position, size, steps, has_channel, has_output, tap, offset,
                    CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """What one tap multiplies: x [sites, channels], θ [channels], and the weight [outputs, channels].
 
     Depthwise the weight is [outputs]. ``x``, ``weight`` and ``threshold`` point at those of a tap 0 without an offset.
     """
-    inside = has_site & is_inside(plus(position, offset), size)
+    inside = is_inside(plus(position, offset), size)
     tile = load_tile(x + sum_of(times(offset, steps)), inside, has_channel, CHANNELS_LAST)
     theta = tl.load(threshold + tap * (GROUPS * CHANNELS), has_channel, 0.0)
     weight += tap * (GROUPS * OUTPUTS * CHANNELS)
@@ -52,11 +54,27 @@ def _load_operands(x, weight, threshold, position, size, steps, has_site, has_ch
 
 
 @jit
-def _add_product(sums, operands, BELOW: tl.constexpr, CHANNELS: tl.constexpr, PRECISION: tl.constexpr):
+def _from_bias(bias, output, has_output, BLOCK_SITES: tl.constexpr, SWAPPED: tl.constexpr, dtype: tl.constexpr):
+    """What the sums [sites, outputs] begin with, or SWAPPED [outputs, sites]: added last, it would take registers."""
+    begin = tl.zeros(output.shape, dtype)
+    if bias is not None:
+        begin = tl.load(bias + output, has_output, 0.0).to(dtype)
+    if SWAPPED:
+        return tl.broadcast_to(begin[:, None], (output.shape[0], BLOCK_SITES))
+    else:
+        return tl.broadcast_to(begin[None, :], (BLOCK_SITES, output.shape[0]))
+
+
+@jit
+def _add_product(sums, operands, BELOW: tl.constexpr, CHANNELS: tl.constexpr, SWAPPED: tl.constexpr,
+                 PRECISION: tl.constexpr):
+    """``sums`` [sites, outputs], or SWAPPED [outputs, sites]."""
     tile, theta, weight = operands
     tile = activated(tile, theta, BELOW)
     if CHANNELS == 1:
         return sums + tile.to(sums.dtype) * weight[None, :].to(sums.dtype)
+    elif SWAPPED:
+        return tl.dot(weight, tl.trans(tile), sums, PRECISION, out_dtype=sums.dtype)
     else:
         return tl.dot(tile, tl.trans(weight), sums, PRECISION, out_dtype=sums.dtype)
 
@@ -67,8 +85,8 @@ def forward_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, in
                    TAPS: tl.constexpr, GRID: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr,
                    OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
                    Y_CHANNELS_LAST: tl.constexpr, Y_VECTOR: tl.constexpr, BLOCK_SITES: tl.constexpr,
-                   BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, WIDE: tl.constexpr,
-                   PRECISION: tl.constexpr):
+                   BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, SWAPPED: tl.constexpr,
+                   WIDE: tl.constexpr, PRECISION: tl.constexpr):
     """weight: [T, outputs, channels of a group]; threshold: [T, channels]; x's steps count vectors, step_c elements."""
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
     accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
@@ -87,44 +105,38 @@ def forward_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, in
     image, position = locate(site, (out_d, out_h, out_w))
     position = times(position, STRIDE)
     first = image * (tl.cast(step_n, index_type) * VECTOR) + sum_of(times(position, steps))
+    position = outside_unless(has_site, position)
     x = tile_pointers(x + group * CHANNELS * step_c, first, channel * step_c, CHANNELS_LAST)
     threshold += group * CHANNELS + channel
     if CHANNELS == 1:
         weight += output
     else:
         weight += (group * OUTPUTS + output)[:, None] * CHANNELS + channel[None, :]
-    sums = tl.zeros((BLOCK_SITES, BLOCK_OUTPUTS), accumulator_type)
+    sums = _from_bias(bias, group * OUTPUTS + output, has_output, BLOCK_SITES, SWAPPED, accumulator_type)
     for k in range(0, CHANNELS, BLOCK_CHANNELS):
         has_channel = has_output if CHANNELS == 1 else k + channel < CHANNELS
         if GRID is None:
-            # The next tap's operands are on their way while this tap's are multiplied.
-            following = _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel, has_output,
-                                       0, tap_offset(0, TAPS), CHANNELS, OUTPUTS, GROUPS, CHANNELS_LAST)
             for t in tl.static_range(len(TAPS)):
-                operands = following
-                if t + 1 < len(TAPS):
-                    following = _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel,
-                                               has_output, t + 1, tap_offset(t + 1, TAPS), CHANNELS, OUTPUTS, GROUPS,
-                                               CHANNELS_LAST)
-                sums = _add_product(sums, operands, TAPS[t][3], CHANNELS, PRECISION)
+                operands = _load_operands(x, weight, threshold, position, size, steps, has_channel, has_output, t,
+                                          tap_offset(t, TAPS), CHANNELS, OUTPUTS, GROUPS, CHANNELS_LAST)
+                sums = _add_product(sums, operands, TAPS[t][3], CHANNELS, SWAPPED, PRECISION)
         else:
             for t in range(GRID[2][0] * GRID[2][1] * GRID[2][2]):
-                operands = _load_operands(x, weight, threshold, position, size, steps, has_site, has_channel,
-                                          has_output, t, grid_offset(t, GRID), CHANNELS, OUTPUTS, GROUPS,
-                                          CHANNELS_LAST)
-                sums = _add_product(sums, operands, False, CHANNELS, PRECISION)
+                operands = _load_operands(x, weight, threshold, position, size, steps, has_channel, has_output, t,
+                                          grid_offset(t, GRID), CHANNELS, OUTPUTS, GROUPS, CHANNELS_LAST)
+                sums = _add_product(sums, operands, False, CHANNELS, SWAPPED, PRECISION)
         x += BLOCK_CHANNELS * step_c
         weight += BLOCK_CHANNELS
         threshold += BLOCK_CHANNELS
     output += group * OUTPUTS
-    if bias is not None:
-        sums += tl.load(bias + output, has_output, 0.0)[None, :].to(accumulator_type)
+    if SWAPPED:
+        sums = tl.trans(sums)
     plane = tl.multiple_of(tl.cast(out_d, index_type) * out_h * out_w, Y_VECTOR)
     has_site = site < tl.multiple_of(sites, Y_VECTOR)
     store_tile(y, sums, site, output, has_site, has_output, plane, GROUPS * OUTPUTS, Y_CHANNELS_LAST)
 
 
-# ---- a pipeline of taps and blocks of channels -------------------------------------------------------------
+# ---- taps and blocks of channels in one loop --------------------------------------------------------------
 
 
 @constexpr_function
@@ -147,10 +159,10 @@ def _advanced(counter, COUNT: tl.constexpr):
 
 
 @jit
-def _add_run(sums, x, weight, threshold, place, row, position, size, steps, has_site, has_output, run: tl.constexpr,
+def _add_run(sums, x, weight, threshold, place, row, position, size, steps, has_output, run: tl.constexpr,
              RUNS: tl.constexpr, TAPS: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,
              GROUPS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, STAGES: tl.constexpr,
-             PRECISION: tl.constexpr):
+             SWAPPED: tl.constexpr, PRECISION: tl.constexpr):
     """``sums`` with the products of a run of taps, of TAPS in all: one loop, so that the next operands always load.
 
     What carries it on is counted, not divided: to the next tap of a line, line, slab, and block of channels.
@@ -162,9 +174,9 @@ def _add_run(sums, x, weight, threshold, place, row, position, size, steps, has_
     before: tl.constexpr = _taps_before(run, RUNS)
     taps: tl.constexpr = count[0] * count[1] * count[2]
     channel = tl.arange(0, BLOCK_CHANNELS)
-    has_tap = tl.zeros_like(has_site.to(tl.int32))
+    has_tap = tl.zeros([place.shape[0]], tl.int32)
     for t in tl.static_range(taps):
-        has_tap |= (has_site & is_inside(plus(position, offset_in(t, first, step, count)), size)).to(tl.int32) << t
+        has_tap |= is_inside(plus(position, offset_in(t, first, step, count)), size).to(tl.int32) << t
     deep, down, along = times(steps, step)
     next_line = down - along * count[2]
     next_slab = deep - down * count[1]
@@ -188,7 +200,7 @@ def _add_run(sums, x, weight, threshold, place, row, position, size, steps, has_
             matrix = tl.load(weight + row, has_output[:, None], 0.0)
         else:
             matrix = tl.load(weight + row)
-        sums = tl.dot(activated(tile, theta, grid[3]), tl.trans(matrix), sums, PRECISION, out_dtype=sums.dtype)
+        sums = _add_product(sums, (tile, theta, matrix), grid[3], CHANNELS, SWAPPED, PRECISION)
         column, line_ends = _advanced(column, count[2])
         tap, block_ends = _advanced(tap, taps)
         x += along + tl.where(line_ends, next_line, 0) + tl.where(block_ends, next_block, 0)
@@ -206,28 +218,28 @@ def _add_run(sums, x, weight, threshold, place, row, position, size, steps, has_
 
 
 @jit
-def _store_in_pieces(y, sums, site, has_site, group, first, plane, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr):
-    """Store to NCHW what begins with a group's output ``first``: the places of a whole tile's elements, where those
-    are stored one by one, would not fit in registers."""
+def _store_in_pieces(y, sums, site, has_site, first, plane, OUTPUTS: tl.constexpr, ALL: tl.constexpr):
+    """Store to NCHW what begins with a group's output ``first``, which is at ``y``: the places of a whole tile's
+    elements would not fit in registers, and those of pieces differ in ``y`` alone."""
     width: tl.constexpr = sums.shape[1]
+    half: tl.constexpr = width // 2
     if width > 32:
-        halves = tl.permute(tl.reshape(sums, (sums.shape[0], 2, width // 2)), (0, 2, 1))
-        left, right = tl.split(halves)
-        _store_in_pieces(y, left, site, has_site, group, first, plane, OUTPUTS, GROUPS)
-        _store_in_pieces(y, right, site, has_site, group, first + width // 2, plane, OUTPUTS, GROUPS)
+        left, right = tl.split(tl.permute(tl.reshape(sums, (sums.shape[0], 2, half)), (0, 2, 1)))
+        _store_in_pieces(y, left, site, has_site, first, plane, OUTPUTS, ALL)
+        _store_in_pieces(y + half * plane, right, site, has_site, first + half, plane, OUTPUTS, ALL)
     else:
-        output = first + tl.arange(0, width)
-        store_tile(y, sums, site, group * OUTPUTS + output, has_site, output < OUTPUTS, plane, GROUPS * OUTPUTS, False)
+        output = tl.arange(0, width)
+        store_tile(y, sums, site, output, has_site, first + output < OUTPUTS, plane, ALL, False)
 
 
 @jit
-def pipelined_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, in_d, in_h, in_w,
-                     step_n, step_d, step_h, step_w, step_c,
-                     RUNS: tl.constexpr, TAPS: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr,
-                     OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-                     Y_CHANNELS_LAST: tl.constexpr, Y_VECTOR: tl.constexpr, BLOCK_SITES: tl.constexpr,
-                     BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, STAGES: tl.constexpr,
-                     WIDE: tl.constexpr, PRECISION: tl.constexpr):
+def looped_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, in_d, in_h, in_w,
+                  step_n, step_d, step_h, step_w, step_c,
+                  RUNS: tl.constexpr, TAPS: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr,
+                  OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+                  Y_CHANNELS_LAST: tl.constexpr, Y_VECTOR: tl.constexpr, BLOCK_SITES: tl.constexpr,
+                  BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, STAGES: tl.constexpr,
+                  SWAPPED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr):
     """x is CHANNELS_LAST, and y if Y_CHANNELS_LAST. weight: [blocks of channels, T, outputs, BLOCK_CHANNELS];
     threshold: [blocks of channels, T, groups, BLOCK_CHANNELS]. x's steps count vectors.
 
@@ -247,21 +259,24 @@ def pipelined_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, 
     image, position = locate(site, (out_d, out_h, out_w))
     position = times(position, STRIDE)
     place = image * (tl.cast(step_n, index_type) * VECTOR) + sum_of(times(position, steps))
+    position = outside_unless(has_site, position)
     place = place[:, None] + (channel * tl.cast(step_c, index_type))[None, :]
     row = output[:, None] * BLOCK_CHANNELS + channel[None, :]
     x += group * CHANNELS
     threshold += group * BLOCK_CHANNELS
-    sums = tl.zeros((BLOCK_SITES, BLOCK_OUTPUTS), accumulator_type)
+    sums = _from_bias(bias, output, has_output, BLOCK_SITES, SWAPPED, accumulator_type)
     size = in_d, in_h, in_w
     for r in tl.static_range(len(RUNS)):
-        sums = _add_run(sums, x, weight, threshold, place, row, position, size, steps, has_site, has_output, r, RUNS,
-                        TAPS, CHANNELS, OUTPUTS, GROUPS, BLOCK_CHANNELS, BLOCK_OUTPUTS, STAGES, PRECISION)
-    if bias is not None:
-        sums += tl.load(bias + output, has_output, 0.0)[None, :].to(accumulator_type)
+        sums = _add_run(sums, x, weight, threshold, place, row, position, size, steps, has_output, r, RUNS,
+                        TAPS, CHANNELS, OUTPUTS, GROUPS, BLOCK_CHANNELS, BLOCK_OUTPUTS, STAGES, SWAPPED,
+                        PRECISION)
+    if SWAPPED:
+        sums = tl.trans(sums)
     plane = tl.multiple_of(tl.cast(out_d, index_type) * out_h * out_w, Y_VECTOR)
     has_site = site < tl.multiple_of(sites, Y_VECTOR)
     if Y_CHANNELS_LAST:
         store_tile(y, sums, site, output, has_site, has_output, plane, GROUPS * OUTPUTS, True)
     else:
         first = tl.program_id(0) % blocks * BLOCK_OUTPUTS
-        _store_in_pieces(y, sums, site, has_site, group, first, plane, OUTPUTS, GROUPS)
+        y += (group * OUTPUTS + first) * plane
+        _store_in_pieces(y, sums, site, has_site, first, plane, OUTPUTS, GROUPS * OUTPUTS)

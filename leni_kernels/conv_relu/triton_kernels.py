@@ -40,8 +40,8 @@ from ..triton_support import (
     wide,
 )
 from . import triton_layout
-from .triton_configs import Config, choose, converts
-from .triton_forward import forward_kernel, pipelined_kernel
+from .triton_configs import Config, choose, converts, swaps
+from .triton_forward import forward_kernel, looped_kernel
 from .triton_gradients import (
     bias_kernel,
     correlation_kernel,
@@ -195,8 +195,8 @@ def _forward(problem: _Problem, weight: Tensor, threshold: Tensor, bias: Tensor 
                     problem.channels_last)
     if _converts(problem):
         problem = problem._replace(x=triton_layout.to_channels_last(x))
-    kernel, constants = _forward_kernel(problem, config, operand)
-    width = config.channels if kernel is pipelined_kernel else problem.channels
+    kernel, constants = _forward_kernel(problem, config, operand, architecture(x))
+    width = config.channels if kernel is looped_kernel else problem.channels
     by_tap = _laid_out(problem, weight, threshold, width)
     sites = y.numel() // y.shape[1]
     programs = ceil_div(sites, config.sites) * problem.blocks(problem.outputs, config.outputs)
@@ -386,16 +386,18 @@ def _constants(problem: _Problem, config: Config, operand: str) -> dict[str, Any
     }
 
 
-def _forward_kernel(problem: _Problem, config: Config, operand: str) -> tuple[Any, dict[str, Any]]:
+def _forward_kernel(problem: _Problem, config: Config, operand: str, architecture: str) -> tuple[Any, dict[str, Any]]:
     """The kernel that runs with this tiling, and its constants."""
     channels_last = problem.channels_last or _converts(problem)
+    swapped = problem.matrix and swaps(config, operand, architecture, channels_last)
     y_vector = 1 if problem.channels_last else vector_length(problem.x.dtype.itemsize, math.prod(problem.out_size))
     constants = _constants(problem, config, operand) | {
         "VECTOR": _vector_of(problem.x, channels_last), "CHANNELS_LAST": channels_last,
-        "Y_VECTOR": y_vector, "Y_CHANNELS_LAST": problem.channels_last}
-    runs = _runs(problem.taps) if config.stages > 1 and channels_last else None
-    if runs is not None:
-        return pipelined_kernel, constants | {"RUNS": runs, "TAPS": len(problem.taps), "STAGES": config.stages}
+        "Y_VECTOR": y_vector, "Y_CHANNELS_LAST": problem.channels_last, "SWAPPED": swapped}
+    if channels_last and (config.stages > 1 or (swapped and config.channels < problem.channels)):
+        runs = _runs(problem.taps)
+        if runs is not None:
+            return looped_kernel, constants | {"RUNS": runs, "TAPS": len(problem.taps), "STAGES": config.stages}
     looped = problem.grid is not None and len(problem.taps) > _MOST_UNROLLED
     return forward_kernel, constants | {
         "TAPS": None if looped else problem.taps, "GRID": problem.grid if looped else None}
@@ -523,7 +525,7 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
     if kernel == "forward":
         if _converts(problem):
             problem, unit = problem._replace(x=_three_dimensional(_empty(x.shape, like, True))), "step_c"
-        function, constants = _forward_kernel(problem, config, operand)
+        function, constants = _forward_kernel(problem, config, operand, architecture)
         constants[unit] = 1
     else:
         if not channels_last and _converts(problem):
@@ -548,8 +550,9 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
                 "bias": exact, "weight_shares": exact, "threshold_shares": exact}
     signature = {name: f"*{pointers[name]}" if name in pointers else "i32"
                  for name in function.arg_names if name not in constants}
-    rows = config.channels if kernel == "weight" else config.sites
-    vector_bits, vector_loads = _loads(kernel, problem, config, constants["VECTOR"], operand, architecture)
+    rows = config.channels if kernel == "weight" else config.outputs if constants.get("SWAPPED") else config.sites
+    unrolled = len(problem.taps) if function is forward_kernel and constants["GRID"] is None else 1
+    vector_bits, vector_loads = _loads(kernel, config, constants["VECTOR"], unrolled, operand, architecture)
     layout = "channels-last" if channels_last else "NCHW"
     return CompileCase(f"conv_relu {kernel} {layout} {layer}", function, signature, constants, config.warps,
                        operand, rows if problem.matrix else 0, vector_bits, vector_loads, config.stages)
@@ -582,12 +585,10 @@ def _cases_of_parameters(operand: str) -> Iterator[CompileCase]:
     yield CompileCase("conv_relu layout", _lay_out_kernel, signature, constants, 4, operand, 0, 32, 0)
 
 
-def _loads(kernel: str, problem: _Problem, config: Config, vector: int, operand: str,
-           architecture: str) -> tuple[int, int]:
-    """The bits of a load of an activation, and how many of them a thread should make in the hot loop."""
+def _loads(kernel: str, config: Config, vector: int, taps: int, operand: str, architecture: str) -> tuple[int, int]:
+    """The bits of a load of an activation, and how many of them a thread should make in the hot loop, for so many taps.
+    """
     channels = config.outputs if kernel == "input" else config.channels
     per_thread = max(1, config.sites * channels // (config.warps * warp_size(architecture)))
     vector = min(vector, per_thread)
-    unrolled = kernel == "forward" and config.stages == 1 and len(problem.taps) <= _MOST_UNROLLED
-    taps = len(problem.taps) if unrolled else 1
     return vector * itemsize(operand) * 8, taps * per_thread // vector

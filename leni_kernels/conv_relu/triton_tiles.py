@@ -7,6 +7,7 @@ the distance in memory between neighbours.
 
 from __future__ import annotations
 
+from ..triton_packed import maximum, minimum
 from ..triton_support import jit, tl
 
 
@@ -79,11 +80,20 @@ def sum_of(a):
 
 
 @jit
+def _is_below(place, size):
+    """Whether 0 ≤ place < size: one comparison, where a negative place is a large one."""
+    return tl.cast(place, tl.uint32) < tl.cast(size, tl.uint32)
+
+
+@jit
 def is_inside(position, size):
-    within_d = (position[0] >= 0) & (position[0] < size[0])
-    within_h = (position[1] >= 0) & (position[1] < size[1])
-    within_w = (position[2] >= 0) & (position[2] < size[2])
-    return within_d & within_h & within_w
+    return _is_below(position[0], size[0]) & _is_below(position[1], size[1]) & _is_below(position[2], size[2])
+
+
+@jit
+def outside_unless(has_site, position):
+    """The position, and where there is no site one that is in no x, whatever offset is added."""
+    return position[0], position[1], tl.where(has_site, position[2], -(2**30))
 
 
 @jit
@@ -129,9 +139,9 @@ def without_nan(threshold, below):
 def activated(x, threshold, BELOW: tl.constexpr):
     """max(x, θ), or min(x, θ) where BELOW, in x's dtype; θ has no NaN, and one in x stays."""
     if BELOW:
-        return tl.minimum(x, threshold[None, :], propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
+        return minimum(x, tl.broadcast_to(threshold[None, :], x.shape))
     else:
-        return tl.maximum(x, threshold[None, :], propagate_nan=tl.PropagateNan.ALL).to(x.dtype)
+        return maximum(x, tl.broadcast_to(threshold[None, :], x.shape))
 
 
 @jit

@@ -455,8 +455,8 @@ WIDE_CASE = ((1, 256, 5, 4), (256, 256, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1),
 
 @pytest.mark.parametrize(("case", "channels_last", "copies", "kernel"), [
     ("2d", True, [], "forward_kernel"), ("2d", False, [], "forward_kernel"),
-    ("2d depthwise", True, [], "forward_kernel"), (WIDE_CASE, True, [], "pipelined_kernel"),
-    (WIDE_CASE, False, ["_to_channels_last_kernel"], "pipelined_kernel")])
+    ("2d depthwise", True, [], "forward_kernel"), (WIDE_CASE, True, [], "looped_kernel"),
+    (WIDE_CASE, False, ["_to_channels_last_kernel"], "looped_kernel")])
 def test_a_step_is_seven_launches_and_copies(case, channels_last, copies, kernel):
     tensors, (stride, pads, dilation, groups) = inputs(case, torch.float16, channels_last)
     x, weight, threshold, bias = (tensor.detach() for tensor in tensors)
