@@ -153,9 +153,21 @@ def test_right_in_a_pipeline(case, monkeypatch):
 
 @runs_kernels
 @layouts
-@pytest.mark.parametrize("stages", [1, 3])
-def test_right_over_several_blocks_of_channels(stages, channels_last, monkeypatch):
+@pytest.mark.parametrize("case", ["2d uneven", "2d 1x1", "2d depthwise"])
+def test_right_with_products_swapped(case, channels_last, monkeypatch):
+    monkeypatch.setattr(triton_kernels, "swaps", lambda *_: True)
+    tensors, options = inputs(case, torch.float64, channels_last)
+    with torch.no_grad():
+        torch.testing.assert_close(run(tensors, options, channels_last), reference.conv_relu(*tensors, *options),
+                                   rtol=1e-12, atol=1e-12)
+
+
+@runs_kernels
+@layouts
+@pytest.mark.parametrize(("stages", "swapped"), [(1, False), (1, True), (3, False)])
+def test_right_over_several_blocks_of_channels(stages, swapped, channels_last, monkeypatch):
     """Read with channels innermost; in NCHW, copied to that first."""
+    monkeypatch.setattr(triton_kernels, "swaps", lambda *_: swapped)
     tensors, options = inputs(((2, 64, 4, 5), (40, 32, 3, 2), (1, 2), ((1, 1), (0, 1)), (2, 1), 2), torch.float64,
                               channels_last)
     use_tiling(monkeypatch, Config(16, 16, 16, 4, stages))
