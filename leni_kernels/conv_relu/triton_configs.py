@@ -29,10 +29,10 @@ def choose(kernel: str, channels: int, outputs: int, taps: int, operand: str, ar
     """
     if channels == 1:
         return _depthwise(operand, architecture, channels_last)
-    channels_last = channels_last or converts(channels, taps)
     key = tilings.key(f"conv_relu {kernel}", channels, outputs, taps, operand, architecture, channels_last)
     return (tilings.find(Config, key)
-            or _rule(kernel, key.channels, key.outputs, operand, architecture, channels_last))
+            or _rule(kernel, key.channels, key.outputs, operand, architecture,
+                     channels_last or converts(channels, taps)))
 
 
 def converts(channels: int, taps: int) -> bool:

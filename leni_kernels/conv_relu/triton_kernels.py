@@ -126,6 +126,13 @@ class _Problem(NamedTuple):
     outputs: int
     groups: int
     channels_last: bool
+    copied: bool = False
+    """Whether x, and y's gradient, are copies with channels innermost of what is in NCHW."""
+
+    @property
+    def users_channels_last(self) -> bool:
+        """How the user's tensors are laid out, for which tilings are listed."""
+        return self.channels_last and not self.copied
 
     @property
     def matrix(self) -> bool:
@@ -177,9 +184,9 @@ def conv_relu_backward(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tenso
                 weight.new_zeros(weight.shape[0] if needs_bias else 0))
     if _converts(problem) and (needs_x or needs_weight or needs_threshold):
         grad = triton_layout.to_channels_last(grad)
-        problem = problem._replace(x=triton_layout.to_channels_last(problem.x), channels_last=True)
+        problem = problem._replace(x=triton_layout.to_channels_last(problem.x), channels_last=True, copied=True)
     if needs_x:
-        _input_gradient(problem, grad, weight, threshold, dx, channels_last)
+        _input_gradient(problem, grad, weight, threshold, dx)
     return dx, *_parameter_gradients(problem, grad, weight, threshold, needs_weight, needs_threshold, needs_bias)
 
 
@@ -212,18 +219,17 @@ def _converts(problem: _Problem) -> bool:
     return not problem.channels_last and converts(problem.channels, len(problem.taps))
 
 
-def _input_gradient(problem: _Problem, grad: Tensor, weight: Tensor, threshold: Tensor, dx: Tensor,
-                    channels_last: bool) -> None:
-    """Write dx, dense and ``channels_last`` or not, whatever the layout of x and of y's gradient."""
+def _input_gradient(problem: _Problem, grad: Tensor, weight: Tensor, threshold: Tensor, dx: Tensor) -> None:
+    """Write dx, dense, in the user's layout."""
     x, operand, target = problem.x, _operand(problem.x), architecture(problem.x)
     config = choose("input", problem.channels, problem.outputs, len(problem.taps), operand, target,
-                    problem.channels_last)
+                    problem.users_channels_last)
     span = tuple(ceil_div(size, stride) for size, stride in zip(x.shape[2:], problem.stride, strict=True))
     sites = x.shape[0] * math.prod(span)
     programs = (ceil_div(sites, config.sites) * math.prod(problem.stride)
                 * problem.blocks(problem.channels, config.channels))
     constants = _gradient_constants(problem, config, operand, target, grad) | {
-        "WIDE": wide(x, dx, grad), "DX_CHANNELS_LAST": channels_last, "STAGES": config.stages}
+        "WIDE": wide(x, dx, grad), "DX_CHANNELS_LAST": problem.users_channels_last, "STAGES": config.stages}
     with on_device_of(x):
         launchable(input_gradient_kernel)[(programs,)](
             x, *_laid_out(problem, weight, threshold, None), grad, dx, sites, *span, *x.shape[2:],
@@ -263,7 +269,7 @@ def _correlation(problem: _Problem, grad: Tensor, weight: Tensor, threshold: Ten
     """The shares of weight's gradient and of θ's, a row of each sum; None of what is not needed."""
     x, operand, target = problem.x, _operand(problem.x), architecture(problem.x)
     taps = len(problem.taps)
-    config = choose("weight", problem.channels, problem.outputs, taps, operand, target, problem.channels_last)
+    config = choose("weight", problem.channels, problem.outputs, taps, operand, target, problem.users_channels_last)
     kernel, constants = _correlation_kernel(problem, config, operand, target, grad)
     sizes = (x.shape[0], *problem.out_size)
     tiles = (math.prod(map(ceil_div, sizes, constants["WINDOW"])) if problem.matrix
