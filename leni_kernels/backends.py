@@ -37,11 +37,15 @@ class KernelFailure(RuntimeError):
 
 
 class Backend(NamedTuple):
-    """One way to run an operation: ``why_not(call)`` says why it cannot, or None; ``run(call)`` does it."""
+    """One way to run an operation: ``why_not(call)`` says why it cannot, or None; ``run(call)`` does it.
+
+    ``how(call)`` says in words what else is worth knowing of that.
+    """
 
     name: str
     why_not: Callable[[Any], str | None]
     run: Callable[[Any], Tensor]
+    how: Callable[[Any], tuple[str, ...]] = lambda call: ()
 
 
 class Operation:
@@ -67,7 +71,7 @@ class Operation:
         else:
             backend = self._named(_forced, call)
         if _decisions is not None:
-            _decisions.append(Decision(self.name, backend.name, self._reasons(call, backend)))
+            _decisions.append(Decision(self.name, backend.name, self._reasons(call, backend), backend.how(call)))
         try:
             return backend.run(call)
         except KernelFailure as failure:
@@ -250,9 +254,11 @@ class Decision:
     operation: str
     backend: str
     why_not: dict[str, str]
+    how: tuple[str, ...] = ()
+    """What is worth knowing of how it runs there: copies that it makes, the precision of products."""
 
     def __str__(self) -> str:
-        lines = [f"{self.operation}: runs on '{self.backend}'"]
+        lines = [f"{self.operation}: runs on '{self.backend}'", *(f"  {text}" for text in self.how)]
         lines += [f"  not '{name}': {reason}" for name, reason in self.why_not.items()]
         return "\n".join(lines)
 

@@ -243,6 +243,16 @@ def float32_operand(architecture: str) -> str:
     return "tf32" if allowed and "tf32" in operand_types(architecture) else "fp32"
 
 
+def how_multiplied(x: Tensor, dtype: torch.dtype) -> tuple[str, ...]:
+    """In words what the matrix units multiply for an x that is read as ``dtype``, where a setting decides that."""
+    if dtype != torch.float32:
+        return ()
+    setting = "torch.backends.cudnn.conv.fp32_precision"
+    if float32_operand(architecture(x)) == "tf32":
+        return (f"products are in TF32, as PyTorch's convolutions are: {setting}",)
+    return (f"products are in float32, without TF32: {setting}, or the GPU, says so",)
+
+
 # ---- compilation ahead of time -----------------------------------------------------------------------------
 
 Note = Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]

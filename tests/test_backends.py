@@ -130,6 +130,35 @@ def test_explain_gives_a_reason_for_every_other_backend():
         assert f"not '{name}': {reason}" in text
 
 
+def _how_on_hopper(module, x):
+    """What explain says of a call on Triton, of an sm_90 that need not be there."""
+    with triton_support.launches_noted("sm_90", lambda *launch: None), lk.use_backend("triton"), torch.no_grad():
+        return lk.explain(module, x)[0].how
+
+
+@needs_triton
+@pytest.mark.parametrize("allowed", [True, False])
+def test_explain_names_the_precision_of_float32_products(allowed, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    words = "products are in TF32" if allowed else "products are in float32, without TF32"
+    x = torch.randn(2, 4, 5, 5)
+    for module in (lk.LENI2d(4), lk.fold(lk.LENI2d(4).eval()), lk.Reborn2d(4), lk.ConvReLU2d(4, 6, 3)):
+        assert _how_on_hopper(module, x)[0].startswith(words)
+    assert _how_on_hopper(lk.ConvReLU2d(4, 6, 3).bfloat16(), x.bfloat16()) == ()
+    assert words in str(backends.Explanation([backends.Decision("leni", "triton", {}, (words,))]))
+
+
+@needs_triton
+def test_explain_tells_of_copies_in_nchw():
+    module, x = lk.ConvReLU2d(32, 6, 3).bfloat16(), torch.randn(2, 32, 5, 5).bfloat16()
+    assert "copied to channels innermost" in " ".join(_how_on_hopper(module, x))
+    assert _how_on_hopper(module, x.to(memory_format=torch.channels_last)) == ()
+    assert _how_on_hopper(lk.ConvReLU2d(32, 6, 1).bfloat16(), x) == ()
+    folded = lk.fold(lk.Reborn2d(32).eval()).bfloat16()
+    x = torch.randn(2, 32, 9, 9).bfloat16()
+    assert "copied to channels innermost" in " ".join(_how_on_hopper(folded, x))
+
+
 def test_explain_says_who_asked():
     with lk.use_backend("reference"):
         decision, = lk.explain(functional.leni_folded, torch.randn(1, 4, 5, 5), *folded())

@@ -14,6 +14,7 @@ from ..backends import Backend, Operation, gradients_of, with_reference
 from ..operators import differentiable, needed
 from . import reference, triton_kernels
 from .reference import Pads
+from .triton_configs import converts
 
 # ---- the operators -----------------------------------------------------------------------------------------
 # Of each backend: conv_relu with autograd, its backward, and its general form, without. Options are a convolution's,
@@ -175,6 +176,15 @@ def _run(kernels: Kernels, call: ConvReluCall) -> Tensor:
     return kernels.forward(x, weight, threshold, bias, stride, flat_pads, dilation, groups, channels_last)
 
 
+def how_triton(x: Tensor, channels: int, taps: int) -> tuple[str, ...]:
+    """What is worth knowing of a call with so many channels in a group on Triton's kernels."""
+    how = triton_support.how_multiplied(x, checks.autocast_dtype(x))
+    if not _channels_last(x) and converts(channels, taps):
+        how += ("x, and in backward y's gradient, is copied to channels innermost first, which takes less time than "
+                "reading single elements; a network in channels-last needs no copies",)
+    return how
+
+
 def run_taps(backend: str, x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor, offsets: Sequence[int],
              below: Sequence[int]) -> Tensor:
     """The general form on a backend, at stride 1 and without a gradient.
@@ -192,7 +202,8 @@ def run_taps(backend: str, x: Tensor, weight: Tensor, threshold: Tensor, bias: T
 def _operation(dimensions: int) -> Operation:
     return Operation(f"conv_relu{dimensions}d",
                      Backend("cpp", lambda call: why_not_cpp(call.x), lambda call: _run(_CPP, call)),
-                     Backend("triton", lambda call: why_not_triton(call.x), lambda call: _run(_TRITON, call)),
+                     Backend("triton", lambda call: why_not_triton(call.x), lambda call: _run(_TRITON, call),
+                             lambda call: how_triton(call.x, call.weight.shape[1], call.weight[0, 0].numel())),
                      Backend("reference", lambda call: None, lambda call: reference.conv_relu(*call)))
 
 

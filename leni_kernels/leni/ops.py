@@ -458,6 +458,11 @@ def _run_folded_triton(call: FoldedCall) -> Tensor:
     return _LAID_OUT_TRITON(x, *laid_out, call.channels_last)
 
 
+def how_triton(call: Any) -> tuple[str, ...]:
+    """What is worth knowing of a call on Triton's kernels."""
+    return triton_support.how_multiplied(call.x, call.dtype)
+
+
 def wants_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
@@ -465,7 +470,7 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
 _LENI_FOLDED = Operation(
     "leni_folded",
     Backend("cpp", _why_not_cpp, lambda call: _run(_CPP, call, call.folded)),
-    Backend("triton", _why_not_triton, _run_folded_triton),
+    Backend("triton", _why_not_triton, _run_folded_triton, how_triton),
     Backend("reference", lambda call: None, lambda call: reference.leni_folded(call.x, *call.folded)),
 )
 
@@ -644,7 +649,7 @@ def _run_training(call: LeniCall, training: Training) -> Tensor:
 _LENI = Operation(
     "leni",
     Backend("cpp", _why_leni_not_cpp, _run_leni_cpp),
-    Backend("triton", _why_leni_not_triton, _run_leni_triton),
+    Backend("triton", _why_leni_not_triton, _run_leni_triton, how_triton),
     Backend("reference", lambda call: None, lambda call: reference.leni(call.x, *call.layers)),
 )
 

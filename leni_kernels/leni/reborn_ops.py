@@ -31,6 +31,7 @@ from .ops import (
     empty_as,
     fake_parameter_gradients,
     gradient_of,
+    how_triton,
     is_channels_last,
     norm_fits,
     only_first_differentiable,
@@ -380,7 +381,9 @@ _REBORN_FOLDED = Operation(
     Backend("cpp", lambda call: conv_relu_ops.why_not_cpp(call.x) or call.why_not_dense(),
             partial(_run_reborn_folded, "cpp")),
     Backend("triton", lambda call: conv_relu_ops.why_not_triton(call.x) or call.why_not_dense(),
-            partial(_run_reborn_folded, "triton")),
+            partial(_run_reborn_folded, "triton"),
+            # Of all its taps, which are one more than the deconvolution's.
+            lambda call: conv_relu_ops.how_triton(call.x, call.x.shape[1], call.taps[0, 0].numel() + 1)),
     Backend("reference", lambda call: None, lambda call: reference.reborn_folded(*call[:5])),
 )
 
@@ -415,7 +418,7 @@ def _run(call: RebornCall, training: Training) -> Tensor:
 _REBORN = Operation(
     "reborn",
     Backend("cpp", _why_reborn_not_cpp, lambda call: _run(call, _CPP)),
-    Backend("triton", _why_reborn_not_triton, lambda call: _run(call, _TRITON)),
+    Backend("triton", _why_reborn_not_triton, lambda call: _run(call, _TRITON), how_triton),
     Backend("reference", lambda call: None, lambda call: reference.reborn(call.x, *call.layers)),
 )
 _REBORN_FEATURES_FOLDED = Operation("reborn_features_folded", Backend(

@@ -28,7 +28,7 @@ without_interpreter = pytest.mark.skipif(triton_support.interpreting, reason="it
 
 
 def test_every_kernel_is_tuned_in_both_layouts_and_the_important_come_first():
-    assert len(set(EVERY)) == len(EVERY) == 11 * 2 * 5
+    assert len(set(EVERY)) == len(EVERY) == 12 * 2 * 5
     assert len({subject.key for subject in EVERY}) == len(EVERY)
     assert str(EVERY[0]) == "leni folded channels-last C=64 bf16"
     first = EVERY[:21]
