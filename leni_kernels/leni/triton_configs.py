@@ -44,6 +44,10 @@ def _rule(channels: int, kernel_size: int, operand: str, architecture: str, chan
         return Config(4, 4, 16, 16, warps_of(128, architecture))
     half = itemsize(operand) == 2
     large = kernel_size == 7
+    if channels_last and half and channels >= 256 and kernel_size == 3 and architecture.startswith("sm_90"):
+        # The weights do not stay on the chip: they are read for as many pixels and outputs as registers can sum.
+        rows, positions, block = (8, 16, 64) if channels == 256 else (4, 32, 32)
+        return Config(rows, positions, block, 256, warps_of(256, architecture))
     if operand == "fp32" or (channels_last and not multiplies_from_shared(architecture) and not amd):
         outputs = min(channels, 64)
     else:

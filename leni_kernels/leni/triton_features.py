@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..architectures import warp_size
-from ..triton_packed import negative_part
+from ..triton_packed import negative_part, widened
 from ..triton_support import (
     LONGEST_RUN,
     ceil_div,
@@ -30,16 +30,16 @@ from ..triton_support import (
 
 
 @jit
-def _zeros(COUNT: tl.constexpr, like):
-    """A tuple of COUNT zero tensors."""
-    zeros = ()
+def times(COUNT: tl.constexpr, tile):
+    """A tuple of COUNT times the tile."""
+    tiles = ()
     for _ in tl.static_range(COUNT):
-        zeros = zeros + (tl.zeros_like(like),)
-    return zeros
+        tiles = tiles + (tile,)
+    return tiles
 
 
 @jit
-def _add_tap_row(sums, x, taps, INPUT_ROW: tl.constexpr):
+def add_tap_row(sums, x, taps, INPUT_ROW: tl.constexpr):
     """Add one input row's share to every output row it reaches: ``sums[r] += taps[INPUT_ROW - r] · x``."""
     added = ()
     for r in tl.static_range(len(sums)):
@@ -106,15 +106,32 @@ def join_rows(rows, AXIS: tl.constexpr):
 
 
 @jit
-def rows_channels_last(x, taps, row, column, inside, channel, height, width, stride_h, stride_w,
+def _less_mean(mean, channel, C: tl.constexpr, SHAPE: tl.constexpr, AXIS: tl.constexpr, ACCUMULATOR: tl.constexpr):
+    """What z is summed from: minus its channels' means, of the [2C] that there are or None, or 0."""
+    if mean is None:
+        return tl.zeros(SHAPE, ACCUMULATOR)
+    else:
+        start = -tl.load(mean + C + channel, channel < C, 0.0).to(ACCUMULATOR)
+        return tl.broadcast_to(tl.expand_dims(start, AXIS), SHAPE)
+
+
+@jit
+def rows_channels_last(x, first, taps, mean, row, column, inside, channel, height, width, stride_h, stride_w,
                        C: tl.constexpr, KERNEL: tl.constexpr, ROWS: tl.constexpr):
-    """ROWS rows of x and of z, [P, K] each, of K channels at P positions; ``x`` [P, K] points at first rows."""
+    """ROWS rows of x and of z less its mean, [P, K] each, of K channels at P positions.
+
+    ``first`` [P, K] are the first rows' offsets; apart from ``x`` since their sums would be kept, or made anew, for
+    every tap. ``mean`` are the [2C] features' means, or None.
+    """
     half: tl.constexpr = KERNEL // 2
     centre = ()
-    sums = _zeros(ROWS, tl.zeros(x.shape, taps.dtype.element_ty))
     has_channel = channel < C
-    # Stepping, rather than an offset for each tap: the offsets would be kept in registers through the tiles.
-    corner = x - half * (stride_h + stride_w)
+    sums = times(ROWS, _less_mean(mean, channel, C, first.shape, 0, taps.dtype.element_ty))
+    pointers = ()
+    pointer = x + (first - half * (stride_h + stride_w))
+    for _ in tl.static_range(ROWS + KERNEL - 1):
+        pointers = pointers + (pointer,)
+        pointer += stride_h
     # Columns outside, rows inside: only one column of the taps is held in registers at a time.
     for j in tl.static_range(KERNEL):
         tap_column = ()
@@ -122,12 +139,10 @@ def rows_channels_last(x, taps, row, column, inside, channel, height, width, str
             flipped = taps + (KERNEL * KERNEL - 1 - i * KERNEL - j) * C
             tap_column = tap_column + (tl.load(flipped + channel, has_channel, 0.0)[None, :],)
         inside_column = inside & (column >= half - j) & (column < width + half - j)
-        pointer = corner + j * stride_w
         for i in tl.static_range(ROWS + KERNEL - 1):
             inside_row = inside_column & (row >= half - i) & (row < height + half - i)
-            values = tl.load(pointer, inside_row[:, None] & has_channel[None, :], 0.0)
-            pointer += stride_h
-            sums = _add_tap_row(sums, negative_part(values, taps.dtype.element_ty), tap_column, i)
+            values = tl.load(pointers[i] + j * stride_w, inside_row[:, None] & has_channel[None, :], 0.0)
+            sums = add_tap_row(sums, negative_part(values, taps.dtype.element_ty), tap_column, i)
             if j == half and i >= half and i < half + ROWS:
                 centre = centre + (values,)
     return centre, sums
@@ -137,7 +152,7 @@ def rows_channels_last(x, taps, row, column, inside, channel, height, width, str
 
 
 @jit
-def _split_vector(vectors):
+def split_vector(vectors):
     """[K, P, VECTOR] as a tuple of VECTOR [K, P] tiles."""
     if vectors.shape[2] == 1:
         return (tl.reshape(vectors, (vectors.shape[0], vectors.shape[1])),)
@@ -148,7 +163,7 @@ def _split_vector(vectors):
             return (tl.reshape(even, (vectors.shape[0], vectors.shape[1])),
                     tl.reshape(odd, (vectors.shape[0], vectors.shape[1])))
         else:
-            return _interleave(_split_vector(even), _split_vector(odd))
+            return _interleave(split_vector(even), split_vector(odd))
 
 
 @jit
@@ -160,14 +175,14 @@ def _interleave(even, odd):
 
 
 @jit
-def _join_vector(elements):
+def join_vector(elements):
     """A tuple of VECTOR [K, P] tiles as [K, P, VECTOR]."""
     if len(elements) == 1:
         return tl.expand_dims(elements[0], 2)
     elif len(elements) == 2:
         return tl.join(elements[0], elements[1])
     else:
-        both = tl.join(_join_vector(elements[::2]), _join_vector(elements[1::2]))
+        both = tl.join(join_vector(elements[::2]), join_vector(elements[1::2]))
         return tl.reshape(both, (both.shape[0], both.shape[1], both.shape[2] * 2))
 
 
@@ -177,14 +192,18 @@ def _load_negative(pointer, mask, ACCUMULATOR: tl.constexpr):
 
 
 @jit
-def rows_contiguous(x, taps, row, column, inside, channel, height, width, stride_h,
+def rows_contiguous(x, taps, mean, row, column, inside, channel, height, width, stride_h,
                     C: tl.constexpr, KERNEL: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr):
-    """ROWS rows of x and of z, [K, P·VECTOR] each, of K channels at P positions; ``x`` [K, P] points at firsts."""
+    """ROWS rows of x and of z less its mean, [K, P·VECTOR] each, of K channels at P positions.
+
+    ``x`` [K, P] points at first rows; ``mean`` is as in :func:`rows_channels_last`.
+    """
     half: tl.constexpr = KERNEL // 2
     accumulator_type: tl.constexpr = taps.dtype.element_ty
     centre = ()
-    sums = _zeros(ROWS, tl.zeros((x.shape[0], x.shape[1], VECTOR), accumulator_type))
     has_channel = channel < C
+    start = _less_mean(mean, channel, C, x.shape, 1, accumulator_type)
+    sums = times(ROWS, tl.broadcast_to(tl.expand_dims(start, 2), (x.shape[0], x.shape[1], VECTOR)))
     vector = tl.arange(0, VECTOR)[None, None, :]
     flipped = ()
     for i in tl.static_range(KERNEL * KERNEL):
@@ -201,12 +220,12 @@ def rows_contiguous(x, taps, row, column, inside, channel, height, width, stride
         for j in tl.static_range(half):
             inside_halo = inside_row & (column >= half - j)[None, :]
             line = line + (_load_negative(pointer + (j - half), inside_halo, accumulator_type),)
-        line = line + _split_vector(negative_part(values, accumulator_type))
+        line = line + split_vector(negative_part(values, accumulator_type))
         for j in tl.static_range(half):
             inside_halo = inside_row & (column + VECTOR + j < width)[None, :]
             line = line + (_load_negative(pointer + (VECTOR + j), inside_halo, accumulator_type),)
         for j in tl.static_range(KERNEL):
-            sums = _add_tap_row(sums, _join_vector(line[j:j + VECTOR]), flipped[j::KERNEL], i)
+            sums = add_tap_row(sums, join_vector(line[j:j + VECTOR]), flipped[j::KERNEL], i)
         pointer += stride_h
     lines = ()
     for r in tl.static_range(ROWS):
@@ -220,19 +239,19 @@ def rows_contiguous(x, taps, row, column, inside, channel, height, width, stride
 
 
 @jit
-def rows_of(x, taps, position, inside, channel, height, width, stride_n, stride_h, stride_o,
+def rows_of(x, taps, mean, position, inside, channel, height, width, stride_n, stride_h, stride_o,
             C: tl.constexpr, KERNEL: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr,
             CHANNELS_LAST: tl.constexpr):
-    """ROWS rows of x and of z, [P, K] each (in NCHW, [K, P·SPAN]), of K channels at P positions."""
+    """ROWS rows of x and of z less its mean, [P, K] each (in NCHW, [K, P·SPAN]), of K channels at P positions."""
     image, row, column = locate(position, width, height, ROWS)
     first = image * stride_n + row * stride_h
     if CHANNELS_LAST:
-        base = x + (first + column * stride_o)[:, None] + channel[None, :]
-        return rows_channels_last(base, taps, row, column, inside, channel, height, width, stride_h, stride_o,
-                                  C, KERNEL, ROWS)
+        offset = (first + column * stride_o)[:, None] + channel[None, :]
+        return rows_channels_last(x, offset, taps, mean, row, column, inside, channel, height, width, stride_h,
+                                  stride_o, C, KERNEL, ROWS)
     else:
         base = x + (first + column * SPAN)[None, :] + (channel * stride_o)[:, None]
-        return rows_contiguous(base, taps, row, column * SPAN, inside, channel, height, width * SPAN, stride_h,
+        return rows_contiguous(base, taps, mean, row, column * SPAN, inside, channel, height, width * SPAN, stride_h,
                                C, KERNEL, SPAN, ROWS)
 
 
@@ -304,7 +323,7 @@ def merge_lanes(count, mean, squares, AXIS: tl.constexpr):
 def less_mean(branch, mean, has_channel, AXIS: tl.constexpr):
     """A branch less its mean, in its dtype; ``mean`` points at the channels' means."""
     channel_mean = tl.expand_dims(tl.load(mean, has_channel, 0.0), AXIS)
-    return (branch.to(channel_mean.dtype) - channel_mean).to(branch.dtype)
+    return (widened(branch, channel_mean.dtype) - channel_mean).to(branch.dtype)
 
 
 @jit
@@ -367,6 +386,18 @@ def vectors(x: Tensor, channels_last: bool) -> tuple[int, tuple[int, int, int]]:
     steps = [x.stride(dimension) for dimension in others if x.shape[dimension] > 1]
     length = vector_length(x.dtype.itemsize, x.shape[inner], *steps)
     return length, tuple(x.stride(dimension) // length for dimension in others)
+
+
+def units_of_rows(x: Tensor, channels_last: bool) -> tuple[int, tuple[int, int, int]]:
+    """As :func:`vectors`, but in channels-last all channels of a pixel are one where the strides are whole pixels.
+
+    The pixels of a row without gaps are then 1 apart, which Triton takes for a constant: the loads of neighbouring
+    columns share an address.
+    """
+    channels, others = x.shape[1], (0, 2, 3)
+    if channels_last and not any(x.stride(dimension) % channels for dimension in others if x.shape[dimension] > 1):
+        return channels, tuple(x.stride(dimension) // channels for dimension in others)
+    return vectors(x, channels_last)
 
 
 def block_positions(positions: int, vector: int, operand: str, channels_last: bool) -> int:

@@ -40,15 +40,13 @@ from . import triton_algebra, triton_configs
 from .reference import folding_dtype
 from .triton_configs import Config
 from .triton_features import (
-    _add_tap_row,
     _concatenate,
-    _join_vector,
-    _split_vector,
-    _zeros,
+    add_tap_row,
     block_positions,
     gradient_vectors,
     index,
     join_rows,
+    join_vector,
     lay_out,
     load_pixels,
     loads_of_rows,
@@ -57,6 +55,8 @@ from .triton_features import (
     pixels_of,
     rows_of,
     split,
+    split_vector,
+    times,
     vectors,
 )
 
@@ -201,8 +201,8 @@ def _negative_gradient_kernel(grad, x, deconv_weight, weight, constant, slope, t
                                 grad_stride_o, grad_stride_i, C, span, ROWS, BLOCK_OUTPUTS, CHANNELS_LAST,
                                 accumulator_type, PRECISION)
         if slope is not None:
-            _, deconvolved = rows_of(x, taps, position, inside, channel, height, width, stride_n, stride_h, stride_o,
-                                     C, KERNEL, span, ROWS, CHANNELS_LAST)
+            _, deconvolved = rows_of(x, taps, None, position, inside, channel, height, width, stride_n, stride_h,
+                                     stride_o, C, KERNEL, span, ROWS, CHANNELS_LAST)
             of_z = tl.expand_dims(tl.load(slope + C + channel, has_channel, 0.0), axis)
             added = tl.expand_dims(tl.load(constant + C + channel, has_channel, 0.0), axis)
         pixel = image * (C * plane) + (row * columns + column) * pixel_stride
@@ -225,7 +225,7 @@ def _correlate_channels_last(grad_z, negative, tap_sums, taps, row, column, insi
                              C: tl.constexpr, KERNEL: tl.constexpr, ROWS: tl.constexpr):
     """taps ⋆ g_z, a tuple of rows, and the taps' gradients' sums with min(x, 0)·shift(g_z) added."""
     half: tl.constexpr = KERNEL // 2
-    sums = _zeros(ROWS, negative[0])
+    sums = times(ROWS, tl.zeros_like(negative[0]))
     has_channel = channel < C
     corner = grad_z - half * (columns + 1) * C
     added = ()
@@ -242,8 +242,8 @@ def _correlate_channels_last(grad_z, negative, tap_sums, taps, row, column, insi
             inside_row = inside_column & (row >= half - i) & (row < height + half - i)
             values = widened(tl.load(pointer, _mask(inside_row, has_channel, True), 0.0), negative[0].dtype)
             pointer += columns * C
-            sums = _add_tap_row(sums, values, tap_column, i)
-            column_sums = _add_tap_row(column_sums, values, negative, i)
+            sums = add_tap_row(sums, values, tap_column, i)
+            column_sums = add_tap_row(column_sums, values, negative, i)
         added = added + column_sums
     return sums, added
 
@@ -254,7 +254,7 @@ def _correlate_contiguous(grad_z, negative, tap_sums, taps, row, column, inside,
     """As :func:`_correlate_channels_last`, in NCHW."""
     half: tl.constexpr = KERNEL // 2
     accumulator_type: tl.constexpr = negative[0].dtype
-    sums = _zeros(ROWS, negative[0])
+    sums = times(ROWS, tl.zeros_like(negative[0]))
     has_channel = channel < C
     tap_tiles = ()
     for tap in tl.static_range(KERNEL * KERNEL):
@@ -268,14 +268,14 @@ def _correlate_contiguous(grad_z, negative, tap_sums, taps, row, column, inside,
         for j in tl.static_range(half):
             inside_halo = inside_row & (column >= half - j)[None, :]
             line = line + (tl.load(pointer + (j - half), inside_halo, 0.0).to(accumulator_type),)
-        line = line + _split_vector(widened(values, accumulator_type))
+        line = line + split_vector(widened(values, accumulator_type))
         for j in tl.static_range(half):
             inside_halo = inside_row & (column + SPAN + j < columns)[None, :]
             line = line + (tl.load(pointer + (SPAN + j), inside_halo, 0.0).to(accumulator_type),)
         added = ()
         for j in tl.static_range(KERNEL):
-            shifted = _join_vector(line[j:j + SPAN])
-            sums = _add_tap_row(sums, shifted, tap_tiles[j::KERNEL], i)
+            shifted = join_vector(line[j:j + SPAN])
+            sums = add_tap_row(sums, shifted, tap_tiles[j::KERNEL], i)
             added = added + _add_products(tap_sums[j * KERNEL:(j + 1) * KERNEL], shifted, negative, i)
         tap_sums = added
         pointer += columns
@@ -284,7 +284,7 @@ def _correlate_contiguous(grad_z, negative, tap_sums, taps, row, column, inside,
 
 @jit
 def _add_products(sums, x, rows, INPUT_ROW: tl.constexpr):
-    """As :func:`_add_tap_row`, but of each vector the sum of its products."""
+    """As :func:`add_tap_row`, but of each vector the sum of its products."""
     added = ()
     for r in tl.static_range(len(sums)):
         if r <= INPUT_ROW and INPUT_ROW - r < len(rows):
@@ -343,7 +343,7 @@ def _input_gradient_kernel(grad, x, grad_z, weight, constant, slope, taps, dx, t
     channel = tl.program_id(0) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     has_channel = channel < C
     weight_tile = _weight_tile(weight, tl.arange(0, BLOCK_OUTPUTS), channel, C)
-    tap_sums = _zeros(KERNEL * KERNEL, tl.zeros(sums_shape, accumulator_type))
+    tap_sums = times(KERNEL * KERNEL, tl.zeros(sums_shape, accumulator_type))
     first_tile = part * tiles
     end_tile = tl.minimum(first_tile + tiles, all_tiles)
     for tile in range(first_tile, end_tile):

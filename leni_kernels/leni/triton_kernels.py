@@ -43,20 +43,18 @@ from .triton_features import (
     operand_of,
     rows_channels_last,
     rows_contiguous,
-    vectors,
+    units_of_rows,
     weight_tiles,
 )
 
 
 @jit
 def branch_tiles(rows, deconvolved, mean, channel, C: tl.constexpr, AXIS: tl.constexpr):
-    """Rows of x and z as operands of both branches, in x's dtype; less their mean [2C], if there is one."""
+    """Rows of x, and of z less its mean, as operands of both branches, in x's dtype; ``mean`` [2C] may be None."""
     positive = positive_part(join_rows(rows, AXIS))
-    negative = join_rows(deconvolved, AXIS)
     if mean is not None:
         positive = less_mean(positive, mean + channel, channel < C, AXIS)
-        negative = less_mean(negative, mean + C + channel, channel < C, AXIS)
-    return positive, negative.to(positive.dtype)
+    return positive, join_rows(deconvolved, AXIS).to(positive.dtype)
 
 
 @jit
@@ -82,19 +80,18 @@ def _channels_last_kernel(x, taps, weight, bias, mean, y, height, width, positio
         origin = tl.cast(first_tile + tile, index_type) * BLOCK_POSITIONS
         position = origin + tl.arange(0, BLOCK_POSITIONS)
         image, row, column = locate(position, width, height, ROWS)
-        first = image * stride_n + row * stride_h + column * stride_w
-        base = x + first[:, None] + channel[None, :]
-        sums = tl.zeros((ROWS * BLOCK_POSITIONS, BLOCK_OUTPUTS), accumulator_type)
+        first = (image * stride_n + row * stride_h + column * stride_w)[:, None] + channel[None, :]
+        start = tl.load(bias + output, output < C, 0.0)[None, :]
+        sums = tl.broadcast_to(start, (ROWS * BLOCK_POSITIONS, BLOCK_OUTPUTS))
         for k in range(0, C, BLOCK_CHANNELS):
             rows, deconvolved = rows_channels_last(
-                base + k, taps, row, column, position < positions, k + channel, height, width,
+                x + k, first, taps, mean, row, column, position < positions, k + channel, height, width,
                 stride_h, stride_w, C, KERNEL, ROWS)
             positive, negative = branch_tiles(rows, deconvolved, mean, k + channel, C, 0)
             if BLOCK_CHANNELS < C:
                 positive_weight, negative_weight = weight_tiles(weight, output, k + channel, C)
             sums = tl.dot(positive, tl.trans(positive_weight), sums, PRECISION, out_dtype=accumulator_type)
             sums = tl.dot(negative, tl.trans(negative_weight), sums, PRECISION, out_dtype=accumulator_type)
-        sums += tl.load(bias + output, output < C, 0.0)[None, :]
         pixel = tl.arange(0, ROWS * BLOCK_POSITIONS)
         position = origin + pixel % BLOCK_POSITIONS
         image, row, column = locate(position, width, height, ROWS)
@@ -133,7 +130,7 @@ def _contiguous_kernel(x, taps, weight, bias, mean, y, height, width, positions,
         sums = tl.zeros((BLOCK_OUTPUTS, ROWS * BLOCK_POSITIONS * VECTOR), accumulator_type)
         for k in range(0, C, BLOCK_CHANNELS):
             rows, deconvolved = rows_contiguous(
-                base + k * stride_c, taps, row, column * VECTOR, position < positions, k + channel, height,
+                base + k * stride_c, taps, mean, row, column * VECTOR, position < positions, k + channel, height,
                 width * VECTOR, stride_h, C, KERNEL, VECTOR, ROWS)
             positive, negative = branch_tiles(rows, deconvolved, mean, k + channel, C, 1)
             if BLOCK_CHANNELS < C:
@@ -186,12 +183,13 @@ def leni_laid_out(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: T
     kernel_size, target = taps.shape[0], architecture(x)
     operand = operand_of(x, target)
     config = choose(channels, kernel_size, operand, target, channels_last)
-    vector, strides = vectors(x, channels_last)
+    vector, strides = units_of_rows(x, channels_last)
     columns = width if channels_last else width // vector
     positions = batch * ceil_div(height, config.rows) * columns
     constants = _constants(channels, kernel_size, vector, operand, config, channels_last)
     tiles = ceil_div(positions, constants["BLOCK_POSITIONS"])
-    constants |= {"TILES": _MOST_TILES if tiles >= _MOST_TILES * _ENOUGH_PROGRAMS else 1, "WIDE": wide(x, y)}
+    several = config.channels >= channels and tiles >= _MOST_TILES * _ENOUGH_PROGRAMS
+    constants |= {"TILES": _MOST_TILES if several else 1, "WIDE": wide(x, y)}
     programs = ceil_div(tiles, constants["TILES"]) * ceil_div(channels, config.outputs)
     with on_device_of(x):
         launchable(_kernel(channels_last))[(programs,)](
@@ -226,6 +224,16 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
             for channels, kernel_size in sizes:
                 yield _compile_case(channels, kernel_size, operand, architecture, channels_last)
         yield _compile_case(64, 3, "fp16", architecture, channels_last).with_wide_offsets()
+    for channels in (64, 256):
+        yield _with_gaps(_compile_case(channels, 3, "fp16", architecture, True))
+
+
+def _with_gaps(case: CompileCase) -> CompileCase:
+    """A case as an x has it whose pixels in a row have gaps between them, and of features that have no mean."""
+    constants = case.constants | {"VECTOR": full_vector(case.operand), "mean": None}
+    signature = case.signature | {"stride_w": "i32"}
+    del constants["stride_w"], signature["mean"]
+    return case._replace(name=f"{case.name} with gaps", constants=constants, signature=signature)
 
 
 def _compile_case(channels: int, kernel_size: int, operand: str, architecture: str,
@@ -235,7 +243,9 @@ def _compile_case(channels: int, kernel_size: int, operand: str, architecture: s
     while channels_last and channels % vector:
         vector //= 2
     constants = _constants(channels, kernel_size, vector, operand, config, channels_last)
-    constants |= {"TILES": _MOST_TILES, "WIDE": False}
+    constants |= {"TILES": _MOST_TILES if config.channels >= channels else 1, "WIDE": False}
+    if channels_last:
+        constants |= {"VECTOR": channels, "stride_w": 1}
     element = "fp32" if operand == "tf32" else operand
     parameter = "fp64" if operand == "fp64" else "fp32"
     pointers = {"x": element, "taps": parameter, "weight": element, "bias": parameter, "mean": parameter,

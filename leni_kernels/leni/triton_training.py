@@ -54,7 +54,7 @@ from .triton_features import (
     rows_of,
     split,
     store_share,
-    vectors,
+    units_of_rows,
 )
 
 # ---- statistics --------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def _statistics_kernel(x, deconv_weight, taps, counts, means, squares, height, w
     for tile in range(part * tiles, tl.minimum((part + 1) * tiles, all_tiles)):
         origin = index(tile, WIDE) * BLOCK_POSITIONS
         position = origin + tl.arange(0, BLOCK_POSITIONS)
-        rows, deconvolved = rows_of(x, taps, position, position < positions, channel, height, width,
+        rows, deconvolved = rows_of(x, taps, None, position, position < positions, channel, height, width,
                                     stride_n, stride_h, stride_o, C, KERNEL, span, ROWS, CHANNELS_LAST)
         position = origin + tl.arange(0, lanes) // span
         _, row, _ = locate(position, width, height, ROWS)
@@ -152,7 +152,7 @@ def _weight_gradient_kernel(grad, x, deconv_weight, mean, taps, shares, height, 
     for tile in range(part * tiles, tl.minimum((part + 1) * tiles, all_tiles)):
         origin = index(tile, WIDE) * BLOCK_POSITIONS
         position = origin + tl.arange(0, BLOCK_POSITIONS)
-        rows, deconvolved = rows_of(x, taps, position, position < positions, channel, height, width,
+        rows, deconvolved = rows_of(x, taps, None, position, position < positions, channel, height, width,
                                     stride_n, stride_h, stride_o, C, KERNEL, span, ROWS, CHANNELS_LAST)
         position, image, row, column = pixels_of(origin, height, width, BLOCK_POSITIONS, span, ROWS)
         inside = (position < positions) & (row < height)
@@ -187,7 +187,7 @@ def statistics_shares(x: Tensor, deconv_weight: Tensor, channels_last: bool) -> 
     target = architecture(x)
     operand = operand_of(x, target)
     config = triton_configs.statistics(channels, kernel_size, operand, target, channels_last)
-    vector, strides = vectors(x, channels_last)
+    vector, strides = units_of_rows(x, channels_last)
     constants = _row_constants(channels, kernel_size, vector, operand, config, channels_last) | {"WIDE": wide(x)}
     columns, positions, tiles = _cover(x, constants)
     blocks = ceil_div(channels, config.channels)
@@ -213,7 +213,7 @@ def weight_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, mean: Tensor |
     target = architecture(x)
     operand = operand_of(x, target)
     config = triton_configs.weight_gradient(channels, kernel_size, operand, target, channels_last)
-    vector, strides = vectors(x, channels_last)
+    vector, strides = units_of_rows(x, channels_last)
     grad_vector, grad_strides = gradient_vectors(grad, channels_last)
     constants = _row_constants(channels, kernel_size, vector, operand, config, channels_last)
     constants |= {"GRAD_VECTOR": grad_vector, "BLOCK_OUTPUTS": config.outputs, "WIDE": wide(x, grad),
@@ -308,14 +308,12 @@ class _CaseOf(NamedTuple):
 
     def statistics(self) -> CompileCase:
         config = triton_configs.statistics(*self)
-        constants = _row_constants(self.channels, self.kernel_size, self.vector, self.operand, config,
-                                   self.channels_last)
+        constants = self._row_constants(config)
         return self._case("statistics", _statistics_kernel, constants, config.warps, 0, self._loads_of_rows(config))
 
     def weight_gradient(self) -> CompileCase:
         config = triton_configs.weight_gradient(*self)
-        constants = _row_constants(self.channels, self.kernel_size, self.vector, self.operand, config,
-                                   self.channels_last)
+        constants = self._row_constants(config)
         constants |= {"BLOCK_OUTPUTS": config.outputs, "PRECISION": "tf32" if self.operand == "tf32" else "ieee"}
         return self._case("weight gradient", _weight_gradient_kernel, constants, config.warps, config.outputs,
                           self._loads_of_rows(config))
