@@ -30,7 +30,7 @@ from ..triton_support import (
 
 
 @jit
-def times(COUNT: tl.constexpr, tile):
+def repeated(COUNT: tl.constexpr, tile):
     """A tuple of COUNT times the tile."""
     tiles = ()
     for _ in tl.static_range(COUNT):
@@ -126,7 +126,7 @@ def rows_channels_last(x, first, taps, mean, row, column, inside, channel, heigh
     half: tl.constexpr = KERNEL // 2
     centre = ()
     has_channel = channel < C
-    sums = times(ROWS, _less_mean(mean, channel, C, first.shape, 0, taps.dtype.element_ty))
+    sums = repeated(ROWS, _less_mean(mean, channel, C, first.shape, 0, taps.dtype.element_ty))
     pointers = ()
     pointer = x + (first - half * (stride_h + stride_w))
     for _ in tl.static_range(ROWS + KERNEL - 1):
@@ -203,7 +203,7 @@ def rows_contiguous(x, taps, mean, row, column, inside, channel, height, width, 
     centre = ()
     has_channel = channel < C
     start = _less_mean(mean, channel, C, x.shape, 1, accumulator_type)
-    sums = times(ROWS, tl.broadcast_to(tl.expand_dims(start, 2), (x.shape[0], x.shape[1], VECTOR)))
+    sums = repeated(ROWS, tl.broadcast_to(tl.expand_dims(start, 2), (x.shape[0], x.shape[1], VECTOR)))
     vector = tl.arange(0, VECTOR)[None, None, :]
     flipped = ()
     for i in tl.static_range(KERNEL * KERNEL):

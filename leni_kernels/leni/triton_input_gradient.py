@@ -53,10 +53,10 @@ from .triton_features import (
     locate,
     operand_of,
     pixels_of,
+    repeated,
     rows_of,
     split,
     split_vector,
-    times,
     vectors,
 )
 
@@ -225,7 +225,7 @@ def _correlate_channels_last(grad_z, negative, tap_sums, taps, row, column, insi
                              C: tl.constexpr, KERNEL: tl.constexpr, ROWS: tl.constexpr):
     """taps ⋆ g_z, a tuple of rows, and the taps' gradients' sums with min(x, 0)·shift(g_z) added."""
     half: tl.constexpr = KERNEL // 2
-    sums = times(ROWS, tl.zeros_like(negative[0]))
+    sums = repeated(ROWS, tl.zeros_like(negative[0]))
     has_channel = channel < C
     corner = grad_z - half * (columns + 1) * C
     added = ()
@@ -254,7 +254,7 @@ def _correlate_contiguous(grad_z, negative, tap_sums, taps, row, column, inside,
     """As :func:`_correlate_channels_last`, in NCHW."""
     half: tl.constexpr = KERNEL // 2
     accumulator_type: tl.constexpr = negative[0].dtype
-    sums = times(ROWS, tl.zeros_like(negative[0]))
+    sums = repeated(ROWS, tl.zeros_like(negative[0]))
     has_channel = channel < C
     tap_tiles = ()
     for tap in tl.static_range(KERNEL * KERNEL):
@@ -343,7 +343,7 @@ def _input_gradient_kernel(grad, x, grad_z, weight, constant, slope, taps, dx, t
     channel = tl.program_id(0) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     has_channel = channel < C
     weight_tile = _weight_tile(weight, tl.arange(0, BLOCK_OUTPUTS), channel, C)
-    tap_sums = times(KERNEL * KERNEL, tl.zeros(sums_shape, accumulator_type))
+    tap_sums = repeated(KERNEL * KERNEL, tl.zeros(sums_shape, accumulator_type))
     first_tile = part * tiles
     end_tile = tl.minimum(first_tile + tiles, all_tiles)
     for tile in range(first_tile, end_tile):

@@ -318,6 +318,11 @@ class _CaseOf(NamedTuple):
         return self._case("weight gradient", _weight_gradient_kernel, constants, config.warps, config.outputs,
                           self._loads_of_rows(config))
 
+    def _row_constants(self, config: Any) -> dict[str, Any]:
+        constants = _row_constants(self.channels, self.kernel_size, self.vector, self.operand, config,
+                                   self.channels_last)
+        return constants | ({"VECTOR": self.channels, "stride_o": 1} if self.channels_last else {})
+
     def _loads_of_rows(self, config: Any) -> tuple[int, int]:
         return loads_of_rows(self.kernel_size, self.operand, config, self.vector, self.channels_last,
                              self.architecture)
