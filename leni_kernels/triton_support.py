@@ -6,9 +6,9 @@ import os
 import re
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -255,6 +255,7 @@ def how_multiplied(x: Tensor, dtype: torch.dtype) -> tuple[str, ...]:
 
 # ---- compilation ahead of time -----------------------------------------------------------------------------
 
+Size = TypeVar("Size", bound=tuple[int, ...])
 Note = Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]
 """What is told of a launch: the kernel, the grid, its arguments, and its options by name."""
 
@@ -314,6 +315,18 @@ class CompileCase(NamedTuple):
     def with_wide_offsets(self) -> CompileCase:
         """The case as tensors of more than 2³¹ elements have it."""
         return self._replace(name=f"{self.name} wide", constants=self.constants | {"WIDE": True})
+
+
+def operands_and_sizes(architecture: str, sizes: Iterable[Size]) -> Iterator[tuple[str, Size]]:
+    """What is compiled ahead: each of the ``sizes``, (channels, kernel size) or (channels,), with each operand type.
+
+    But that takes minutes: what sets fp16 apart from bfloat16, float32 from what PyTorch makes of it by default, and
+    float64, which is there for checks, shows in a narrow size, a common one and a wide one.
+    """
+    found = operand_types(architecture)
+    most = ("bf16", "tf32" if "tf32" in found else "fp32")
+    few = {(channels, *kernel_size) for channels in (3, 64, 256) for kernel_size in ((), (3,))}
+    return ((operand, size) for operand in found for size in sizes if operand in most or size in few)
 
 
 LONGEST_RUN = 256

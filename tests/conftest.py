@@ -17,8 +17,17 @@ os.environ["LENI_KERNELS_CACHE"] = str(Path(__file__).parent / "no-cache")
 torch.backends.cudnn.allow_tf32 = False
 
 
+LONG = ("test_in_the_interpreter", "test_a_short_rehearsal_runs_every_step", "test_on_the_oldest_triton",
+        "test_the_front_end_takes_every_case")
+"""Tests that take a minute or more."""
+
+
 def pytest_collection_modifyitems(config, items):
-    """Tests of huge tensors run where they are asked for."""
+    """The longest tests come first, so that no process has one left when the others are done.
+
+    Tests of huge tensors run where they are asked for.
+    """
+    items.sort(key=lambda item: not item.name.startswith(LONG))
     if "huge" not in config.option.markexpr:
         for item in items:
             if item.get_closest_marker("huge"):

@@ -63,7 +63,7 @@ CHOSEN = {
         *(f"leni {layout} C={channels} k=3 bf16"
           for layout in ("channels-last", "NCHW") for channels in (16, 32, 64, 128, 256)),
         "leni channels-last C=64 k=3 fp16", "leni channels-last C=64 k=7 bf16", "leni NCHW C=64 k=5 bf16",
-        "leni channels-last C=64 k=3 tf32", "leni NCHW C=64 k=3 tf32", "leni NCHW C=128 k=3 fp32",
+        "leni channels-last C=64 k=3 tf32", "leni NCHW C=64 k=3 tf32", "leni NCHW C=64 k=3 fp32",
         "leni channels-last C=64 k=3 fp64",
         *TRAINING, *NARROW, "leni statistics channels-last C=64 k=3 bf16",
         "leni weight gradient channels-last C=64 k=3 tf32",
@@ -72,7 +72,7 @@ CHOSEN = {
           for layout in ("channels-last", "NCHW")),
         "reborn tail channels-last C=16 bf16", "reborn tail NCHW C=64 tf32",
         "reborn negative gradient channels-last C=64 tf32", "reborn weight gradient channels-last C=64 tf32",
-        "reborn input gradient NCHW C=128 fp32", "reborn tail channels-last C=64 fp64",
+        "reborn input gradient NCHW C=64 fp32", "reborn tail channels-last C=64 fp64",
         *ALGEBRA, *SUMS, "leni fold of given C=64 bf16", "leni fold backward of given C=64 bf16",
         "leni fold C=256 fp32", "leni fold backward C=256 fp32", "leni fold backward C=64 fp64",
         *CONV_RELU,

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..architectures import operand_types
 from ..triton_packed import negative_part, widened
 from ..triton_support import (
     CompileCase,
@@ -33,6 +32,7 @@ from ..triton_support import (
     jit,
     launchable,
     on_device_of,
+    operands_and_sizes,
     tl,
     wide,
 )
@@ -497,9 +497,8 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
     """Both passes in the configurations that ``architecture`` gets, with the widest vectors C allows."""
     sizes = [(channels, 3) for channels in (3, 16, 32, 64, 128, 256)] + [(64, 5), (64, 7)]
     for channels_last in (True, False):
-        for operand in operand_types(architecture):
-            for channels, kernel_size in sizes:
-                yield from _passes(channels, kernel_size, operand, architecture, channels_last)
+        for operand, size in operands_and_sizes(architecture, sizes):
+            yield from _passes(*size, operand, architecture, channels_last)
         for case in _passes(64, 3, "fp16", architecture, channels_last):
             yield case.with_wide_offsets()
     for vector in (4, 2, 1):  # of NCHW planes of 28, 14 and 7 columns

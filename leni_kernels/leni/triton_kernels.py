@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..architectures import operand_types
 from ..triton_packed import positive_part
 from ..triton_support import (
     CompileCase,
@@ -30,6 +29,7 @@ from ..triton_support import (
     jit,
     launchable,
     on_device_of,
+    operands_and_sizes,
     tl,
     wide,
 )
@@ -220,9 +220,8 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
     sizes = [(channels, 3) for channels in (3, 16, 32, 64, 128, 256, 512)]
     sizes += [(64, 5), (256, 5), (16, 7), (64, 7), (128, 7), (256, 7)]
     for channels_last in (True, False):
-        for operand in operand_types(architecture):
-            for channels, kernel_size in sizes:
-                yield _compile_case(channels, kernel_size, operand, architecture, channels_last)
+        for operand, size in operands_and_sizes(architecture, sizes):
+            yield _compile_case(*size, operand, architecture, channels_last)
         yield _compile_case(64, 3, "fp16", architecture, channels_last).with_wide_offsets()
     for channels in (64, 256):
         yield _with_gaps(_compile_case(channels, 3, "fp16", architecture, True))

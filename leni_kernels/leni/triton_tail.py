@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..architectures import operand_types, warp_size
+from ..architectures import warp_size
 from ..triton_packed import positive_part
 from ..triton_support import (
     CompileCase,
@@ -36,6 +36,7 @@ from ..triton_support import (
     jit,
     launchable,
     on_device_of,
+    operands_and_sizes,
     tl,
     wide,
 )
@@ -448,10 +449,10 @@ def _statistics_constants(channels: int, vector: int, operand: str, config: Stat
 
 def compile_cases(architecture: str) -> Iterator[CompileCase]:
     """Every pass in the configurations that ``architecture`` gets, with the widest vectors C allows."""
+    widths = [(channels,) for channels in (3, 16, 32, 64, 128, 256, 512)]
     for channels_last in (True, False):
-        for operand in operand_types(architecture):
-            for channels in (3, 16, 32, 64, 128, 256, 512):
-                yield from _CaseOf(channels, operand, architecture, channels_last).passes()
+        for operand, (channels,) in operands_and_sizes(architecture, widths):
+            yield from _CaseOf(channels, operand, architecture, channels_last).passes()
         for case in _CaseOf(64, "fp16", architecture, channels_last).passes():
             yield case.with_wide_offsets()
 

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..architectures import operand_types
 from ..triton_packed import positive_part
 from ..triton_support import (
     CompileCase,
@@ -31,6 +30,7 @@ from ..triton_support import (
     jit,
     launchable,
     on_device_of,
+    operands_and_sizes,
     tl,
     wide,
 )
@@ -280,9 +280,8 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
     """Every pass in the configurations that ``architecture`` gets, with the widest vectors C allows."""
     sizes = [(channels, 3) for channels in (3, 16, 32, 64, 128, 256)] + [(64, 5), (64, 7)]
     for channels_last in (True, False):
-        for operand in operand_types(architecture):
-            for channels, kernel_size in sizes:
-                yield from _CaseOf(channels, kernel_size, operand, architecture, channels_last).passes()
+        for operand, size in operands_and_sizes(architecture, sizes):
+            yield from _CaseOf(*size, operand, architecture, channels_last).passes()
         for case in _CaseOf(64, 3, "fp16", architecture, channels_last).passes():
             yield case.with_wide_offsets()
 
