@@ -400,6 +400,10 @@ def units_of_rows(x: Tensor, channels_last: bool) -> tuple[int, tuple[int, int, 
     return vectors(x, channels_last)
 
 
+NARROW_VECTORS = (4, 2, 1)
+"""Of half precision in NCHW, in planes of 28, 14 and 7 columns; compiled ahead as well."""
+
+
 def block_positions(positions: int, vector: int, operand: str, channels_last: bool) -> int:
     """The positions of a tile: a configuration counts NCHW's in full vectors; narrower ones take more."""
     return positions if channels_last else positions * full_vector(operand) // vector

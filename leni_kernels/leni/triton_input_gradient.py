@@ -38,8 +38,9 @@ from ..triton_support import (
 )
 from . import triton_algebra, triton_configs
 from .reference import folding_dtype
-from .triton_configs import Config
+from .triton_configs import Config, for_vectors
 from .triton_features import (
+    NARROW_VECTORS,
     _concatenate,
     add_tap_row,
     block_positions,
@@ -421,7 +422,7 @@ def input_gradient_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, weight
     vector, strides = vectors(x, channels_last)
     grad_vector, grad_strides = gradient_vectors(grad, channels_last)
     shared = {"GRAD_VECTOR": grad_vector, "WIDE": wide(x, grad, dx)}
-    configs = [_for_vectors(choose(*where), vector, operand, channels_last)
+    configs = [for_vectors(choose(*where), vector, operand, channels_last)
                for choose in (triton_configs.negative_gradient, triton_configs.input_gradient)]
     first, second = (
         _tile(x, config, _constants(channels, kernel_size, vector, operand, config, channels_last) | shared)
@@ -474,12 +475,6 @@ def _tile(x: Tensor, config: Config, constants: dict[str, Any]) -> _Tiling:
     return _Tiling(parts, blocks, (height, columns, positions, tiles, tiles_each), constants)
 
 
-def _for_vectors(config: Config, vector: int, operand: str, channels_last: bool) -> Config:
-    """More warps where NCHW's vectors are narrow: of them a thread has more, and keeps k² sums for each."""
-    narrow = not channels_last and vector < full_vector(operand)
-    return config._replace(warps=max(config.warps, min(2 * config.warps, 8))) if narrow else config
-
-
 def _constants(channels: int, kernel_size: int, vector: int, operand: str, config: Config,
                channels_last: bool) -> dict[str, Any]:
     return {
@@ -501,7 +496,7 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
             yield from _passes(*size, operand, architecture, channels_last)
         for case in _passes(64, 3, "fp16", architecture, channels_last):
             yield case.with_wide_offsets()
-    for vector in (4, 2, 1):  # of NCHW planes of 28, 14 and 7 columns
+    for vector in NARROW_VECTORS:
         for case in _passes(64, 3, "bf16", architecture, False, vector):
             yield case._replace(name=f"{case.name} vectors of {vector}")
 
@@ -520,7 +515,7 @@ def _passes(channels: int, kernel_size: int, operand: str, architecture: str, ch
     for name, kernel, choose in (
             ("negative gradient", _negative_gradient_kernel, triton_configs.negative_gradient),
             ("input gradient", _input_gradient_kernel, triton_configs.input_gradient)):
-        config = _for_vectors(choose(*where), vector, operand, channels_last)
+        config = for_vectors(choose(*where), vector, operand, channels_last)
         constants = _constants(channels, kernel_size, vector, operand, config, channels_last)
         constants |= {"GRAD_VECTOR": vector, "grad_stride_i": 1, "WIDE": False}
         signature = {name: pointers.get(name, "i32") for name in kernel.arg_names if name not in constants}

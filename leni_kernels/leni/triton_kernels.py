@@ -33,8 +33,9 @@ from ..triton_support import (
     tl,
     wide,
 )
-from .triton_configs import Config, choose
+from .triton_configs import Config, choose, for_vectors
 from .triton_features import (
+    NARROW_VECTORS,
     block_positions,
     join_rows,
     less_mean,
@@ -182,8 +183,8 @@ def leni_laid_out(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: T
     batch, channels, height, width = x.shape
     kernel_size, target = taps.shape[0], architecture(x)
     operand = operand_of(x, target)
-    config = choose(channels, kernel_size, operand, target, channels_last)
     vector, strides = units_of_rows(x, channels_last)
+    config = for_vectors(choose(channels, kernel_size, operand, target, channels_last), vector, operand, channels_last)
     columns = width if channels_last else width // vector
     positions = batch * ceil_div(height, config.rows) * columns
     constants = _constants(channels, kernel_size, vector, operand, config, channels_last)
@@ -225,6 +226,8 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
         yield _compile_case(64, 3, "fp16", architecture, channels_last).with_wide_offsets()
     for channels in (64, 256):
         yield _with_gaps(_compile_case(channels, 3, "fp16", architecture, True))
+        for vector in NARROW_VECTORS:
+            yield _compile_case(channels, 3, "bf16", architecture, False, vector)
 
 
 def _with_gaps(case: CompileCase) -> CompileCase:
@@ -235,12 +238,14 @@ def _with_gaps(case: CompileCase) -> CompileCase:
     return case._replace(name=f"{case.name} with gaps", constants=constants, signature=signature)
 
 
-def _compile_case(channels: int, kernel_size: int, operand: str, architecture: str,
-                  channels_last: bool) -> CompileCase:
-    config = choose(channels, kernel_size, operand, architecture, channels_last)
-    vector = full_vector(operand)
+def _compile_case(channels: int, kernel_size: int, operand: str, architecture: str, channels_last: bool,
+                  vector: int | None = None) -> CompileCase:
+    narrow = "" if vector is None else f" vectors of {vector}"
+    vector = vector or full_vector(operand)
     while channels_last and channels % vector:
         vector //= 2
+    config = for_vectors(choose(channels, kernel_size, operand, architecture, channels_last), vector, operand,
+                         channels_last)
     constants = _constants(channels, kernel_size, vector, operand, config, channels_last)
     constants |= {"TILES": _MOST_TILES if config.channels >= channels else 1, "WIDE": False}
     if channels_last:
@@ -255,6 +260,6 @@ def _compile_case(channels: int, kernel_size: int, operand: str, architecture: s
     vector_bits, vector_loads = loads_of_rows(kernel_size, operand, config, vector, channels_last, architecture)
     pixels = config.rows * constants["BLOCK_POSITIONS"]
     layout = "channels-last" if channels_last else "NCHW"
-    return CompileCase(f"leni {layout} C={channels} k={kernel_size}", kernel, signature, constants,
+    return CompileCase(f"leni {layout} C={channels} k={kernel_size}{narrow}", kernel, signature, constants,
                        config.warps, operand, pixels if channels_last else config.outputs, vector_bits,
                        vector_loads)

@@ -36,7 +36,9 @@ from ..triton_support import (
 )
 from . import triton_algebra, triton_configs
 from .reference import folding_dtype
+from .triton_configs import for_vectors
 from .triton_features import (
+    NARROW_VECTORS,
     StatisticsShares,
     block_positions,
     centred,
@@ -186,8 +188,9 @@ def statistics_shares(x: Tensor, deconv_weight: Tensor, channels_last: bool) -> 
                                 *(x.new_empty(0, 2 * channels, dtype=dtype) for _ in range(2)))
     target = architecture(x)
     operand = operand_of(x, target)
-    config = triton_configs.statistics(channels, kernel_size, operand, target, channels_last)
     vector, strides = units_of_rows(x, channels_last)
+    config = for_vectors(triton_configs.statistics(channels, kernel_size, operand, target, channels_last), vector,
+                         operand, channels_last)
     constants = _row_constants(channels, kernel_size, vector, operand, config, channels_last) | {"WIDE": wide(x)}
     columns, positions, tiles = _cover(x, constants)
     blocks = ceil_div(channels, config.channels)
@@ -212,8 +215,9 @@ def weight_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, mean: Tensor |
         return x.new_empty(2 * channels + 1, 0, channels, dtype=dtype)
     target = architecture(x)
     operand = operand_of(x, target)
-    config = triton_configs.weight_gradient(channels, kernel_size, operand, target, channels_last)
     vector, strides = units_of_rows(x, channels_last)
+    config = for_vectors(triton_configs.weight_gradient(channels, kernel_size, operand, target, channels_last), vector,
+                         operand, channels_last)
     grad_vector, grad_strides = gradient_vectors(grad, channels_last)
     constants = _row_constants(channels, kernel_size, vector, operand, config, channels_last)
     constants |= {"GRAD_VECTOR": grad_vector, "BLOCK_OUTPUTS": config.outputs, "WIDE": wide(x, grad),
@@ -284,6 +288,9 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
             yield from _CaseOf(*size, operand, architecture, channels_last).passes()
         for case in _CaseOf(64, 3, "fp16", architecture, channels_last).passes():
             yield case.with_wide_offsets()
+    for channels in (64, 256):
+        for vector in NARROW_VECTORS:
+            yield from _CaseOf(channels, 3, "bf16", architecture, False, vector).passes()
 
 
 class _CaseOf(NamedTuple):
@@ -294,10 +301,12 @@ class _CaseOf(NamedTuple):
     operand: str
     architecture: str
     channels_last: bool
+    narrow: int = 0
+    """The length of NCHW's vectors, if it is not the full one."""
 
     @property
     def vector(self) -> int:
-        vector = full_vector(self.operand)
+        vector = self.narrow or full_vector(self.operand)
         while self.channels_last and self.channels % vector:
             vector //= 2
         return vector
@@ -306,16 +315,19 @@ class _CaseOf(NamedTuple):
         return self.statistics(), self.weight_gradient()
 
     def statistics(self) -> CompileCase:
-        config = triton_configs.statistics(*self)
+        config = self._chosen(triton_configs.statistics)
         constants = self._row_constants(config)
         return self._case("statistics", _statistics_kernel, constants, config.warps, 0, self._loads_of_rows(config))
 
     def weight_gradient(self) -> CompileCase:
-        config = triton_configs.weight_gradient(*self)
+        config = self._chosen(triton_configs.weight_gradient)
         constants = self._row_constants(config)
         constants |= {"BLOCK_OUTPUTS": config.outputs, "PRECISION": "tf32" if self.operand == "tf32" else "ieee"}
         return self._case("weight gradient", _weight_gradient_kernel, constants, config.warps, config.outputs,
                           self._loads_of_rows(config))
+
+    def _chosen(self, choose: Any) -> Any:
+        return for_vectors(choose(*self[:5]), self.vector, self.operand, self.channels_last)
 
     def _row_constants(self, config: Any) -> dict[str, Any]:
         constants = _row_constants(self.channels, self.kernel_size, self.vector, self.operand, config,
@@ -338,5 +350,6 @@ class _CaseOf(NamedTuple):
         pointers = of_x | dict.fromkeys(vectors, f"*{parameter}") | {"mean": "*fp64", "counts": "*i64"}
         signature = {name: pointers.get(name, "i32") for name in kernel.arg_names if name not in constants}
         layout = "channels-last" if self.channels_last else "NCHW"
-        return CompileCase(f"leni {name} {layout} C={self.channels} k={self.kernel_size}", kernel, signature,
+        narrow = f" vectors of {self.narrow}" if self.narrow else ""
+        return CompileCase(f"leni {name} {layout} C={self.channels} k={self.kernel_size}{narrow}", kernel, signature,
                            constants, warps, self.operand, tile_rows, *loads)
