@@ -65,6 +65,8 @@ def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: 
         sites = 64 if operand == "fp32" and (outputs > 64 or not channels_last) else 128
         return Config(sites, min(channels, depth), min(outputs, 128 if channels_last else 64), warps)
     if kernel == "input":
+        if architecture == "sm_90" and operand != "fp32" and channels_last:
+            return _input_on_hopper(channels, outputs, depth, half)
         narrow = not channels_last or (operand == "tf32" and not multiplies_from_shared(architecture))
         sites = 64 if rdna or operand == "fp32" else 128
         if half and channels_last and outputs <= depth:
@@ -90,11 +92,21 @@ def _forward_on_hopper(channels: int, outputs: int, depth: int, channels_last: b
     return Config(128, min(channels, depth), min(outputs, 128), 4 if few else 8)
 
 
-def swaps(config: Config, operand: str, architecture: str, channels_last: bool) -> bool:
-    """Whether a product is of weight and x, not of x and weight: x goes to shared memory once activated, and each
-    element is activated once. Hopper's units multiply 64 rows, and tf32 along memory only."""
+def _input_on_hopper(channels: int, outputs: int, depth: int, half: bool) -> Config:
+    """Of few channels or outputs y's gradient comes through L1, which serves the taps, to two programs on a
+    multiprocessor; of many in a pipeline, as the weights must, to tiles as large as two sums fit in registers."""
+    if half and min(channels, outputs) >= 128:
+        return Config(128, 128, depth, 8, 3)
+    sites = 64 if half and outputs > depth else 128  # a loop over outputs takes registers
+    return Config(sites, min(channels, 64), min(outputs, depth), 4 if half else 8)
+
+
+def swaps(rows: int, stages: int, operand: str, architecture: str, channels_last: bool) -> bool:
+    """Whether a product is of weight and sites, not of sites and weight: it has as many ``rows`` then. What the sites
+    bring goes to shared memory, x once activated, each element once; and a thread has few rows, which have a threshold
+    each in x's gradient. Hopper's units multiply 64 rows, and tf32 along memory only."""
     operands = ("fp16", "bf16", "tf32") if channels_last else ("fp16", "bf16")
-    return architecture == "sm_90" and operand in operands and config.outputs >= 64 and config.stages == 1
+    return architecture == "sm_90" and operand in operands and rows >= 64 and stages == 1
 
 
 def _depthwise(operand: str, architecture: str, channels_last: bool) -> Config:

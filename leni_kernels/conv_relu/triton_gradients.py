@@ -1,10 +1,11 @@
 """ConvReLU's gradients in Triton: that of x, those of weight, θ and bias, and the sums that end them.
 
 In bytes of activations, T each: the gradient of x moves 3T, x and y's gradient read and dx written; every tap has a
-product of its own, because x against its threshold decides who takes that. The gradients of weight and of θ read x and
-y's gradient, 2T, and again for each tap through L2, which bounds them with few channels, as the matrix units do with
-many; that of the bias reads y's gradient. Backward keeps nothing but x. No sum depends on timing: a program writes its
-share, and one launch adds up the shares of all parameters.
+product of its own, because x against its threshold decides who takes that. With few channels adding it up bounds that,
+and L1, which serves the taps; with many L2, of a pipeline. The gradients of weight and of θ read x and y's gradient,
+2T, and again for each tap through L2, which bounds them with few channels, as the matrix units do with many; that of
+the bias reads y's gradient. Backward keeps nothing but x. No sum depends on timing: a program writes its share, and one
+launch adds up the shares of all parameters.
 
 Of a tap, dw[o, c] = Σ_q dy[q, o] · max(x̂[q, c], θ[c]) and dθ[c] = Σ_q [x̂[q, c] ≤ θ[c]] · Σ_o w[o, c] · dy[q, o]. That
 is Σ_o w[o, c] · M[o, c], where M[o, c] = Σ_q dy[q, o] · [x̂[q, c] ≤ θ[c]]: the same product, of zeros and ones. So both
@@ -22,10 +23,12 @@ from ..triton_support import ceil_div, constexpr_function, jit, tl
 from .triton_tiles import (
     grid_offset,
     in_elements,
+    is_below,
     is_inside,
     load_matrix,
     load_tile,
     locate,
+    outside_unless,
     plus,
     store_tile,
     sum_of,
@@ -35,20 +38,15 @@ from .triton_tiles import (
 )
 
 # ---- the gradient of x -------------------------------------------------------------------------------------
-# Of the loop over blocks of outputs, or over taps where there is one block, several iterations load while one is
-# multiplied.
-
-
-@jit
-def _below_zero(first, place, size):
-    """A number that is negative where ``first`` + ``place`` lies outside ``size``: one comparison for all of them."""
-    d, h, w = plus(first, place)
-    return d | (size[0] - 1 - d) | h | (size[1] - 1 - h) | w | (size[2] - 1 - w)
+# The loop over blocks of outputs, or over taps where there is one block, is a pipeline of as many stages as the tiling
+# has, which loads past L1; with one stage the loads go through it. Taps are not unrolled: the compiler would mix them,
+# with the products of several in registers. Which of a site's taps reach y is kept in the bits of a number.
 
 
 @constexpr_function
-def _common(a: int, b: int) -> int:
-    return math.gcd(a, b)
+def _period(step: int, stride: int) -> int:
+    """Of taps at every ``step``, every how many-th brings sites of one residue modulo ``stride`` to output sites."""
+    return stride // math.gcd(step, stride)
 
 
 @constexpr_function
@@ -59,15 +57,33 @@ def _inverse(number: int, modulus: int) -> int:
 @jit
 def _taps_reaching(residue, FIRST: tl.constexpr, STEP: tl.constexpr, COUNT: tl.constexpr, STRIDE: tl.constexpr):
     """Of COUNT taps along a dimension, at FIRST and every STEP, those that bring x's sites of a residue modulo STRIDE
-    to output sites: the first one's number, from it every how many-th, and how many there are."""
+    to output sites: the first one's number, how far after the site in x its output site is, and how many there are."""
     if STRIDE == 1:
-        return 0, 1, COUNT
+        return 0, -FIRST, COUNT
     else:
-        common: tl.constexpr = _common(STEP, STRIDE)
-        period: tl.constexpr = STRIDE // common
+        period: tl.constexpr = _period(STEP, STRIDE)
+        common: tl.constexpr = STRIDE // period
         lag = residue - FIRST
         first = lag // common * _inverse(STEP // common, period) % period
-        return first, period, tl.where((lag % common == 0) & (first < COUNT), tl.cdiv(COUNT - first, period), 0)
+        count = tl.where((lag % common == 0) & (first < COUNT), tl.cdiv(COUNT - first, period), 0)
+        return first, (lag - first * STEP) // STRIDE, count
+
+
+@constexpr_function
+def _most(step: int, count: int, stride: int) -> int:
+    """How many taps along a dimension reach output sites at most."""
+    return ceil_div(count, stride // math.gcd(step, stride))
+
+
+@jit
+def _bits_inside(position, size, shift, FIELD: tl.constexpr, STEP: tl.constexpr, COUNT: tl.constexpr,
+                 STRIDE: tl.constexpr):
+    """For each tap along a dimension that reaches output sites a bit from FIELD on: whether that site is in y."""
+    bits = tl.zeros_like(position).to(tl.int32)
+    for i in tl.static_range(_most(STEP, COUNT, STRIDE)):
+        place = position + (shift - i * (STEP * _period(STEP, STRIDE) // STRIDE))
+        bits |= is_below(place, size).to(tl.int32) << (FIELD + i)
+    return bits
 
 
 @jit
@@ -83,15 +99,21 @@ def _next(place, count):
 
 @jit
 def _add_product(gradient, grad, weight, inside, has_channel, has_output, CHANNELS: tl.constexpr,
-                 CHANNELS_LAST: tl.constexpr, PRECISION: tl.constexpr):
-    """``gradient`` plus that of a block of outputs; depthwise, of one output of each channel."""
+                 CHANNELS_LAST: tl.constexpr, SWAPPED: tl.constexpr, PRECISION: tl.constexpr):
+    """``gradient`` plus that of a block of outputs; depthwise, of one output of each channel.
+
+    It is [sites, channels], or SWAPPED [channels, sites].
+    """
     if CHANNELS == 1:
         scale = tl.load(weight, has_channel, 0.0)[None, :].to(gradient.dtype)
         return gradient + load_tile(grad, inside, has_channel, CHANNELS_LAST).to(gradient.dtype) * scale
     else:
         tile = load_tile(grad, inside, has_output, CHANNELS_LAST)
         matrix = load_matrix(weight, has_channel, has_output)
-        return tl.dot(tile, tl.trans(matrix), gradient, PRECISION, out_dtype=gradient.dtype)
+        if SWAPPED:
+            return tl.dot(matrix, tl.trans(tile), gradient, PRECISION, out_dtype=gradient.dtype)
+        else:
+            return tl.dot(tile, tl.trans(matrix), gradient, PRECISION, out_dtype=gradient.dtype)
 
 
 @jit
@@ -102,7 +124,7 @@ def input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h,
                           GROUPS: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr,
                           CHANNELS_LAST: tl.constexpr, DX_CHANNELS_LAST: tl.constexpr, BLOCK_SITES: tl.constexpr,
                           BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, STAGES: tl.constexpr,
-                          PAIRS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr):
+                          SWAPPED: tl.constexpr, PAIRS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr):
     """weight: [T, channels, outputs of a group]; threshold: [T, channels].
 
     x's sites are dealt out by their residues modulo STRIDE: all sites of a program then meet the same taps. ``span`` is
@@ -142,42 +164,65 @@ def input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h,
     else:
         weight += (group * CHANNELS + channel)[:, None] * OUTPUTS + output[None, :]
 
-    place_of_none = -(2**30)
-    position = tl.where(number < sites, position[0], place_of_none).to(tl.int32), position[1], position[2]
-    taps_d, period_d, count_d = _taps_reaching(residue[0], GRID[0][0], GRID[1][0], GRID[2][0], STRIDE[0])
-    taps_h, period_h, count_h = _taps_reaching(residue[1], GRID[0][1], GRID[1][1], GRID[2][1], STRIDE[1])
-    taps_w, period_w, count_w = _taps_reaching(residue[2], GRID[0][2], GRID[1][2], GRID[2][2], STRIDE[2])
+    tap_d, shift_d, count_d = _taps_reaching(residue[0], GRID[0][0], GRID[1][0], GRID[2][0], STRIDE[0])
+    tap_h, shift_h, count_h = _taps_reaching(residue[1], GRID[0][1], GRID[1][1], GRID[2][1], STRIDE[1])
+    tap_w, shift_w, count_w = _taps_reaching(residue[2], GRID[0][2], GRID[1][2], GRID[2][2], STRIDE[2])
+    period_d: tl.constexpr = _period(GRID[1][0], STRIDE[0])
+    period_h: tl.constexpr = _period(GRID[1][1], STRIDE[1])
+    period_w: tl.constexpr = _period(GRID[1][2], STRIDE[2])
+    field_h: tl.constexpr = _most(GRID[1][0], GRID[2][0], STRIDE[0])
+    field_w: tl.constexpr = field_h + _most(GRID[1][1], GRID[2][1], STRIDE[1])
+    # Else a tap's sites are compared with the sizes: along a line of many taps there are not bits enough.
+    in_bits: tl.constexpr = field_w + _most(GRID[1][2], GRID[2][2], STRIDE[2]) <= 31
+    has_site = number < sites
+    if in_bits:
+        bits = _bits_inside(position[0], out_d, shift_d, 0, GRID[1][0], GRID[2][0], STRIDE[0])
+        bits |= _bits_inside(position[1], out_h, shift_h, field_h, GRID[1][1], GRID[2][1], STRIDE[1])
+        bits |= _bits_inside(position[2], out_w, shift_w, field_w, GRID[1][2], GRID[2][2], STRIDE[2])
+        bits = tl.where(has_site, bits, 0)
+    else:
+        position = outside_unless(has_site, position)
     width: tl.constexpr = 1 if CHANNELS == 1 else BLOCK_OUTPUTS
     output_blocks: tl.constexpr = ceil_div(OUTPUTS, width)
-    sums = tl.zeros((BLOCK_SITES, BLOCK_CHANNELS), accumulator_type)
+    if SWAPPED:
+        values = tl.trans(values)
+    sums = tl.zeros(values.shape, accumulator_type)
     none = tl.program_id(0) * 0
     place = none, none, none
     for _ in tl.range(0, count_d * count_h * count_w, num_stages=STAGES if output_blocks == 1 else 1):
-        tap_d, tap_h, tap_w = taps_d + place[0] * period_d, taps_h + place[1] * period_h, taps_w + place[2] * period_w
-        tap = (tap_d * GRID[2][1] + tap_h) * GRID[2][2] + tap_w
-        lag_d = residue[0] - GRID[0][0] - tap_d * GRID[1][0]
-        lag_h = residue[1] - GRID[0][1] - tap_h * GRID[1][1]
-        lag_w = residue[2] - GRID[0][2] - tap_w * GRID[1][2]
-        shift = lag_d // STRIDE[0], lag_h // STRIDE[1], lag_w // STRIDE[2]
-        inside = _below_zero(shift, position, out_size) >= 0
+        line = (tap_d + place[0] * period_d) * GRID[2][1] + (tap_h + place[1] * period_h)
+        tap = line * GRID[2][2] + (tap_w + place[2] * period_w)
+        shift = (shift_d - place[0] * (GRID[1][0] * period_d // STRIDE[0]),
+                 shift_h - place[1] * (GRID[1][1] * period_h // STRIDE[1]),
+                 shift_w - place[2] * (GRID[1][2] * period_w // STRIDE[2]))
+        if in_bits:
+            wanted = (1 << place[0]) | (1 << (field_h + place[1])) | (1 << (field_w + place[2]))
+            inside = (bits & wanted) == wanted
+        else:
+            inside = is_inside(plus(shift, position), out_size)
         of_grad, of_weight = grad + sum_of(times(shift, steps)), weight + tap * (GROUPS * CHANNELS * OUTPUTS)
         gradient = tl.zeros_like(sums)
         if output_blocks == 1:
             gradient = _add_product(gradient, of_grad, of_weight, inside, has_channel, output < OUTPUTS, CHANNELS,
-                                    CHANNELS_LAST, PRECISION)
+                                    CHANNELS_LAST, SWAPPED, PRECISION)
         else:
             for first_output in tl.range(0, OUTPUTS, width, num_stages=STAGES):
                 gradient = _add_product(gradient, of_grad, of_weight, inside, has_channel,
-                                        first_output + output < OUTPUTS, CHANNELS, CHANNELS_LAST, PRECISION)
+                                        first_output + output < OUTPUTS, CHANNELS, CHANNELS_LAST, SWAPPED,
+                                        PRECISION)
                 of_grad += width * step_c
                 of_weight += width
         theta = tl.load(threshold + tap * (GROUPS * CHANNELS), has_channel, 0.0)
-        sums = add_where_above(sums, gradient, values, tl.broadcast_to(theta[None, :], values.shape), PAIRS)
+        theta = theta[:, None] if SWAPPED else theta[None, :]
+        sums = add_where_above(sums, gradient, values, tl.broadcast_to(theta, values.shape), PAIRS)
         place = _next(place, (count_d, count_h, count_w))
-    number = ((image * in_d + site[0]) * in_h + site[1]) * in_w + site[2]
+    if SWAPPED:
+        sums = tl.trans(sums)
+    if residues > 1:
+        has_site &= is_inside(site, size)
+        number = ((image * in_d + site[0]) * in_h + site[1]) * in_w + site[2]
     plane = tl.cast(in_d, index_type) * in_h * in_w
-    inside = (position[0] >= 0) & is_inside(site, size)
-    store_tile(dx, sums, number, group * CHANNELS + channel, inside, has_channel, plane, GROUPS * CHANNELS,
+    store_tile(dx, sums, number, group * CHANNELS + channel, has_site, has_channel, plane, GROUPS * CHANNELS,
                DX_CHANNELS_LAST)
 
 
@@ -186,6 +231,13 @@ def input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h,
 # site's place in it never changes, and so strides, padding and dilation cost a tile no divisions. x is loaded as
 # [channels, sites], for the matrix units to take from registers what the threshold has been applied to there; y's
 # gradient goes from global memory to shared and from there to them.
+
+
+@jit
+def _below_zero(first, place, size):
+    """A number that is negative where ``first`` + ``place`` lies outside ``size``: one comparison for all of them."""
+    d, h, w = plus(first, place)
+    return d | (size[0] - 1 - d) | h | (size[1] - 1 - h) | w | (size[2] - 1 - w)
 
 
 @jit

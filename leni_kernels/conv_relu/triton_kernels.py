@@ -228,13 +228,13 @@ def _input_gradient(problem: _Problem, grad: Tensor, weight: Tensor, threshold: 
     sites = x.shape[0] * math.prod(span)
     programs = (ceil_div(sites, config.sites) * math.prod(problem.stride)
                 * problem.blocks(problem.channels, config.channels))
-    constants = _gradient_constants(problem, config, operand, target, grad) | {
-        "WIDE": wide(x, dx, grad), "DX_CHANNELS_LAST": problem.users_channels_last, "STAGES": config.stages}
+    constants = _input_constants(problem, config, operand, target, grad, problem.users_channels_last)
     with on_device_of(x):
         launchable(input_gradient_kernel)[(programs,)](
             x, *_laid_out(problem, weight, threshold, None), grad, dx, sites, *span, *x.shape[2:],
             *problem.out_size, *_steps_of(x, constants["VECTOR"]),
-            *_steps_of(grad, constants["GRAD_VECTOR"]), **constants, num_warps=config.warps, num_stages=1)
+            *_steps_of(grad, constants["GRAD_VECTOR"]), **constants, WIDE=wide(x, dx, grad), num_warps=config.warps,
+            num_stages=1)
 
 
 _LAID_OUT = 1024
@@ -395,7 +395,7 @@ def _constants(problem: _Problem, config: Config, operand: str) -> dict[str, Any
 def _forward_kernel(problem: _Problem, config: Config, operand: str, architecture: str) -> tuple[Any, dict[str, Any]]:
     """The kernel that runs with this tiling, and its constants."""
     channels_last = problem.channels_last or _converts(problem)
-    swapped = problem.matrix and swaps(config, operand, architecture, channels_last)
+    swapped = problem.matrix and swaps(config.outputs, config.stages, operand, architecture, channels_last)
     y_vector = 1 if problem.channels_last else vector_length(problem.x.dtype.itemsize, math.prod(problem.out_size))
     constants = _constants(problem, config, operand) | {
         "VECTOR": _vector_of(problem.x, channels_last), "CHANNELS_LAST": channels_last,
@@ -429,6 +429,13 @@ def _gradient_constants(problem: _Problem, config: Config, operand: str, target:
     vector = _vector_of(grad, problem.channels_last)
     return _constants(problem, config, operand) | {
         "GRID": problem.grid, "GRAD_VECTOR": vector, "PAIRS": compares_pairs(target, operand)}
+
+
+def _input_constants(problem: _Problem, config: Config, operand: str, target: str, grad: Tensor,
+                     dx_channels_last: bool) -> dict[str, Any]:
+    swapped = problem.matrix and swaps(config.channels, config.stages, operand, target, problem.channels_last)
+    return _gradient_constants(problem, config, operand, target, grad) | {
+        "DX_CHANNELS_LAST": dx_channels_last, "STAGES": config.stages, "SWAPPED": swapped}
 
 
 def _correlation_kernel(problem: _Problem, config: Config, operand: str, target: str,
@@ -510,7 +517,7 @@ _TYPICAL_LAYERS = (_Layer(64, 64), _Layer(256, 256), _Layer(64, 64, groups=64))
 _OTHER_LAYERS = (
     _Layer(3, 64, (7, 7), 2), _Layer(16, 16), _Layer(32, 32), _Layer(128, 128), _Layer(64, 128, stride=2),
     _Layer(64, 256, (1, 1)), _Layer(256, 64, (1, 1)), _Layer(128, 128, (5,)), _Layer(32, 64, (3, 3, 3)),
-    _Layer(64, 64, (11, 11)),
+    _Layer(64, 64, (67,)),
 )
 _UNEVEN_LAYER = _Layer(256, 256, size=7)
 """Whose planes in NCHW are not made of whole vectors."""
@@ -540,8 +547,7 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
         grad = _three_dimensional(grad)
         if kernel == "input":
             function = input_gradient_kernel
-            constants = _gradient_constants(problem, config, operand, architecture, grad)
-            constants |= {"DX_CHANNELS_LAST": channels_last, "STAGES": config.stages}
+            constants = _input_constants(problem, config, operand, architecture, grad, channels_last)
         else:
             function, constants = _correlation_kernel(problem, config, operand, architecture, grad)
         constants |= {unit: 1, f"grad_{unit}": 1}
@@ -556,7 +562,8 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
                 "bias": exact, "weight_shares": exact, "threshold_shares": exact}
     signature = {name: f"*{pointers[name]}" if name in pointers else "i32"
                  for name in function.arg_names if name not in constants}
-    rows = config.channels if kernel == "weight" else config.outputs if constants.get("SWAPPED") else config.sites
+    width = config.channels if kernel == "input" else config.outputs
+    rows = config.channels if kernel == "weight" else width if constants.get("SWAPPED") else config.sites
     unrolled = len(problem.taps) if function is forward_kernel and constants["GRID"] is None else 1
     vector_bits, vector_loads = _loads(kernel, config, constants["VECTOR"], unrolled, operand, architecture)
     layout = "channels-last" if channels_last else "NCHW"

@@ -80,14 +80,14 @@ def sum_of(a):
 
 
 @jit
-def _is_below(place, size):
+def is_below(place, size):
     """Whether 0 ≤ place < size: one comparison, where a negative place is a large one."""
     return tl.cast(place, tl.uint32) < tl.cast(size, tl.uint32)
 
 
 @jit
 def is_inside(position, size):
-    return _is_below(position[0], size[0]) & _is_below(position[1], size[1]) & _is_below(position[2], size[2])
+    return is_below(position[0], size[0]) & is_below(position[1], size[1]) & is_below(position[2], size[2])
 
 
 @jit

@@ -156,10 +156,12 @@ def test_right_in_a_pipeline(case, monkeypatch):
 @pytest.mark.parametrize("case", ["2d uneven", "2d 1x1", "2d depthwise"])
 def test_right_with_products_swapped(case, channels_last, monkeypatch):
     monkeypatch.setattr(triton_kernels, "swaps", lambda *_: True)
-    tensors, options = inputs(case, torch.float64, channels_last)
-    with torch.no_grad():
-        torch.testing.assert_close(run(tensors, options, channels_last), reference.conv_relu(*tensors, *options),
-                                   rtol=1e-12, atol=1e-12)
+    assert_right(case, torch.float64, channels_last)
+
+
+@runs_kernels
+def test_right_along_more_taps_than_a_number_has_bits():
+    assert_right(((1, 3, 20), (2, 3, 66), (2,), ((30, 31),), (1,), 1), torch.float64, True)
 
 
 @runs_kernels
