@@ -65,8 +65,8 @@ def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: 
         sites = 64 if operand == "fp32" and (outputs > 64 or not channels_last) else 128
         return Config(sites, min(channels, depth), min(outputs, 128 if channels_last else 64), warps)
     if kernel == "input":
-        if architecture == "sm_90" and operand != "fp32" and channels_last:
-            return _input_on_hopper(channels, outputs, depth, half)
+        if architecture == "sm_90" and channels_last:
+            return _input_on_hopper(channels, outputs, depth, operand)
         narrow = not channels_last or (operand == "tf32" and not multiplies_from_shared(architecture))
         sites = 64 if rdna or operand == "fp32" else 128
         if half and channels_last and outputs <= depth:
@@ -92,12 +92,14 @@ def _forward_on_hopper(channels: int, outputs: int, depth: int, channels_last: b
     return Config(128, min(channels, depth), min(outputs, 128), 4 if few else 8)
 
 
-def _input_on_hopper(channels: int, outputs: int, depth: int, half: bool) -> Config:
+def _input_on_hopper(channels: int, outputs: int, depth: int, operand: str) -> Config:
     """Of few channels or outputs y's gradient comes through L1, which serves the taps, to two programs on a
     multiprocessor; of many in a pipeline, as the weights must, to tiles as large as two sums fit in registers."""
+    half = itemsize(operand) == 2
     if half and min(channels, outputs) >= 128:
         return Config(128, 128, depth, 8, 3)
-    sites = 64 if half and outputs > depth else 128  # a loop over outputs takes registers
+    # A loop over outputs takes registers, as products without matrix units do.
+    sites = 64 if operand == "fp32" or (half and outputs > depth) else 128
     return Config(sites, min(channels, 64), min(outputs, depth), 4 if half else 8)
 
 
