@@ -49,7 +49,7 @@ Tiling = TypeVar("Tiling")
 
 LIMITS = {
     "rows": (1, 8), "positions": (1, 1024), "pixels": (16, 1024), "sites": (16, 1024),
-    "channels": (16, 256), "outputs": (16, 256), "warps": (1, 32), "stages": (1, 8),
+    "channels": (16, 256), "outputs": (16, 256), "warps": (1, 32), "stages": (1, 8), "products": (1, 4),
 }
 """Of each field of a tiling: products want 16 of whatever they multiply, and an SM has so many threads."""
 
@@ -216,7 +216,8 @@ def _entry(content: Any) -> tuple[Key, dict[str, int]]:
 
 def _possible(name: str, value: Any) -> bool:
     least, most = LIMITS.get(name, (1, 0))
-    return type(value) is int and least <= value <= most and (name == "stages" or value == power_of_two(value))
+    return type(value) is int and least <= value <= most and (
+        name in ("stages", "products") or value == power_of_two(value))
 
 
 @cache

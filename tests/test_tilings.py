@@ -70,7 +70,7 @@ RULES = {
         leni.tail_weight_gradient(c, *where), leni._tail_rule("weight gradient", c, *where)),
     **{f"conv_relu {name}": lambda c, k, *where, name=name: (
         conv_relu.choose(name, c, c, k * k, *where),
-        conv_relu._rule(name, c, c, *where[:-1], where[-1] or conv_relu.converts(c, k * k)))
+        conv_relu._rule(name, c, c, k * k, *where[:-1], where[-1] or conv_relu.converts(c, k * k)))
        for name in ("forward", "input", "weight")},
 }
 

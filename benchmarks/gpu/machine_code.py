@@ -156,7 +156,7 @@ def _operations(ttgir: str) -> Iterator[_Operation]:
             begun = regions.pop()
             if begun:
                 yield _Operation("", "else" if text.startswith("} else") else f"end {begun}", ())
-        loop = re.match(r"(?:%[\w.:]+ = )?scf\.for (%\w+) = (%[\w.#-]+) to (%[\w.#-]+) step (%[\w.#-]+)", text)
+        loop = re.match(r"(?:%[\w.:]+ = )?scf\.for (%[\w.]+) = (%[\w.#-]+) to (%[\w.#-]+) step (%[\w.#-]+)", text)
         branch = re.match(r"(?:%[\w.:]+ = )?scf\.if (%[\w.#-]+)", text)
         if loop:
             yield _Operation(loop[1], "for", loop.groups()[1:])

@@ -45,6 +45,8 @@ def grid(subject: Subject) -> list[Any]:
 def _values(field: str, value: int) -> list[int]:
     if field == "stages":
         return list(range(1, _MOST_STAGES + 1))
+    if field == "products":
+        return sorted({1, value})
     least, most = tilings.LIMITS[field]
     return [int(value * factor) for factor in _FACTORS if least <= value * factor <= most]
 

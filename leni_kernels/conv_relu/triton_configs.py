@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from .. import tilings
 from ..architectures import is_amd, is_rdna, multiplies_from_shared, warps_of
-from ..triton_support import itemsize
+from ..triton_support import ceil_div, itemsize
 
 
 class Config(NamedTuple):
@@ -19,6 +19,8 @@ class Config(NamedTuple):
     warps: int
     stages: int = 1
     """How many iterations of the innermost loop overlap."""
+    products: int = 1
+    """How many blocks of channels share the other operand: "weight" only, where they run on from tap to tap."""
 
 
 def choose(kernel: str, channels: int, outputs: int, taps: int, operand: str, architecture: str,
@@ -31,7 +33,7 @@ def choose(kernel: str, channels: int, outputs: int, taps: int, operand: str, ar
         return _depthwise(operand, architecture, channels_last)
     key = tilings.key(f"conv_relu {kernel}", channels, outputs, taps, operand, architecture, channels_last)
     return (tilings.find(Config, key)
-            or _rule(kernel, key.channels, key.outputs, operand, architecture,
+            or _rule(kernel, key.channels, key.outputs, taps, operand, architecture,
                      channels_last or converts(channels, taps)))
 
 
@@ -44,7 +46,8 @@ def converts(channels: int, taps: int) -> bool:
 
 
 @cache
-def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: str, channels_last: bool) -> Config:
+def _rule(kernel: str, channels: int, outputs: int, taps: int, operand: str, architecture: str,
+          channels_last: bool) -> Config:
     """The default, by what compiles without spilling: 32 or 64 sums a thread, and loads of 128 bits."""
     if operand == "fp64":
         return Config(32 if kernel == "input" else 64, 16, 16, 4)
@@ -73,8 +76,11 @@ def _rule(kernel: str, channels: int, outputs: int, operand: str, architecture: 
             stages = min(stages, 2)  # registers for two programs on a multiprocessor
         return Config(sites, min(channels, 32 if narrow else 64), min(outputs, depth), warps, stages)
     if architecture == "sm_90" and half and channels_last:
-        block = 128 if min(channels, outputs) >= 128 else 64
-        return Config(64, min(channels, block), min(outputs, block), block // 16, 3)
+        if min(channels, outputs) >= 128:
+            return Config(64, 128, 128, 8, 3)
+        # More blocks have more sums than registers hold.
+        products = 3 if ceil_div(taps * channels, 64) % 3 == 0 else 1
+        return Config(64, 64, min(outputs, 64), 8 if products == 3 else 4, 3, products)
     if operand == "fp32":
         return Config(depth, min(channels, 64), min(outputs, 32), warps, stages)
     # Blackwell's sums lie in its tensor memory, and pass through registers all at once.

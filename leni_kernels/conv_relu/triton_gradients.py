@@ -3,9 +3,9 @@
 In bytes of activations, T each: the gradient of x moves 3T, x and y's gradient read and dx written; every tap has a
 product of its own, because x against its threshold decides who takes that. With few channels adding it up bounds that,
 and L1, which serves the taps; with many L2, of a pipeline. The gradients of weight and of θ read x and y's gradient,
-2T, and again for each tap through L2, which bounds them with few channels, as the matrix units do with many; that of
-the bias reads y's gradient. Backward keeps nothing but x. No sum depends on timing: a program writes its share, and one
-launch adds up the shares of all parameters.
+2T, and through L2 again x for each tap and y's gradient for every few taps, which bounds them with few channels, as the
+matrix units do with many; that of the bias reads y's gradient. Backward keeps nothing but x. No sum depends on timing:
+a program writes its share, and one launch adds up the shares of all parameters.
 
 Of a tap, dw[o, c] = Σ_q dy[q, o] · max(x̂[q, c], θ[c]) and dθ[c] = Σ_q [x̂[q, c] ≤ θ[c]] · Σ_o w[o, c] · dy[q, o]. That
 is Σ_o w[o, c] · M[o, c], where M[o, c] = Σ_q dy[q, o] · [x̂[q, c] ≤ θ[c]]: the same product, of zeros and ones. So both
@@ -15,8 +15,6 @@ sites outside x would need a pass of their own.
 """
 
 from __future__ import annotations
-
-import math
 
 from ..triton_packed import add_where_above, at_most, maximum
 from ..triton_support import ceil_div, constexpr_function, jit, tl
@@ -46,7 +44,9 @@ from .triton_tiles import (
 @constexpr_function
 def _period(step: int, stride: int) -> int:
     """Of taps at every ``step``, every how many-th brings sites of one residue modulo ``stride`` to output sites."""
-    return stride // math.gcd(step, stride)
+    from math import gcd  # torch.compile takes the function into a file without this one's imports
+
+    return stride // gcd(step, stride)
 
 
 @constexpr_function
@@ -72,7 +72,7 @@ def _taps_reaching(residue, FIRST: tl.constexpr, STEP: tl.constexpr, COUNT: tl.c
 @constexpr_function
 def _most(step: int, count: int, stride: int) -> int:
     """How many taps along a dimension reach output sites at most."""
-    return ceil_div(count, stride // math.gcd(step, stride))
+    return ceil_div(count, _period(step, stride))
 
 
 @jit
@@ -228,9 +228,10 @@ def input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h,
 
 # ---- the gradients of weight and θ -------------------------------------------------------------------------
 # Output sites are dealt out in WINDOWS (images, d, h, w) of BLOCK_SITES sites: a window's place is a few scalars, a
-# site's place in it never changes, and so strides, padding and dilation cost a tile no divisions. x is loaded as
-# [channels, sites], for the matrix units to take from registers what the threshold has been applied to there; y's
-# gradient goes from global memory to shared and from there to them.
+# site's place in it never changes, and so strides, padding and dilation cost a tile no divisions. The channels of all
+# taps, one tap after another, are the rows of one matrix, in blocks that need not end with a tap. x is loaded as [rows,
+# sites], for the matrix units to take from registers what the threshold has been applied to there; y's gradient goes
+# from global memory to shared and from there to them, once for all blocks of a program.
 
 
 @jit
@@ -272,77 +273,105 @@ def _next_window(image, position, out_size, WINDOW: tl.constexpr):
 
 
 @jit
+def _block_of_rows(block, count: tl.constexpr, CHANNELS: tl.constexpr):
+    """A block of ``count`` rows, and the tap and the channel of each, as columns."""
+    row = block * count + tl.arange(0, count)[:, None]
+    return row, row // CHANNELS, row % CHANNELS
+
+
+@jit
 def correlation_kernel(x, threshold, grad, weight, weight_shares, threshold_shares, images, tiles, out_d, out_h, out_w,
                        in_d, in_h, in_w, step_n, step_d, step_h, step_w, step_c,
                        grad_step_n, grad_step_d, grad_step_h, grad_step_w, grad_step_c,
                        GRID: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,
                        GROUPS: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr, WINDOW: tl.constexpr,
-                       BLOCK_SITES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr,
-                       STAGES: tl.constexpr, PAIRS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr):
-    """A program has one tap and ``tiles`` windows; threshold: [channels, T], weight: [outputs, channels of a group, T].
+                       BLOCK_SITES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr,
+                       PRODUCTS: tl.constexpr, STAGES: tl.constexpr, PAIRS: tl.constexpr, WIDE: tl.constexpr,
+                       PRECISION: tl.constexpr):
+    """A program has PRODUCTS blocks of rows and ``tiles`` windows, at least one.
 
-    weight_shares: [programs over windows, T, channels, outputs of a group], threshold_shares: [programs over windows
-    and outputs, T, channels]; either is None where it is not wanted.
+    threshold: [channels, T], weight: [outputs, channels of a group, T]; weight_shares: [programs over windows, T,
+    channels, outputs of a group], threshold_shares: [programs over windows and outputs, T, channels]; either is None
+    where it is not wanted.
     """
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
     accumulator_type: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     output_blocks: tl.constexpr = ceil_div(OUTPUTS, BLOCK_OUTPUTS)
-    channel_blocks: tl.constexpr = ceil_div(CHANNELS, BLOCK_CHANNELS)
     taps: tl.constexpr = GRID[2][0] * GRID[2][1] * GRID[2][2]
-    output = tl.program_id(0) % output_blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    rows: tl.constexpr = taps * CHANNELS
+    row_blocks: tl.constexpr = ceil_div(rows, BLOCK_ROWS * PRODUCTS)
+    output = tl.program_id(0) % output_blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)[None, :]
     has_output = output < OUTPUTS
     rest = tl.program_id(0) // output_blocks
-    channel = rest % channel_blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    has_channel = channel < CHANNELS
-    rest //= channel_blocks
+    first_block = rest % row_blocks * PRODUCTS
+    rest //= row_blocks
     group = rest % GROUPS
-    tap = rest // GROUPS % taps
-    part = tl.cast(rest // (GROUPS * taps), tl.int64)
-    offset = grid_offset(tap, GRID)
+    part = rest // GROUPS
 
     out_size, size = (out_d, out_h, out_w), (in_d, in_h, in_w)
-    number = tl.arange(0, BLOCK_SITES)
-    image_of, of_window = _in_window(number, WINDOW)
-    image, first = _first_window(rest // (GROUPS * taps) * tiles, out_size, WINDOW)
-    step_c = tl.cast(step_c, index_type)
+    image_of, of_window = _in_window(tl.arange(0, BLOCK_SITES)[None, :], WINDOW)
+    image, first = _first_window(part * tiles, out_size, WINDOW)
     steps = in_elements(step_d, step_h, step_w, VECTOR, index_type)
     step_n = tl.cast(step_n, index_type) * VECTOR
-    grad_step_c = tl.cast(grad_step_c, index_type)
+    in_x = times(of_window, STRIDE)
+    x += group * CHANNELS * tl.cast(step_c, index_type) + (image_of * step_n + sum_of(times(in_x, steps)))
+    threshold += group * (CHANNELS * taps)
+    xs, offsets, has_rows, thetas, leasts, sums, masked = (), (), (), (), (), (), ()
+    for block in tl.static_range(PRODUCTS):
+        row, tap, channel = _block_of_rows(first_block + block, BLOCK_ROWS, CHANNELS)
+        offset = grid_offset(tap, GRID)
+        has_row = (row < rows) | (rows % (BLOCK_ROWS * PRODUCTS) == 0)
+        theta = tl.load(threshold + channel * taps + tap, has_row, 0.0).to(x.dtype.element_ty)
+        theta = tl.broadcast_to(theta, (BLOCK_ROWS, BLOCK_SITES))
+        xs += (x + (channel * tl.cast(step_c, index_type) + sum_of(times(offset, steps))),)
+        offsets += (offset,)
+        has_rows += (has_row,)
+        thetas += (theta,)
+        leasts += (without_nan(theta, False),)
+        sums += (tl.zeros((BLOCK_ROWS, BLOCK_OUTPUTS), accumulator_type),)
+        masked += (tl.zeros((BLOCK_ROWS, BLOCK_OUTPUTS), accumulator_type),)
+
+    # Else the sums of no tile are kept too, in copies for which the products wait.
+    tl.assume(tiles > 0)
+    grad_image_of, grad_of_window = _in_window(tl.arange(0, BLOCK_SITES)[:, None], WINDOW)
     grad_steps = in_elements(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR, index_type)
     grad_step_n = tl.cast(grad_step_n, index_type) * GRAD_VECTOR
-    in_x = times(of_window, STRIDE)
-    x += ((group * CHANNELS + channel) * step_c)[:, None] + (image_of * step_n + sum_of(times(in_x, steps)))[None, :]
-    grad += (image_of * grad_step_n + sum_of(times(of_window, grad_steps)))[:, None]
-    grad += ((group * OUTPUTS + output) * grad_step_c)[None, :]
-    theta = tl.load(threshold + (group * CHANNELS + channel) * taps + tap, has_channel, 0.0).to(x.dtype.element_ty)
-    theta = tl.broadcast_to(theta[:, None], (BLOCK_CHANNELS, BLOCK_SITES))
-    least = without_nan(theta, False)
-    sums = tl.zeros((BLOCK_CHANNELS, BLOCK_OUTPUTS), accumulator_type)
-    masked = tl.zeros((BLOCK_CHANNELS, BLOCK_OUTPUTS), accumulator_type)
+    grad += (group * OUTPUTS + output) * tl.cast(grad_step_c, index_type) + (
+        grad_image_of * grad_step_n + sum_of(times(grad_of_window, grad_steps)))
     for _ in tl.range(0, tiles, num_stages=STAGES):
+        has_site = (images - 1 - image - grad_image_of | _below_zero(first, grad_of_window, out_size)) >= 0
+        gradient = tl.load(grad + (image * grad_step_n + sum_of(times(first, grad_steps))), has_site & has_output, 0.0)
+        place = times(first, STRIDE)
+        move = image * step_n + sum_of(times(place, steps))
         no_image = images - 1 - image - image_of
-        has_site = (no_image | _below_zero(first, of_window, out_size)) >= 0
-        place = plus(times(first, STRIDE), offset)
-        inside = (no_image | _below_zero(place, in_x, size)) >= 0
-        gradient = tl.load(grad + (image * grad_step_n + sum_of(times(first, grad_steps))),
-                           has_site[:, None] & has_output[None, :], 0.0)
-        values = tl.load(x + (image * step_n + sum_of(times(place, steps))),
-                         has_channel[:, None] & inside[None, :], 0.0)
+        of_weight, of_mask = (), ()
+        for block in tl.static_range(PRODUCTS):
+            inside = (no_image | _below_zero(plus(place, offsets[block]), in_x, size)) >= 0
+            values = tl.load(xs[block] + move, has_rows[block] & inside, 0.0)
+            if weight_shares is not None:
+                of_weight += (tl.dot(maximum(values, leasts[block]), gradient, sums[block], PRECISION,
+                                     out_dtype=accumulator_type),)
+            if threshold_shares is not None:
+                of_mask += (tl.dot(at_most(values, thetas[block], PAIRS), gradient, masked[block], PRECISION,
+                                   out_dtype=accumulator_type),)
         if weight_shares is not None:
-            sums = tl.dot(maximum(values, least), gradient, sums, PRECISION, out_dtype=accumulator_type)
+            sums = of_weight
         if threshold_shares is not None:
-            masked = tl.dot(at_most(values, theta, PAIRS), gradient, masked, PRECISION, out_dtype=accumulator_type)
+            masked = of_mask
         image, first = _next_window(image, first, out_size, WINDOW)
-    if weight_shares is not None:
-        weight_shares += ((part * taps + tap) * GROUPS + group) * (CHANNELS * OUTPUTS)
-        tl.store(weight_shares + (channel[:, None] * OUTPUTS + output[None, :]), sums,
-                 has_channel[:, None] & has_output[None, :])
-    if threshold_shares is not None:
-        weight += ((group * OUTPUTS + output)[None, :] * CHANNELS + channel[:, None]) * taps + tap
-        factors = load_matrix(weight, has_channel, has_output).to(accumulator_type)
-        share = part * output_blocks + tl.program_id(0) % output_blocks
-        threshold_shares += ((share * taps + tap) * GROUPS + group) * CHANNELS
-        tl.store(threshold_shares + channel, tl.sum(masked * factors, 1), has_channel)
+    part = tl.cast(part, tl.int64)
+    share = part * output_blocks + tl.program_id(0) % output_blocks
+    for block in tl.static_range(PRODUCTS):
+        _, tap, channel = _block_of_rows(first_block + block, BLOCK_ROWS, CHANNELS)
+        has_row = has_rows[block]
+        if weight_shares is not None:
+            place = (((part * taps + tap) * GROUPS + group) * CHANNELS + channel) * OUTPUTS
+            tl.store(weight_shares + (place + output), sums[block], has_row & has_output)
+        if threshold_shares is not None:
+            place = ((group * OUTPUTS + output) * CHANNELS + channel) * taps + tap
+            factors = tl.load(weight + place, has_row & has_output, 0.0).to(accumulator_type)
+            place = ((share * taps + tap) * GROUPS + group) * CHANNELS + channel
+            tl.store(threshold_shares + place, tl.sum(masked[block] * factors, 1, keep_dims=True), has_row)
 
 
 @jit

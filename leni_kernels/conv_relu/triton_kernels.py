@@ -274,7 +274,8 @@ def _correlation(problem: _Problem, grad: Tensor, weight: Tensor, threshold: Ten
     sizes = (x.shape[0], *problem.out_size)
     tiles = (math.prod(map(ceil_div, sizes, constants["WINDOW"])) if problem.matrix
              else ceil_div(math.prod(sizes), config.sites))
-    blocks = taps * problem.blocks(problem.outputs, config.outputs) * ceil_div(problem.channels, config.channels)
+    blocks = problem.blocks(problem.outputs, config.outputs) * (
+        ceil_div(taps * problem.channels, config.channels * config.products) if problem.matrix else taps)
     run, parts = _dealt_out(tiles, blocks)
     of_outputs = ceil_div(problem.outputs, config.outputs) if problem.matrix else 1
     rows = x.new_empty(parts, weight.numel(), dtype=_accumulator(x)) if needs_weight else None
@@ -309,7 +310,7 @@ def _dealt_out(tiles: int, blocks: int) -> tuple[int, int]:
 
     Programs of many tiles write few shares; too few programs leave the GPU idle.
     """
-    run = min(ceil_div(tiles, ceil_div(_ENOUGH_PROGRAMS, blocks)), LONGEST_RUN)
+    run = min(ceil_div(tiles, max(1, _ENOUGH_PROGRAMS // blocks)), LONGEST_RUN)
     return run, ceil_div(tiles, run)
 
 
@@ -447,8 +448,9 @@ def _correlation_kernel(problem: _Problem, config: Config, operand: str, target:
         return depthwise_correlation_kernel, {name: constants[name] for name in constants if name not in others}
     columns = 1 if problem.channels_last else 32
     window = _window((problem.x.shape[0], *problem.out_size), config.sites, columns)
-    del constants["CHANNELS_LAST"]
-    return correlation_kernel, constants | {"WINDOW": window, "STAGES": config.stages}
+    del constants["CHANNELS_LAST"], constants["BLOCK_CHANNELS"]
+    return correlation_kernel, constants | {
+        "WINDOW": window, "BLOCK_ROWS": config.channels, "PRODUCTS": config.products, "STAGES": config.stages}
 
 
 def _bias_constants(config: Config, outputs: int, vector: int, channels_last: bool) -> dict[str, Any]:

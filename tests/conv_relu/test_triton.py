@@ -141,6 +141,15 @@ def test_right_over_several_blocks(channels_last, monkeypatch):
 
 
 @runs_kernels
+@layouts
+@pytest.mark.parametrize("case", ["1d", "2d strided", "2d uneven", "2d 1x1", "3d"])
+def test_right_where_blocks_of_channels_share_the_gradient(case, channels_last, monkeypatch):
+    """As in weight's and the threshold's; the channels of a tap may lie in two blocks, and the last may be empty."""
+    use_tiling(monkeypatch, Config(16, 16, 16, 4, 1, 3))
+    assert_right(case, torch.float64, channels_last)
+
+
+@runs_kernels
 @pytest.mark.parametrize("case", [name for name, (_, weight, *_) in CASES.items() if weight[1] > 1])
 def test_right_in_a_pipeline(case, monkeypatch):
     """As many iterations overlap as a tiling has stages: here taps and blocks of channels are one loop."""
