@@ -78,9 +78,11 @@ def _rule(kernel: str, channels: int, outputs: int, taps: int, operand: str, arc
     if architecture == "sm_90" and half and channels_last:
         if min(channels, outputs) >= 128:
             return Config(64, 128, 128, 8, 3)
+        block = 128 if outputs <= 32 else 64
         # More blocks have more sums than registers hold.
-        products = 3 if ceil_div(taps * channels, 64) % 3 == 0 else 1
-        return Config(64, 64, min(outputs, 64), 8 if products == 3 else 4, 3, products)
+        products = 3 if ceil_div(taps * channels, block) % 3 == 0 else 1
+        rows = block * products
+        return Config(32 if rows > 256 else 64, block, min(outputs, 64), 8 if rows > 64 else 4, 3, products)
     if operand == "fp32":
         return Config(depth, min(channels, 64), min(outputs, 32), warps, stages)
     # Blackwell's sums lie in its tensor memory, and pass through registers all at once.
