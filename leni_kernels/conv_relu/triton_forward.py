@@ -28,6 +28,7 @@ from .triton_tiles import (
     offset_in,
     outside_unless,
     plus,
+    store_in_pieces,
     store_tile,
     sum_of,
     tap_offset,
@@ -218,21 +219,6 @@ def _add_run(sums, x, weight, threshold, place, row, position, size, steps, has_
 
 
 @jit
-def _store_in_pieces(y, sums, site, has_site, first, plane, OUTPUTS: tl.constexpr, ALL: tl.constexpr):
-    """Store to NCHW what begins with a group's output ``first``, which is at ``y``: the places of a whole tile's
-    elements would not fit in registers, and those of pieces differ in ``y`` alone."""
-    width: tl.constexpr = sums.shape[1]
-    half: tl.constexpr = width // 2
-    if width > 32:
-        left, right = tl.split(tl.permute(tl.reshape(sums, (sums.shape[0], 2, half)), (0, 2, 1)))
-        _store_in_pieces(y, left, site, has_site, first, plane, OUTPUTS, ALL)
-        _store_in_pieces(y + half * plane, right, site, has_site, first + half, plane, OUTPUTS, ALL)
-    else:
-        output = tl.arange(0, width)
-        store_tile(y, sums, site, output, has_site, first + output < OUTPUTS, plane, ALL, False)
-
-
-@jit
 def looped_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, in_d, in_h, in_w,
                   step_n, step_d, step_h, step_w, step_c,
                   RUNS: tl.constexpr, TAPS: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr,
@@ -279,4 +265,4 @@ def looped_kernel(x, weight, threshold, bias, y, sites, out_d, out_h, out_w, in_
     else:
         first = tl.program_id(0) % blocks * BLOCK_OUTPUTS
         y += (group * OUTPUTS + first) * plane
-        _store_in_pieces(y, sums, site, has_site, first, plane, OUTPUTS, GROUPS * OUTPUTS)
+        store_in_pieces(y, sums, site, has_site, first, plane, OUTPUTS, GROUPS * OUTPUTS)

@@ -28,6 +28,7 @@ from .triton_tiles import (
     locate,
     outside_unless,
     plus,
+    store_in_pieces,
     store_tile,
     sum_of,
     tile_pointers,
@@ -222,8 +223,13 @@ def input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h,
         has_site &= is_inside(site, size)
         number = ((image * in_d + site[0]) * in_h + site[1]) * in_w + site[2]
     plane = tl.cast(in_d, index_type) * in_h * in_w
-    store_tile(dx, sums, number, group * CHANNELS + channel, has_site, has_channel, plane, GROUPS * CHANNELS,
-               DX_CHANNELS_LAST)
+    if DX_CHANNELS_LAST:
+        store_tile(dx, sums, number, group * CHANNELS + channel, has_site, has_channel, plane, GROUPS * CHANNELS, True)
+    else:
+        begin = tl.program_id(0) % blocks * BLOCK_CHANNELS
+        dx += (group * CHANNELS + begin) * plane
+        store_in_pieces(dx, sums, number, has_site, begin, plane, every, GROUPS * CHANNELS)
+
 
 
 # ---- the gradients of weight and θ -------------------------------------------------------------------------

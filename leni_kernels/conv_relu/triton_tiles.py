@@ -57,6 +57,21 @@ def store_tile(base, tile, site, channel, has_site, has_channel, plane, ALL: tl.
 
 
 @jit
+def store_in_pieces(y, sums, site, has_site, first, plane, OUTPUTS: tl.constexpr, ALL: tl.constexpr):
+    """Store to NCHW what begins with a group's output ``first``, which is at ``y``: the places of a whole tile's
+    elements would not fit in registers, and those of pieces differ in ``y`` alone."""
+    width: tl.constexpr = sums.shape[1]
+    half: tl.constexpr = width // 2
+    if width > 32:
+        left, right = tl.split(tl.permute(tl.reshape(sums, (sums.shape[0], 2, half)), (0, 2, 1)))
+        store_in_pieces(y, left, site, has_site, first, plane, OUTPUTS, ALL)
+        store_in_pieces(y + half * plane, right, site, has_site, first + half, plane, OUTPUTS, ALL)
+    else:
+        output = tl.arange(0, width)
+        store_tile(y, sums, site, output, has_site, first + output < OUTPUTS, plane, ALL, False)
+
+
+@jit
 def locate(site, size):
     """The image of a site that is counted through a batch, and the site's position there."""
     row = site // size[2]
