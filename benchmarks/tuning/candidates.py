@@ -55,7 +55,9 @@ def _possible(tiling: Any, subject: Subject) -> bool:
     # A vector of 128 bits is the least step, and products want 16 pixels.
     span = 1 if subject.channels_last else 8
     pixels, channels, outputs = volume(tiling)
-    return max(channels, outputs) <= tilings.rounded(subject.channels) and pixels * span >= 16
+    # Where channels of several taps are the rows of one product, it may have more rows than there are channels.
+    most = max(tilings.rounded(subject.channels), subject.incumbent().channels)
+    return channels <= most and outputs <= tilings.rounded(subject.channels) and pixels * span >= 16
 
 
 def volume(tiling: Any) -> tuple[int, int, int]:
