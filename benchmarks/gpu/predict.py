@@ -217,10 +217,16 @@ def run(name: str, match: str, workers: int, path: Path | None) -> None:
     for row in predictions(card, match, workers):
         rows.append({**row, **measured.get(row["case"], {})})
         print("\n".join(_lines(rows[-1])), flush=True)
-    found = {"card": name, **card._asdict(), "triton": triton.__version__, "torch": torch.__version__,
-             "commit": machine.commit(), "cases": rows}
     if path is not None:
-        path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        facts = {"card": name, **card._asdict(), "triton": triton.__version__, "torch": torch.__version__,
+                 "commit": machine.commit()}
+        path.write_text(_a_case_a_line({**facts, "cases": rows}), encoding="utf-8")
+
+
+def _a_case_a_line(found: dict[str, Any]) -> str:
+    head = json.dumps({name: value for name, value in found.items() if name != "cases"}, indent=1)
+    cases = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in found["cases"])
+    return head.removesuffix("\n}") + f',\n "cases": [\n  {cases}\n ]\n}}\n'
 
 
 def _measured(name: str) -> dict[str, dict[str, Any]]:

@@ -44,10 +44,11 @@ def _rule(channels: int, kernel_size: int, operand: str, architecture: str, chan
         return Config(4, 4, 16, 16, warps_of(128, architecture))
     half = itemsize(operand) == 2
     large = kernel_size == 7
-    if channels_last and half and channels >= 256 and kernel_size == 3 and architecture.startswith("sm_90"):
+    hopper = half and kernel_size == 3 and architecture.startswith("sm_90")
+    if channels_last and hopper and channels >= 128:
         # The weights do not stay on the chip: they are read for as many pixels and outputs as registers can sum.
-        rows, positions, block = (8, 16, 64) if channels == 256 else (4, 32, 32)
-        return Config(rows, positions, block, 256, warps_of(256, architecture))
+        rows, positions, block, threads = {128: (4, 16, 64, 128), 256: (8, 16, 64, 256)}.get(channels, (4, 32, 32, 256))
+        return Config(rows, positions, block, min(channels, 256), warps_of(threads, architecture))
     if operand == "fp32" or (channels_last and not multiplies_from_shared(architecture) and not amd):
         outputs = min(channels, 64)
     else:
@@ -61,7 +62,8 @@ def _rule(channels: int, kernel_size: int, operand: str, architecture: str, chan
         positions = threads * full_vector(operand) // block // (2 if large else 1)
         rows = 2 if steps else 4
     else:
-        threads = 128 if block < 64 and outputs <= 64 else 256
+        # Of 64 outputs a product has 64 rows, which are one warpgroup's: a second would form them once more.
+        threads = 128 if outputs <= 64 and (block < 64 or hopper) else 256
         positions = max(4, threads // block)
         rows = 4 if channels <= 64 and kernel_size == 3 else 2
     return Config(rows, positions, block, outputs, warps_of(threads, architecture))

@@ -3,7 +3,9 @@
 Reads x once from device memory, writes y once, saves nothing: 2T, where T is the bytes of one activation.
 That is the least, since every element of x matters and every element of y is new; a ReLU moves as much. The
 halo of a tile and the k column shifts of a row come from L1 and L2. With more output channels than one tile
-has, x is read once per block of them, through L2.
+has, x is read once per block of them, through L2. By the model (``make predict``) memory, L1 and the instructions that
+are issued take about as long up to 64 channels; from there on the instructions bound it, and L1, which brings weights
+that do not stay on the chip.
 
 It is one launch for parameters that are laid out and rounded already (``leni_laid_out``): the algebra's launch leaves
 them so, and a folded module keeps them so. ``leni_folded`` copies taps, and casts weight in half precision.

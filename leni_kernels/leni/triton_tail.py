@@ -6,7 +6,8 @@ y = weight · [max(x, 0); z − mean] + bias (3T). Backward, ``reborn_weight_gra
 the deconvolution of dz ``reborn_input_gradient`` reads dy, x and its result and writes dx (4T). Only x and z are kept.
 Less would need the deconvolution in these kernels, and it is the library's: z, dz and what it makes of dz have to be
 written, the norm's statistics depend on all of z, and dz on all of dy through their gradients. Nothing else is written.
-What a tile reads a second time (x, z and dy once for each block of channels or outputs) comes from L2.
+What a tile reads a second time (x, z and dy once for each block of channels or outputs) comes from L2. By the model
+(``make predict``) memory bounds every pass but the statistics, of which too few programs are resident.
 
 Each pass is one launch; shares of sums, and parameters as the kernels read them, are as in ``triton_training.py``.
 

@@ -3,7 +3,7 @@
 T is the bytes of one activation. The forward passes read x and write y (2T; CReLU, whose y is 2T, 3T). The backward
 passes read x and dy and write dx (3T; CReLU 4T), and sum the gradients of the parameters meanwhile: one partial sum
 per program, which PyTorch adds up in a fixed order. Saved for backward: x. That is the least, since each element is
-new: a ReLU moves as much.
+new: a ReLU moves as much. Memory bounds every pass, by the model (``make predict``) three times over.
 
 Launches: forward 1; backward 1, and for each parameter PyTorch's sum, in half precision also a cast of it. A threshold
 per element of a channels-last x is copied into that order, and so is its gradient back.

@@ -147,3 +147,15 @@ def test_what_is_counted_is_what_the_results_have(tmp_path):
 
 def test_every_case_is_in_the_results():
     assert list(ROWS) == [str(case) for case in predict.cases()]
+
+
+@pytest.mark.parametrize("case", [name for name in ROWS if "inference" in name])
+def test_products_are_as_many_as_are_needed(case):
+    """Loops run as often as was counted: else there would be other products. Tiles reach over the edges of images."""
+    found = sum(launch["flops"] for launch in ROWS[case]["launches"])
+    assert 1 <= found / ROWS[case]["flops"] <= 1.2
+
+
+def test_nothing_spills():
+    assert not [(case, launch["kernel"]) for case, row in ROWS.items() for launch in row["launches"]
+                if launch["stack"] or launch["instructions"].get("spill")]
