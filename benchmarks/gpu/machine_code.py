@@ -88,12 +88,8 @@ def flops(opcode: str) -> float:
     shape = re.search(r"\.(\d+)x(\d+)x(\d+)\.", f"{opcode}.")
     if shape:
         return 2.0 * math.prod(map(int, shape.groups())) / (4 if opcode.startswith("HGMMA") else 1)
-    packed = re.match(r"HMMA\.16(\d+)\.", opcode) or re.match(r"HMMA\.1(6)8(\d+)", opcode)
-    digits = re.match(r"[HIDQ]MMA\.(\d+)", opcode)
-    if packed is None or digits is None:
-        return 0.0
-    text = digits[1]  # 16816 is 16×8×16, 1684 is 16×8×4
-    return 2.0 * int(text[:2]) * int(text[2]) * int(text[3:])
+    sizes = re.match(r"[HID]MMA\.(8|16)(8)(\d+)\b", opcode)  # 16816 is 16×8×16
+    return 2.0 * math.prod(map(int, sizes.groups())) if sizes else 0.0
 
 
 # ---- loops -------------------------------------------------------------------------------------------------
@@ -117,11 +113,16 @@ class _Operation(NamedTuple):
     operands: tuple[str, ...]
 
 
+def _cut(a: int, b: int) -> int:
+    """a / b without its fraction."""
+    return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+
+
 _BINARY: dict[str, Callable[[int, int], int]] = {
     "addi": lambda a, b: a + b, "subi": lambda a, b: a - b, "muli": lambda a, b: a * b,
-    "divsi": lambda a, b: int(a / b) if abs(a) < 2**50 else a // b, "divui": lambda a, b: a // b,
+    "divsi": lambda a, b: _cut(a, b), "divui": lambda a, b: a // b,
     "ceildivsi": lambda a, b: -(-a // b), "floordivsi": lambda a, b: a // b,
-    "remsi": lambda a, b: int(math.fmod(a, b)), "remui": lambda a, b: a % b, "minsi": min, "minui": min, "maxsi": max,
+    "remsi": lambda a, b: a - b * _cut(a, b), "remui": lambda a, b: a % b, "minsi": min, "minui": min, "maxsi": max,
     "maxui": max, "andi": lambda a, b: a & b, "ori": lambda a, b: a | b, "xori": lambda a, b: a ^ b,
     "shli": lambda a, b: a << b, "shrsi": lambda a, b: a >> b, "shrui": lambda a, b: a >> b,
 }

@@ -231,7 +231,6 @@ def input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h,
         store_in_pieces(dx, sums, number, has_site, begin, plane, every, GROUPS * CHANNELS)
 
 
-
 # ---- the gradients of weight and θ -------------------------------------------------------------------------
 # Output sites are dealt out in WINDOWS (images, d, h, w) of BLOCK_SITES sites: a window's place is a few scalars, a
 # site's place in it never changes, and so strides, padding and dilation cost a tile no divisions. The channels of all

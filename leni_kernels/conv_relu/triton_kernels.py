@@ -49,9 +49,7 @@ from .triton_gradients import (
     input_gradient_kernel,
     sum_kernel,
 )
-from .triton_tiles import (
-    without_nan,
-)
+from .triton_tiles import without_nan
 
 # ---- parameters ------------------------------------------------------------------------------------------
 
@@ -135,6 +133,15 @@ class _Problem(NamedTuple):
         return self.channels_last and not self.copied
 
     @property
+    def converts(self) -> bool:
+        """Whether x is to be copied to channels innermost."""
+        return not self.channels_last and converts(self.channels, len(self.taps))
+
+    def with_copy(self, x: Tensor) -> _Problem:
+        """The same of a copy of x with channels innermost."""
+        return self._replace(x=x, channels_last=True, copied=True)
+
+    @property
     def matrix(self) -> bool:
         """Whether there are matrices to multiply; else groups have one channel, and a block runs through them all."""
         return self.channels > 1
@@ -182,9 +189,9 @@ def conv_relu_backward(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tenso
         return (dx.zero_(), weight.new_zeros(weight.shape if needs_weight else 0),
                 threshold.new_zeros(threshold.shape if needs_threshold else 0),
                 weight.new_zeros(weight.shape[0] if needs_bias else 0))
-    if _converts(problem) and (needs_x or needs_weight or needs_threshold):
+    if problem.converts and (needs_x or needs_weight or needs_threshold):
         grad = triton_layout.to_channels_last(grad)
-        problem = problem._replace(x=triton_layout.to_channels_last(problem.x), channels_last=True, copied=True)
+        problem = problem.with_copy(triton_layout.to_channels_last(problem.x))
     if needs_x:
         _input_gradient(problem, grad, weight, threshold, dx)
     return dx, *_parameter_gradients(problem, grad, weight, threshold, needs_weight, needs_threshold, needs_bias)
@@ -200,8 +207,8 @@ def _forward(problem: _Problem, weight: Tensor, threshold: Tensor, bias: Tensor 
     operand = _operand(x)
     config = choose("forward", problem.channels, problem.outputs, len(problem.taps), operand, architecture(x),
                     problem.channels_last)
-    if _converts(problem):
-        problem = problem._replace(x=triton_layout.to_channels_last(x))
+    if problem.converts:
+        problem = problem.with_copy(triton_layout.to_channels_last(x))
     kernel, constants = _forward_kernel(problem, config, operand, architecture(x))
     width = config.channels if kernel is looped_kernel else problem.channels
     by_tap = _laid_out(problem, weight, threshold, width)
@@ -215,10 +222,6 @@ def _forward(problem: _Problem, weight: Tensor, threshold: Tensor, bias: Tensor 
     return y
 
 
-def _converts(problem: _Problem) -> bool:
-    return not problem.channels_last and converts(problem.channels, len(problem.taps))
-
-
 def _input_gradient(problem: _Problem, grad: Tensor, weight: Tensor, threshold: Tensor, dx: Tensor) -> None:
     """Write dx, dense, in the user's layout."""
     x, operand, target = problem.x, _operand(problem.x), architecture(problem.x)
@@ -228,7 +231,7 @@ def _input_gradient(problem: _Problem, grad: Tensor, weight: Tensor, threshold: 
     sites = x.shape[0] * math.prod(span)
     programs = (ceil_div(sites, config.sites) * math.prod(problem.stride)
                 * problem.blocks(problem.channels, config.channels))
-    constants = _input_constants(problem, config, operand, target, grad, problem.users_channels_last)
+    constants = _input_constants(problem, config, operand, target, grad)
     with on_device_of(x):
         launchable(input_gradient_kernel)[(programs,)](
             x, *_laid_out(problem, weight, threshold, None), grad, dx, sites, *span, *x.shape[2:],
@@ -395,13 +398,12 @@ def _constants(problem: _Problem, config: Config, operand: str) -> dict[str, Any
 
 def _forward_kernel(problem: _Problem, config: Config, operand: str, architecture: str) -> tuple[Any, dict[str, Any]]:
     """The kernel that runs with this tiling, and its constants."""
-    channels_last = problem.channels_last or _converts(problem)
-    swapped = problem.matrix and swaps(config.outputs, config.stages, operand, architecture, channels_last)
-    y_vector = 1 if problem.channels_last else vector_length(problem.x.dtype.itemsize, math.prod(problem.out_size))
+    swapped = problem.matrix and swaps(config.outputs, config.stages, operand, architecture, problem.channels_last)
+    y_last = problem.users_channels_last
+    y_vector = 1 if y_last else vector_length(problem.x.dtype.itemsize, math.prod(problem.out_size))
     constants = _constants(problem, config, operand) | {
-        "VECTOR": _vector_of(problem.x, channels_last), "CHANNELS_LAST": channels_last,
-        "Y_VECTOR": y_vector, "Y_CHANNELS_LAST": problem.channels_last, "SWAPPED": swapped}
-    if channels_last and (config.stages > 1 or (swapped and config.channels < problem.channels)):
+        "Y_VECTOR": y_vector, "Y_CHANNELS_LAST": y_last, "SWAPPED": swapped}
+    if problem.channels_last and (config.stages > 1 or (swapped and config.channels < problem.channels)):
         runs = _runs(problem.taps)
         if runs is not None:
             return looped_kernel, constants | {"RUNS": runs, "TAPS": len(problem.taps), "STAGES": config.stages}
@@ -432,11 +434,10 @@ def _gradient_constants(problem: _Problem, config: Config, operand: str, target:
         "GRID": problem.grid, "GRAD_VECTOR": vector, "PAIRS": compares_pairs(target, operand)}
 
 
-def _input_constants(problem: _Problem, config: Config, operand: str, target: str, grad: Tensor,
-                     dx_channels_last: bool) -> dict[str, Any]:
+def _input_constants(problem: _Problem, config: Config, operand: str, target: str, grad: Tensor) -> dict[str, Any]:
     swapped = problem.matrix and swaps(config.channels, config.stages, operand, target, problem.channels_last)
     return _gradient_constants(problem, config, operand, target, grad) | {
-        "DX_CHANNELS_LAST": dx_channels_last, "STAGES": config.stages, "SWAPPED": swapped}
+        "DX_CHANNELS_LAST": problem.users_channels_last, "STAGES": config.stages, "SWAPPED": swapped}
 
 
 def _correlation_kernel(problem: _Problem, config: Config, operand: str, target: str,
@@ -536,20 +537,18 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
                            channels_last)
     config = choose(kernel, problem.channels, problem.outputs, len(problem.taps), operand, architecture, channels_last)
     grad = _empty((1, layer.outputs, *problem.out_size), x, channels_last)
-    unit = "step_c" if channels_last else "step_w"
+    if problem.converts:
+        problem = problem.with_copy(_three_dimensional(_empty(x.shape, like, True)))
+        grad = _empty(grad.shape, like, True)
+    unit = "step_c" if problem.channels_last else "step_w"
     if kernel == "forward":
-        if _converts(problem):
-            problem, unit = problem._replace(x=_three_dimensional(_empty(x.shape, like, True))), "step_c"
         function, constants = _forward_kernel(problem, config, operand, architecture)
         constants[unit] = 1
     else:
-        if not channels_last and _converts(problem):
-            problem = problem._replace(x=_three_dimensional(_empty(x.shape, like, True)), channels_last=True)
-            grad, unit = _empty(grad.shape, like, True), "step_c"
         grad = _three_dimensional(grad)
         if kernel == "input":
             function = input_gradient_kernel
-            constants = _input_constants(problem, config, operand, architecture, grad, channels_last)
+            constants = _input_constants(problem, config, operand, architecture, grad)
         else:
             function, constants = _correlation_kernel(problem, config, operand, architecture, grad)
         constants |= {unit: 1, f"grad_{unit}": 1}
