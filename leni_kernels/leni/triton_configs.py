@@ -69,13 +69,13 @@ def _rule(channels: int, kernel_size: int, operand: str, architecture: str, chan
     return Config(rows, positions, block, outputs, warps_of(threads, architecture))
 
 
-def for_vectors(config: Tiling, vector: int, operand: str, channels_last: bool) -> Tiling:
+def for_vectors(config: Tiling, vector: int, operand: str, channels_last: bool, least_rows: int = 1) -> Tiling:
     """A tiling for NCHW's narrow vectors, as planes of 28, 14 or 7 columns have them: more warps, and fewer rows of the
     narrowest, since a thread has more vectors then, and a halo of each."""
     full = full_vector(operand)
     if channels_last or vector == full:
         return config
-    rows = max(1, config.rows * 2 * vector // full)
+    rows = max(least_rows, config.rows * 2 * vector // full)
     return config._replace(rows=rows, warps=max(config.warps, min(2 * config.warps, 8)))
 
 
