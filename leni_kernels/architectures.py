@@ -18,6 +18,19 @@ def shared_memory(architecture: str) -> int:
     return _SHARED_MEMORY[prefix]
 
 
+# The multiprocessors of the largest GPU of an architecture that is common, by the longest prefix.
+_MULTIPROCESSORS = {
+    "sm_80": 108, "sm_86": 84, "sm_87": 16, "sm_89": 128, "sm_9": 132, "sm_10": 148, "sm_12": 170, "gfx90a": 104,
+    "gfx94": 304, "gfx95": 256, "gfx11": 96, "gfx12": 64, "": 128,
+}
+
+
+def multiprocessors(architecture: str) -> int:
+    """The multiprocessors of a GPU that is not there to be asked."""
+    prefix = max(filter(architecture.startswith, _MULTIPROCESSORS), key=len)
+    return _MULTIPROCESSORS[prefix]
+
+
 def is_amd(architecture: str) -> bool:
     """Whether the GPU is AMD's."""
     return architecture.startswith("gfx")

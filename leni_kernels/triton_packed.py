@@ -86,6 +86,21 @@ def add_where_above(sums, terms, x, y, IN_PAIRS: tl.constexpr):
 
 
 @jit
+def difference(x, y):
+    """x - y of two tensors of a dtype, in that dtype."""
+    if _IN_PAIRS and _is_half(x.dtype):
+        # y times minus one, which is written twice, plus x: sm_80 has no subtraction of bfloat16.
+        kind: tl.constexpr = "bf16x2" if x.dtype == tl.bfloat16 else "f16x2"
+        ones: tl.constexpr = "0xbf80bf80" if x.dtype == tl.bfloat16 else "0xbc00bc00"
+        code: tl.constexpr = f"{{ .reg .b32 ones; mov.b32 ones, {ones}; fma.rn.{kind} $0, $2, ones, $1; }}"
+        return tl.inline_asm_elementwise(code, "=r,r,r", [x, y], x.dtype, is_pure=True, pack=2)
+    elif _is_half(x.dtype):
+        return (x.to(tl.float32) - y.to(tl.float32)).to(x.dtype)
+    else:
+        return x - y
+
+
+@jit
 def widened(x, DTYPE: tl.constexpr):
     """x in a dtype at least as wide; bfloat16 is the upper half of a float32."""
     if _IN_PAIRS and x.dtype == tl.bfloat16 and tl.float32 == DTYPE:

@@ -8,11 +8,13 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from . import architectures
 from .architectures import operand_types, why_unsupported
 from .backends import KernelFailure, constant_to_the_compiler
 from .operators import launch_at_once
@@ -229,6 +231,18 @@ def _architecture_of(gpu: torch.device) -> str:
         return torch.cuda.get_device_properties(gpu).gcnArchName.split(":")[0]
     major, minor = torch.cuda.get_device_capability(gpu)
     return f"sm_{major}{minor}"
+
+
+def multiprocessors(x: Tensor) -> int:
+    """Those of x's GPU, or if it is not there to be asked, of one of its architecture."""
+    if _noting is None and _on_gpu(x):
+        return _multiprocessors_of(x.device)
+    return architectures.multiprocessors(architecture(x))
+
+
+@cache
+def _multiprocessors_of(gpu: torch.device) -> int:
+    return torch.cuda.get_device_properties(gpu).multi_processor_count
 
 
 def float32_operand(architecture: str) -> str:

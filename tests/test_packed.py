@@ -4,7 +4,15 @@ import pytest
 import torch
 from on_triton import DEVICE, in_the_interpreter, runs_kernels
 
-from leni_kernels.triton_packed import compiled_for, maximum, minimum, negative_part, positive_part, widened
+from leni_kernels.triton_packed import (
+    compiled_for,
+    difference,
+    maximum,
+    minimum,
+    negative_part,
+    positive_part,
+    widened,
+)
 from leni_kernels.triton_support import interpreting, jit, tl
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
@@ -18,6 +26,7 @@ def _every_step(x, y, narrow, wide, SIZE: tl.constexpr):
     tl.store(narrow + lane, maximum(values, others))
     tl.store(narrow + SIZE + lane, minimum(values, others))
     tl.store(narrow + 2 * SIZE + lane, positive_part(values))
+    tl.store(narrow + 3 * SIZE + lane, difference(values, others))
     tl.store(wide + lane, negative_part(values, wide.dtype.element_ty))
     tl.store(wide + SIZE + lane, widened(values, wide.dtype.element_ty))
 
@@ -29,11 +38,13 @@ def test_steps(dtype):
     special = torch.tensor([0.0, -0.0, 1.0, -1.0, float("inf"), -float("inf"), float("nan"), 3e-5], device=DEVICE)
     x = torch.cat([torch.randn(192, device=DEVICE), special.repeat(8)]).to(dtype)
     y = torch.cat([torch.randn(192, device=DEVICE), special.repeat_interleave(8)]).to(dtype)
-    narrow = x.new_empty(3, 256)
+    narrow = x.new_empty(4, 256)
     wide = x.new_empty(2, 256, dtype=torch.promote_types(dtype, torch.float32))
     _every_step[(1,)](x, y, narrow, wide, SIZE=256)
-    expected = torch.stack([torch.maximum(x, y), torch.minimum(x, y), x.clamp(min=0)])
-    torch.testing.assert_close(narrow, expected, rtol=0, atol=0, equal_nan=True)
+    expected = torch.stack([torch.maximum(x, y), torch.minimum(x, y), x.clamp(min=0), x - y])
+    torch.testing.assert_close(narrow[:3], expected[:3], rtol=0, atol=0, equal_nan=True)
+    rounding = torch.finfo(dtype).eps  # the interpreter cuts bfloat16 off
+    torch.testing.assert_close(narrow[3], expected[3], rtol=rounding, atol=0, equal_nan=True)
     torch.testing.assert_close(wide, torch.stack([x.clamp(max=0), x]).to(wide.dtype), rtol=0, atol=0, equal_nan=True)
 
 
@@ -59,6 +70,7 @@ def test_pairs_are_one_instruction(architecture, element, tmp_path):
     kind = "bf16x2" if element == "bf16" else "f16x2"
     assert text.count(f"max.NaN.{kind}") == pairs
     assert text.count(f"min.NaN.{kind}") == pairs
+    assert text.count(f"fma.rn.{kind}") == pairs // 2
     if nvidia:
         assert text.count("0xffff0000") == (pairs if element == "bf16" else 0)
 

@@ -134,7 +134,13 @@ def _weight_gradient_rule(channels: int, kernel_size: int, operand: str, archite
     threads = 256 if outputs == 128 or (channels_last and (block == 64 or (large and block == 32))) else 128
     elements = max(1, full_vector(operand) // (4 if large and narrow else 1))
     positions = _positions(max(8, threads * elements // block), operand, channels_last)
-    return Config(2 if large or channels_last else 4, positions, block, outputs, warps_of(threads, architecture))
+    rows = 2 if large or channels_last else 4
+    if itemsize(operand) == 2 and multiplies_from_shared(architecture) and not large:
+        # What fits beside the sums of products: as many rows as can be, of which a thread reads half as often.
+        halved = channels_last and outputs in (32, 128)
+        positions //= 2 if halved else 1
+        rows = 4 if halved or outputs == 64 else 2
+    return Config(rows, positions, block, outputs, warps_of(threads, architecture))
 
 
 def negative_gradient(channels: int, kernel_size: int, operand: str, architecture: str, channels_last: bool) -> Config:

@@ -23,6 +23,7 @@ from ..triton_support import (
     full_vector,
     itemsize,
     jit,
+    multiprocessors,
     power_of_two,
     tl,
     vector_length,
@@ -106,27 +107,26 @@ def join_rows(rows, AXIS: tl.constexpr):
 
 
 @jit
-def _less_mean(mean, channel, C: tl.constexpr, SHAPE: tl.constexpr, AXIS: tl.constexpr, ACCUMULATOR: tl.constexpr):
-    """What z is summed from: minus its channels' means, of the [2C] that there are or None, or 0."""
+def minus_negative_mean(mean, channel, C: tl.constexpr, ACCUMULATOR: tl.constexpr):
+    """What some channels of z are summed from, for z less its mean, of the [2C] that there are; 0 where it is None."""
     if mean is None:
-        return tl.zeros(SHAPE, ACCUMULATOR)
+        return tl.zeros(channel.shape, ACCUMULATOR)
     else:
-        start = -tl.load(mean + C + channel, channel < C, 0.0).to(ACCUMULATOR)
-        return tl.broadcast_to(tl.expand_dims(start, AXIS), SHAPE)
+        return -tl.load(mean + C + channel, channel < C, 0.0).to(ACCUMULATOR)
 
 
 @jit
-def rows_channels_last(x, first, taps, mean, row, column, inside, channel, height, width, stride_h, stride_w,
+def rows_channels_last(x, first, taps, start, row, column, inside, channel, height, width, stride_h, stride_w,
                        C: tl.constexpr, KERNEL: tl.constexpr, ROWS: tl.constexpr):
-    """ROWS rows of x and of z less its mean, [P, K] each, of K channels at P positions.
+    """ROWS rows of x and of ``start`` + z, [P, K] each, of K channels at P positions.
 
     ``first`` [P, K] are the first rows' offsets; apart from ``x`` since their sums would be kept, or made anew, for
-    every tap. ``mean`` are the [2C] features' means, or None.
+    every tap. ``start`` [K] is in z's dtype.
     """
     half: tl.constexpr = KERNEL // 2
     centre = ()
     has_channel = channel < C
-    sums = repeated(ROWS, _less_mean(mean, channel, C, first.shape, 0, taps.dtype.element_ty))
+    sums = repeated(ROWS, tl.broadcast_to(start[None, :], first.shape))
     pointers = ()
     pointer = x + (first - half * (stride_h + stride_w))
     for _ in tl.static_range(ROWS + KERNEL - 1):
@@ -192,18 +192,17 @@ def _load_negative(pointer, mask, ACCUMULATOR: tl.constexpr):
 
 
 @jit
-def rows_contiguous(x, taps, mean, row, column, inside, channel, height, width, stride_h,
+def rows_contiguous(x, taps, start, row, column, inside, channel, height, width, stride_h,
                     C: tl.constexpr, KERNEL: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr):
-    """ROWS rows of x and of z less its mean, [K, P·VECTOR] each, of K channels at P positions.
+    """ROWS rows of x and of ``start`` + z, [K, P·VECTOR] each, of K channels at P positions.
 
-    ``x`` [K, P] points at first rows; ``mean`` is as in :func:`rows_channels_last`.
+    ``x`` [K, P] points at first rows; ``start`` [K] is in z's dtype.
     """
     half: tl.constexpr = KERNEL // 2
     accumulator_type: tl.constexpr = taps.dtype.element_ty
     centre = ()
     has_channel = channel < C
-    start = _less_mean(mean, channel, C, x.shape, 1, accumulator_type)
-    sums = repeated(ROWS, tl.broadcast_to(tl.expand_dims(start, 2), (x.shape[0], x.shape[1], VECTOR)))
+    sums = repeated(ROWS, tl.broadcast_to(start[:, None, None], (x.shape[0], x.shape[1], VECTOR)))
     vector = tl.arange(0, VECTOR)[None, None, :]
     flipped = ()
     for i in tl.static_range(KERNEL * KERNEL):
@@ -239,19 +238,19 @@ def rows_contiguous(x, taps, mean, row, column, inside, channel, height, width, 
 
 
 @jit
-def rows_of(x, taps, mean, position, inside, channel, height, width, stride_n, stride_h, stride_o,
+def rows_of(x, taps, start, position, inside, channel, height, width, stride_n, stride_h, stride_o,
             C: tl.constexpr, KERNEL: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr,
             CHANNELS_LAST: tl.constexpr):
-    """ROWS rows of x and of z less its mean, [P, K] each (in NCHW, [K, P·SPAN]), of K channels at P positions."""
+    """ROWS rows of x and of ``start`` + z, [P, K] each (in NCHW, [K, P·SPAN]), of K channels at P positions."""
     image, row, column = locate(position, width, height, ROWS)
     first = image * stride_n + row * stride_h
     if CHANNELS_LAST:
         offset = (first + column * stride_o)[:, None] + channel[None, :]
-        return rows_channels_last(x, offset, taps, mean, row, column, inside, channel, height, width, stride_h,
+        return rows_channels_last(x, offset, taps, start, row, column, inside, channel, height, width, stride_h,
                                   stride_o, C, KERNEL, ROWS)
     else:
         base = x + (first + column * SPAN)[None, :] + (channel * stride_o)[:, None]
-        return rows_contiguous(base, taps, mean, row, column * SPAN, inside, channel, height, width * SPAN, stride_h,
+        return rows_contiguous(base, taps, start, row, column * SPAN, inside, channel, height, width * SPAN, stride_h,
                                C, KERNEL, SPAN, ROWS)
 
 
@@ -424,9 +423,17 @@ PROGRAMS = 256
 """Enough to fill a GPU, where each writes its share of a sum: the shares are then few."""
 
 
-def split(tiles: int, blocks: int, least: int = 1) -> tuple[int, int]:
-    """How many programs share the tiles of one block, and how many tiles each takes, ``least`` or more."""
-    each = max(least, min(ceil_div(tiles * blocks, PROGRAMS), LONGEST_RUN))
+def programs_at_once(x: Tensor, warps: int) -> int:
+    """The programs that x's GPU runs at once, where a thread takes all the registers it can have: 8 warps fit."""
+    return multiprocessors(x) * max(1, 8 // warps)
+
+
+def split(tiles: int, blocks: int, least: int = 1, programs: int | None = None) -> tuple[int, int]:
+    """How many programs share the tiles of one block, and how many tiles each takes, ``least`` or more.
+
+    ``programs`` are the most that all blocks have together, unless a program had more than LONGEST_RUN tiles.
+    """
+    each = max(least, min(ceil_div(tiles, max(1, (programs or PROGRAMS) // blocks)), LONGEST_RUN))
     return ceil_div(tiles, each), each
 
 

@@ -43,6 +43,7 @@ from .triton_features import (
     less_mean,
     loads_of_rows,
     locate,
+    minus_negative_mean,
     operand_of,
     rows_channels_last,
     rows_contiguous,
@@ -84,11 +85,12 @@ def _channels_last_kernel(x, taps, weight, bias, mean, y, height, width, positio
         position = origin + tl.arange(0, BLOCK_POSITIONS)
         image, row, column = locate(position, width, height, ROWS)
         first = (image * stride_n + row * stride_h + column * stride_w)[:, None] + channel[None, :]
-        start = tl.load(bias + output, output < C, 0.0)[None, :]
-        sums = tl.broadcast_to(start, (ROWS * BLOCK_POSITIONS, BLOCK_OUTPUTS))
+        shift = tl.load(bias + output, output < C, 0.0)[None, :]
+        sums = tl.broadcast_to(shift, (ROWS * BLOCK_POSITIONS, BLOCK_OUTPUTS))
         for k in range(0, C, BLOCK_CHANNELS):
+            start = minus_negative_mean(mean, k + channel, C, accumulator_type)
             rows, deconvolved = rows_channels_last(
-                x + k, first, taps, mean, row, column, position < positions, k + channel, height, width,
+                x + k, first, taps, start, row, column, position < positions, k + channel, height, width,
                 stride_h, stride_w, C, KERNEL, ROWS)
             positive, negative = branch_tiles(rows, deconvolved, mean, k + channel, C, 0)
             if BLOCK_CHANNELS < C:
@@ -132,8 +134,9 @@ def _contiguous_kernel(x, taps, weight, bias, mean, y, height, width, positions,
         base = x + first[None, :] + (channel * stride_c)[:, None]
         sums = tl.zeros((BLOCK_OUTPUTS, ROWS * BLOCK_POSITIONS * VECTOR), accumulator_type)
         for k in range(0, C, BLOCK_CHANNELS):
+            start = minus_negative_mean(mean, k + channel, C, accumulator_type)
             rows, deconvolved = rows_contiguous(
-                base + k * stride_c, taps, mean, row, column * VECTOR, position < positions, k + channel, height,
+                base + k * stride_c, taps, start, row, column * VECTOR, position < positions, k + channel, height,
                 width * VECTOR, stride_h, C, KERNEL, VECTOR, ROWS)
             positive, negative = branch_tiles(rows, deconvolved, mean, k + channel, C, 1)
             if BLOCK_CHANNELS < C:

@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..triton_packed import positive_part
+from ..triton_packed import difference, positive_part
 from ..triton_support import (
     CompileCase,
     architecture,
     ceil_div,
     full_vector,
+    itemsize,
     jit,
     launchable,
     on_device_of,
@@ -42,7 +43,6 @@ from .triton_features import (
     NARROW_VECTORS,
     StatisticsShares,
     block_positions,
-    centred,
     gradient_vectors,
     index,
     join_rows,
@@ -52,8 +52,10 @@ from .triton_features import (
     locate,
     merge_lanes,
     merge_rows,
+    minus_negative_mean,
     operand_of,
     pixels_of,
+    programs_at_once,
     rows_of,
     split,
     store_share,
@@ -87,10 +89,11 @@ def _statistics_kernel(x, deconv_weight, taps, counts, means, squares, height, w
     positive_squares = tl.zeros(shape, taps.dtype.element_ty)
     negative_mean = tl.zeros(shape, taps.dtype.element_ty)
     negative_squares = tl.zeros(shape, taps.dtype.element_ty)
+    zero = tl.zeros((BLOCK_CHANNELS,), taps.dtype.element_ty)
     for tile in range(part * tiles, tl.minimum((part + 1) * tiles, all_tiles)):
         origin = index(tile, WIDE) * BLOCK_POSITIONS
         position = origin + tl.arange(0, BLOCK_POSITIONS)
-        rows, deconvolved = rows_of(x, taps, None, position, position < positions, channel, height, width,
+        rows, deconvolved = rows_of(x, taps, zero, position, position < positions, channel, height, width,
                                     stride_n, stride_h, stride_o, C, KERNEL, span, ROWS, CHANNELS_LAST)
         position = origin + tl.arange(0, lanes) // span
         _, row, _ = locate(position, width, height, ROWS)
@@ -122,11 +125,13 @@ def _weight_gradient_kernel(grad, x, deconv_weight, mean, taps, shares, height, 
                             C: tl.constexpr, KERNEL: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr,
                             ROWS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
                             BLOCK_OUTPUTS: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
-                            PRECISION: tl.constexpr):
+                            PRECISION: tl.constexpr, BIAS_BY_PRODUCT: tl.constexpr):
     """Of each program's ``tiles`` tiles: Σ dy·(a − mean)ᵀ [C, 2C] and Σ dy [C]; taps: a [k, k, C] of its own."""
     span: tl.constexpr = 1 if CHANNELS_LAST else VECTOR
     axis: tl.constexpr = 0 if CHANNELS_LAST else 1
     accumulator_type: tl.constexpr = taps.dtype.element_ty
+    element_type: tl.constexpr = x.dtype.element_ty
+    half: tl.constexpr = element_type.primitive_bitwidth == 16
     stride_n = index(stride_n, WIDE) * VECTOR
     stride_h = index(stride_h, WIDE) * VECTOR
     stride_o = index(stride_o, WIDE) * VECTOR
@@ -143,36 +148,51 @@ def _weight_gradient_kernel(grad, x, deconv_weight, mean, taps, shares, height, 
     # Of their own even where programs of several blocks of outputs read the same channels.
     taps += index(tl.program_id(0) // channel_blocks, True) * (KERNEL * KERNEL * C)
     lay_out(deconv_weight, taps, channel, C, KERNEL)
-    if mean is None:
-        positive_mean = tl.zeros((BLOCK_CHANNELS,), accumulator_type)
-        negative_mean = positive_mean
-    else:
+    positive_mean = tl.zeros((BLOCK_CHANNELS,), accumulator_type)
+    if mean is not None:
         positive_mean = tl.load(mean + channel, channel < C, 0.0).to(accumulator_type)
-        negative_mean = tl.load(mean + C + channel, channel < C, 0.0).to(accumulator_type)
+    start = minus_negative_mean(mean, channel, C, accumulator_type)
     positive_sums = tl.zeros((BLOCK_OUTPUTS, BLOCK_CHANNELS), accumulator_type)
     negative_sums = tl.zeros((BLOCK_OUTPUTS, BLOCK_CHANNELS), accumulator_type)
-    bias_sums = tl.zeros((BLOCK_OUTPUTS,), accumulator_type)
+    # Both branches lose their means before they are rounded: what is left may be much smaller. In half precision
+    # max(x, 0) loses its mean's rounded value, exactly where that is near, and the sums the rest of it at last.
+    shift = positive_mean.to(element_type)
+    ones = tl.full((ROWS * BLOCK_POSITIONS * span, 16), 1.0, tl.float32).to(element_type)
+    bias_sums = tl.zeros((BLOCK_OUTPUTS, 16) if BIAS_BY_PRODUCT else (BLOCK_OUTPUTS,), accumulator_type)
     for tile in range(part * tiles, tl.minimum((part + 1) * tiles, all_tiles)):
         origin = index(tile, WIDE) * BLOCK_POSITIONS
         position = origin + tl.arange(0, BLOCK_POSITIONS)
-        rows, deconvolved = rows_of(x, taps, None, position, position < positions, channel, height, width,
+        rows, deconvolved = rows_of(x, taps, start, position, position < positions, channel, height, width,
                                     stride_n, stride_h, stride_o, C, KERNEL, span, ROWS, CHANNELS_LAST)
         position, image, row, column = pixels_of(origin, height, width, BLOCK_POSITIONS, span, ROWS)
         inside = (position < positions) & (row < height)
         gradient = load_pixels(grad, image, row, column, inside, output, grad_stride_n, grad_stride_h,
                                grad_stride_o, grad_stride_i, C, CHANNELS_LAST)
+        positive = positive_part(join_rows(rows, axis))
+        if half:
+            positive = difference(positive, tl.broadcast_to(tl.expand_dims(shift, axis), positive.shape))
+        else:
+            positive = (positive.to(accumulator_type) - tl.expand_dims(positive_mean, axis)).to(element_type)
+        # dy is 0 outside, but a row below the image may have of z what is not finite.
         inside = tl.expand_dims(inside, 1 - axis)
-        positive = centred(positive_part(join_rows(rows, axis)), positive_mean, inside, axis).to(x.dtype.element_ty)
-        negative = centred(join_rows(deconvolved, axis), negative_mean, inside, axis).to(x.dtype.element_ty)
-        if channel_block == 0:
+        negative = tl.where(inside, join_rows(deconvolved, axis), 0.0).to(element_type)
+        if not BIAS_BY_PRODUCT:
+            # As negative, for Triton to pass it through shared memory; as it is, it takes more registers.
+            positive = tl.where(inside, positive, 0.0).to(element_type)
+        if BIAS_BY_PRODUCT:
+            bias_sums = tl.dot(tl.trans(gradient), ones, bias_sums, PRECISION, out_dtype=accumulator_type)
+        else:
             bias_sums += tl.sum(gradient.to(accumulator_type), 0)
+        gradient = tl.trans(gradient)
         if not CHANNELS_LAST:
             positive = tl.trans(positive)
             negative = tl.trans(negative)
-        gradient = tl.trans(gradient)
         positive_sums = tl.dot(gradient, positive, positive_sums, PRECISION, out_dtype=accumulator_type)
         negative_sums = tl.dot(gradient, negative, negative_sums, PRECISION, out_dtype=accumulator_type)
-    store_share(shares, part, parts, output, channel, positive_sums, negative_sums, bias_sums, channel_block == 0, C)
+    bias = tl.sum(bias_sums, 1) / 16 if BIAS_BY_PRODUCT else bias_sums
+    if half:
+        positive_sums -= bias[:, None] * (positive_mean - shift.to(accumulator_type))[None, :]
+    store_share(shares, part, parts, output, channel, positive_sums, negative_sums, bias, channel_block == 0, C)
 
 
 # ---- launches ----------------------------------------------------------------------------------------------
@@ -195,7 +215,7 @@ def statistics_shares(x: Tensor, deconv_weight: Tensor, channels_last: bool) -> 
     constants = _row_constants(channels, kernel_size, vector, operand, config, channels_last) | {"WIDE": wide(x)}
     columns, positions, tiles = _cover(x, constants)
     blocks = ceil_div(channels, config.channels)
-    parts, tiles_each = split(tiles, blocks)
+    parts, tiles_each = split(tiles, blocks, programs=programs_at_once(x, config.warps))
     counts = x.new_empty(parts, dtype=torch.int64)
     means, squares = (x.new_empty(parts, 2 * channels, dtype=dtype) for _ in range(2))
     with on_device_of(x):
@@ -221,12 +241,11 @@ def weight_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, mean: Tensor |
                          operand, channels_last)
     grad_vector, grad_strides = gradient_vectors(grad, channels_last)
     constants = _row_constants(channels, kernel_size, vector, operand, config, channels_last)
-    constants |= {"GRAD_VECTOR": grad_vector, "BLOCK_OUTPUTS": config.outputs, "WIDE": wide(x, grad),
-                  "PRECISION": "tf32" if operand == "tf32" else "ieee"}
+    constants |= {"GRAD_VECTOR": grad_vector, "WIDE": wide(x, grad)} | _product_constants(operand, config, target)
     columns, positions, tiles = _cover(x, constants)
     output_blocks = ceil_div(channels, config.outputs)
     blocks = ceil_div(channels, config.channels) * output_blocks
-    parts, tiles_each = split(tiles, blocks)
+    parts, tiles_each = split(tiles, blocks, programs=programs_at_once(x, config.warps))
     shares = x.new_empty(2 * channels + 1, parts, channels, dtype=dtype)
     with on_device_of(x):
         launchable(_weight_gradient_kernel)[(parts * blocks,)](
@@ -268,6 +287,13 @@ def _row_constants(channels: int, kernel_size: int, vector: int, operand: str, c
         "BLOCK_POSITIONS": block_positions(config.positions, vector, operand, channels_last),
         "BLOCK_CHANNELS": config.channels, "CHANNELS_LAST": channels_last,
     }
+
+
+def _product_constants(operand: str, config: Config, architecture: str) -> dict[str, Any]:
+    # Only Hopper's matrix units read both operands of Σ dy in shared memory and sum in registers.
+    by_product = itemsize(operand) == 2 and config.outputs >= 64 and architecture.startswith("sm_9")
+    return {"BLOCK_OUTPUTS": config.outputs, "PRECISION": "tf32" if operand == "tf32" else "ieee",
+            "BIAS_BY_PRODUCT": by_product}
 
 
 def _cover(x: Tensor, constants: dict[str, Any]) -> tuple[int, int, int]:
@@ -323,7 +349,7 @@ class _CaseOf(NamedTuple):
     def weight_gradient(self) -> CompileCase:
         config = self._chosen(triton_configs.weight_gradient)
         constants = self._row_constants(config)
-        constants |= {"BLOCK_OUTPUTS": config.outputs, "PRECISION": "tf32" if self.operand == "tf32" else "ieee"}
+        constants |= _product_constants(self.operand, config, self.architecture)
         return self._case("weight gradient", _weight_gradient_kernel, constants, config.warps, config.outputs,
                           self._loads_of_rows(config))
 

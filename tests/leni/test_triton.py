@@ -111,7 +111,7 @@ def test_the_tilings_of_architectures_are_right(channels_last, monkeypatch):
         monkeypatch.setattr(triton_kernels, "choose",
                             lambda c, k, operand, _, layout, target=architecture:
                             triton_configs.choose(c, k, operand, target, layout))
-        for channels, kernel_size in ((72, 3), (17, 7)):
+        for channels, kernel_size in ((72, 3), (17, 7), (200, 3), (260, 3)):
             x = feature_map(1, channels, 3, 8, dtype=torch.float16, channels_last=channels_last)
             assert_right(x, parameters(channels, kernel_size, x.dtype), channels_last)
 

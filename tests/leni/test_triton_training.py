@@ -140,6 +140,7 @@ def test_several_tiles_to_a_program(programs, kernel_size, shape, channels_last,
     from leni_kernels.leni import triton_features, triton_input_gradient, triton_training
 
     monkeypatch.setattr(triton_features, "PROGRAMS", programs)
+    monkeypatch.setattr(triton_training, "programs_at_once", lambda x, warps: programs)
     for room in (triton_training, triton_input_gradient):
         monkeypatch.setattr(room, "wide", lambda *tensors: True)
     x, grad = (normal(*shape, channels_last=channels_last) for _ in range(2))
@@ -147,13 +148,14 @@ def test_several_tiles_to_a_program(programs, kernel_size, shape, channels_last,
 
 
 @runs_kernels
-@pytest.mark.parametrize(("architecture", "channels_last"), [("sm_90", True), ("sm_80", False)])
-def test_the_tilings_of_architectures_are_right(architecture, channels_last, monkeypatch):
+@pytest.mark.parametrize(("architecture", "channels", "channels_last"), [
+    ("sm_90", 17, True), ("sm_90", 40, True), ("sm_90", 40, False), ("sm_80", 17, False)])
+def test_the_tilings_of_architectures_are_right(architecture, channels, channels_last, monkeypatch):
     from leni_kernels.leni import triton_input_gradient, triton_training
 
     for room in (triton_training, triton_input_gradient):
         monkeypatch.setattr(room, "architecture", lambda x: architecture)
-    x, grad = (normal(1, 17, 9, 8, dtype=torch.float16, channels_last=channels_last) for _ in range(2))
+    x, grad = (normal(1, channels, 9, 8, dtype=torch.float16, channels_last=channels_last) for _ in range(2))
     assert_right(x, grad, channels_last)
 
 
