@@ -169,6 +169,7 @@ def test_launches_are_on_the_gpu_of_the_tensor(monkeypatch):
     launches = Launches()
     monkeypatch.setattr(triton_support, "_on_gpu", lambda x: x.device.type == "cuda")
     monkeypatch.setattr(triton_support, "_architecture_of", launches.architecture_of)
+    monkeypatch.setattr(triton_support, "_multiprocessors_of", lambda gpu: 132)
     monkeypatch.setattr(torch.cuda, "device", launches.device)
     for room in (conv_relu, triton_layout, leni, triton_algebra, triton_input_gradient, triton_tail, triton_training,
                  pointwise):

@@ -38,7 +38,7 @@ from ..triton_support import (
 )
 from . import triton_algebra, triton_configs
 from .reference import folding_dtype
-from .triton_configs import for_vectors
+from .triton_configs import Config, for_vectors
 from .triton_features import (
     NARROW_VECTORS,
     StatisticsShares,
