@@ -107,12 +107,12 @@ def join_rows(rows, AXIS: tl.constexpr):
 
 
 @jit
-def minus_negative_mean(mean, channel, C: tl.constexpr, ACCUMULATOR: tl.constexpr):
+def minus_negative_mean(mean, channel, C: tl.constexpr, AXIS: tl.constexpr, ACCUMULATOR: tl.constexpr):
     """What some channels of z are summed from, for z less its mean, of the [2C] that there are; 0 where it is None."""
     if mean is None:
-        return tl.zeros(channel.shape, ACCUMULATOR)
+        return tl.expand_dims(tl.zeros(channel.shape, ACCUMULATOR), AXIS)
     else:
-        return -tl.load(mean + C + channel, channel < C, 0.0).to(ACCUMULATOR)
+        return -tl.expand_dims(tl.load(mean + C + channel, channel < C, 0.0).to(ACCUMULATOR), AXIS)
 
 
 @jit
@@ -121,12 +121,12 @@ def rows_channels_last(x, first, taps, start, row, column, inside, channel, heig
     """ROWS rows of x and of ``start`` + z, [P, K] each, of K channels at P positions.
 
     ``first`` [P, K] are the first rows' offsets; apart from ``x`` since their sums would be kept, or made anew, for
-    every tap. ``start`` [K] is in z's dtype.
+    every tap. ``start`` [P, K] or [1, K] is in z's dtype.
     """
     half: tl.constexpr = KERNEL // 2
     centre = ()
     has_channel = channel < C
-    sums = repeated(ROWS, tl.broadcast_to(start[None, :], first.shape))
+    sums = repeated(ROWS, tl.broadcast_to(start, first.shape))
     pointers = ()
     pointer = x + (first - half * (stride_h + stride_w))
     for _ in tl.static_range(ROWS + KERNEL - 1):
@@ -196,13 +196,14 @@ def rows_contiguous(x, taps, start, row, column, inside, channel, height, width,
                     C: tl.constexpr, KERNEL: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr):
     """ROWS rows of x and of ``start`` + z, [K, P·VECTOR] each, of K channels at P positions.
 
-    ``x`` [K, P] points at first rows; ``start`` [K] is in z's dtype.
+    ``x`` [K, P] points at first rows; ``start`` [K, P·VECTOR] or [K, 1] is in z's dtype.
     """
     half: tl.constexpr = KERNEL // 2
     accumulator_type: tl.constexpr = taps.dtype.element_ty
     centre = ()
     has_channel = channel < C
-    sums = repeated(ROWS, tl.broadcast_to(start[:, None, None], (x.shape[0], x.shape[1], VECTOR)))
+    start = tl.broadcast_to(start, (x.shape[0], x.shape[1] * VECTOR))
+    sums = repeated(ROWS, tl.reshape(start, (x.shape[0], x.shape[1], VECTOR)))
     vector = tl.arange(0, VECTOR)[None, None, :]
     flipped = ()
     for i in tl.static_range(KERNEL * KERNEL):
@@ -241,7 +242,10 @@ def rows_contiguous(x, taps, start, row, column, inside, channel, height, width,
 def rows_of(x, taps, start, position, inside, channel, height, width, stride_n, stride_h, stride_o,
             C: tl.constexpr, KERNEL: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr,
             CHANNELS_LAST: tl.constexpr):
-    """ROWS rows of x and of ``start`` + z, [P, K] each (in NCHW, [K, P·SPAN]), of K channels at P positions."""
+    """ROWS rows of x and of ``start`` + z, [P, K] each (in NCHW, [K, P·SPAN]), of K channels at P positions.
+
+    ``start`` is as they are, or one for all positions.
+    """
     image, row, column = locate(position, width, height, ROWS)
     first = image * stride_n + row * stride_h
     if CHANNELS_LAST:
@@ -292,18 +296,26 @@ def dense_offsets(image, row, column, channel, height, columns, C: tl.constexpr,
 
 
 @jit
-def merge_rows(values, inside, count, mean, squares):
-    """Merge rows, of which the first ``inside`` count, into each lane's mean and squared deviations (Chan)."""
-    total = tl.zeros_like(mean)
-    for r in tl.static_range(len(values)):
-        total += tl.where(r < inside, values[r].to(mean.dtype), 0.0)
-    own = total / tl.maximum(inside, 1).to(mean.dtype)
-    for r in tl.static_range(len(values)):
-        deviation = tl.where(r < inside, values[r].to(mean.dtype) - own, 0.0)
+def add_deviations(deviations, inside, sums, squares):
+    """Each lane's sums of deviations from its pivot, and of their squares, with rows added: the first ``inside``.
+
+    With a lane's own first value as its pivot nothing is lost where variances are small against means: the pivot's
+    squared deviation from the mean is itself a part of the lane's, so that the squares are at most (count + 1) times
+    what is left of them in the end.
+    """
+    for r in tl.static_range(len(deviations)):
+        deviation = tl.where(r < inside, deviations[r], 0.0)
+        sums += deviation
         squares += deviation * deviation
-    distance = own - mean
-    share = inside.to(mean.dtype) / tl.maximum(count + inside, 1).to(mean.dtype)
-    return mean + distance * share, squares + distance * distance * (count.to(mean.dtype) * share)
+    return sums, squares
+
+
+@jit
+def about_means(count, pivot, sums, squares):
+    """Each lane's mean, and its squared deviations from that, by those from its pivot."""
+    distance = sums / tl.maximum(count, 1).to(sums.dtype)
+    squares -= sums * distance
+    return pivot + distance, tl.where(squares < 0, 0.0, squares)
 
 
 @jit

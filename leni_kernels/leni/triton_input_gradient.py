@@ -202,7 +202,7 @@ def _negative_gradient_kernel(grad, x, deconv_weight, weight, constant, slope, t
                                 grad_stride_o, grad_stride_i, C, span, ROWS, BLOCK_OUTPUTS, CHANNELS_LAST,
                                 accumulator_type, PRECISION)
         if slope is not None:
-            start = tl.zeros((BLOCK_CHANNELS,), accumulator_type)
+            start = tl.zeros((1, 1), accumulator_type)
             _, deconvolved = rows_of(x, taps, start, position, inside, channel, height, width, stride_n, stride_h,
                                      stride_o, C, KERNEL, span, ROWS, CHANNELS_LAST)
             of_z = tl.expand_dims(tl.load(slope + C + channel, has_channel, 0.0), axis)

@@ -88,7 +88,7 @@ def _channels_last_kernel(x, taps, weight, bias, mean, y, height, width, positio
         shift = tl.load(bias + output, output < C, 0.0)[None, :]
         sums = tl.broadcast_to(shift, (ROWS * BLOCK_POSITIONS, BLOCK_OUTPUTS))
         for k in range(0, C, BLOCK_CHANNELS):
-            start = minus_negative_mean(mean, k + channel, C, accumulator_type)
+            start = minus_negative_mean(mean, k + channel, C, 0, accumulator_type)
             rows, deconvolved = rows_channels_last(
                 x + k, first, taps, start, row, column, position < positions, k + channel, height, width,
                 stride_h, stride_w, C, KERNEL, ROWS)
@@ -134,7 +134,7 @@ def _contiguous_kernel(x, taps, weight, bias, mean, y, height, width, positions,
         base = x + first[None, :] + (channel * stride_c)[:, None]
         sums = tl.zeros((BLOCK_OUTPUTS, ROWS * BLOCK_POSITIONS * VECTOR), accumulator_type)
         for k in range(0, C, BLOCK_CHANNELS):
-            start = minus_negative_mean(mean, k + channel, C, accumulator_type)
+            start = minus_negative_mean(mean, k + channel, C, 1, accumulator_type)
             rows, deconvolved = rows_contiguous(
                 base + k * stride_c, taps, start, row, column * VECTOR, position < positions, k + channel, height,
                 width * VECTOR, stride_h, C, KERNEL, VECTOR, ROWS)

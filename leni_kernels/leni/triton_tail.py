@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..architectures import warp_size
-from ..triton_packed import positive_part
+from ..triton_packed import positive_part, widened
 from ..triton_support import (
     CompileCase,
     architecture,
@@ -46,6 +46,8 @@ from .reference import folding_dtype
 from .triton_configs import StatisticsConfig, TailConfig
 from .triton_features import (
     StatisticsShares,
+    about_means,
+    add_deviations,
     block_positions,
     centred,
     dense_offsets,
@@ -55,7 +57,6 @@ from .triton_features import (
     load_pixels,
     loads_of_rows,
     merge_lanes,
-    merge_rows,
     operand_of,
     pixels_of,
     split,
@@ -93,22 +94,27 @@ def _statistics_kernel(z, counts, means, squares, height, width, positions, all_
     channel = tl.program_id(0) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     height = index(height, WIDE)
     count = tl.zeros((BLOCK_PIXELS, 1), tl.int32)
-    mean = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), accumulator_type)
-    deviations = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), accumulator_type)
+    position, image, row, column = pixels_of(index(part * tiles, WIDE) * (ROWS * block), height, width, block, span, 1)
+    pivot = _load_dense(z, image, row, column, position < positions, channel, height, width * span, C, CHANNELS_LAST)
+    pivot = pivot.to(accumulator_type)
+    sums = tl.zeros_like(pivot)
+    deviations = tl.zeros_like(pivot)
     for tile in range(part * tiles, tl.minimum((part + 1) * tiles, all_tiles)):
         rows = ()
         inside = tl.zeros((BLOCK_PIXELS,), tl.int32)
         for r in tl.static_range(ROWS):
             origin = (index(tile, WIDE) * ROWS + r) * block
             position, image, row, column = pixels_of(origin, height, width, block, span, 1)
-            rows = rows + (_load_dense(z, image, row, column, position < positions, channel, height, width * span, C,
-                                       CHANNELS_LAST),)
+            values = _load_dense(z, image, row, column, position < positions, channel, height, width * span, C,
+                                 CHANNELS_LAST)
+            rows = rows + (widened(values, accumulator_type) - pivot,)
             inside += (position < positions).to(tl.int32)
         inside = tl.expand_dims(inside, 1)
-        mean, deviations = merge_rows(rows, inside, count, mean, deviations)
+        sums, deviations = add_deviations(rows, inside, sums, deviations)
         count += inside
     tl.store(counts + part, tl.sum(tl.sum(count, 1), 0))
     feature = index(part, True) * C + channel
+    mean, deviations = about_means(count, pivot, sums, deviations)
     mean, deviations = merge_lanes(count, mean, deviations, 0)
     tl.store(means + feature, mean, channel < C)
     tl.store(squares + feature, deviations, channel < C)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..triton_packed import difference, positive_part
+from ..triton_packed import difference, positive_part, widened
 from ..triton_support import (
     CompileCase,
     architecture,
@@ -42,6 +42,8 @@ from .triton_configs import Config, for_vectors
 from .triton_features import (
     NARROW_VECTORS,
     StatisticsShares,
+    about_means,
+    add_deviations,
     block_positions,
     gradient_vectors,
     index,
@@ -51,7 +53,6 @@ from .triton_features import (
     loads_of_rows,
     locate,
     merge_lanes,
-    merge_rows,
     minus_negative_mean,
     operand_of,
     pixels_of,
@@ -75,7 +76,7 @@ def _statistics_kernel(x, deconv_weight, taps, counts, means, squares, height, w
     span: tl.constexpr = 1 if CHANNELS_LAST else VECTOR
     axis: tl.constexpr = 0 if CHANNELS_LAST else 1
     lanes: tl.constexpr = BLOCK_POSITIONS * span
-    shape: tl.constexpr = (lanes, BLOCK_CHANNELS) if CHANNELS_LAST else (BLOCK_CHANNELS, lanes)
+    accumulator_type: tl.constexpr = taps.dtype.element_ty
     stride_n = index(stride_n, WIDE) * VECTOR
     stride_h = index(stride_h, WIDE) * VECTOR
     stride_o = index(stride_o, WIDE) * VECTOR
@@ -84,16 +85,22 @@ def _statistics_kernel(x, deconv_weight, taps, counts, means, squares, height, w
     channel = tl.program_id(0) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     taps += index(part, True) * (KERNEL * KERNEL * C)
     lay_out(deconv_weight, taps, channel, C, KERNEL)
+    # Of each lane's first value, of either branch, all others' deviations are summed.
+    first = index(part * tiles, WIDE) * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
+    first_rows, first_deconvolved = rows_of(
+        x, taps, tl.zeros((1, 1), accumulator_type), first, first < positions, channel, height, width,
+        stride_n, stride_h, stride_o, C, KERNEL, span, ROWS, CHANNELS_LAST)
+    positive_pivot = widened(positive_part(first_rows[0]), accumulator_type)
+    negative_pivot = first_deconvolved[0]
     count = tl.expand_dims(tl.zeros((lanes,), tl.int32), 1 - axis)
-    positive_mean = tl.zeros(shape, taps.dtype.element_ty)
-    positive_squares = tl.zeros(shape, taps.dtype.element_ty)
-    negative_mean = tl.zeros(shape, taps.dtype.element_ty)
-    negative_squares = tl.zeros(shape, taps.dtype.element_ty)
-    zero = tl.zeros((BLOCK_CHANNELS,), taps.dtype.element_ty)
+    positive_sums = tl.zeros_like(positive_pivot)
+    positive_squares = tl.zeros_like(positive_pivot)
+    negative_sums = tl.zeros_like(positive_pivot)
+    negative_squares = tl.zeros_like(positive_pivot)
     for tile in range(part * tiles, tl.minimum((part + 1) * tiles, all_tiles)):
         origin = index(tile, WIDE) * BLOCK_POSITIONS
         position = origin + tl.arange(0, BLOCK_POSITIONS)
-        rows, deconvolved = rows_of(x, taps, zero, position, position < positions, channel, height, width,
+        rows, deconvolved = rows_of(x, taps, -negative_pivot, position, position < positions, channel, height, width,
                                     stride_n, stride_h, stride_o, C, KERNEL, span, ROWS, CHANNELS_LAST)
         position = origin + tl.arange(0, lanes) // span
         _, row, _ = locate(position, width, height, ROWS)
@@ -101,16 +108,18 @@ def _statistics_kernel(x, deconv_weight, taps, counts, means, squares, height, w
         inside = tl.expand_dims(inside, 1 - axis)
         positive = ()
         for r in tl.static_range(ROWS):
-            positive = positive + (positive_part(rows[r]),)
-        positive_mean, positive_squares = merge_rows(positive, inside, count, positive_mean, positive_squares)
-        negative_mean, negative_squares = merge_rows(deconvolved, inside, count, negative_mean, negative_squares)
+            positive = positive + (widened(positive_part(rows[r]), accumulator_type) - positive_pivot,)
+        positive_sums, positive_squares = add_deviations(positive, inside, positive_sums, positive_squares)
+        negative_sums, negative_squares = add_deviations(deconvolved, inside, negative_sums, negative_squares)
         count += inside
     tl.store(counts + part, tl.sum(tl.sum(count, 1), 0))
     feature = index(part, True) * (2 * C) + channel
-    mean, deviations = merge_lanes(count, positive_mean, positive_squares, axis)
+    mean, deviations = about_means(count, positive_pivot, positive_sums, positive_squares)
+    mean, deviations = merge_lanes(count, mean, deviations, axis)
     tl.store(means + feature, mean, channel < C)
     tl.store(squares + feature, deviations, channel < C)
-    mean, deviations = merge_lanes(count, negative_mean, negative_squares, axis)
+    mean, deviations = about_means(count, negative_pivot, negative_sums, negative_squares)
+    mean, deviations = merge_lanes(count, mean, deviations, axis)
     tl.store(means + feature + C, mean, channel < C)
     tl.store(squares + feature + C, deviations, channel < C)
 
@@ -151,7 +160,7 @@ def _weight_gradient_kernel(grad, x, deconv_weight, mean, taps, shares, height, 
     positive_mean = tl.zeros((BLOCK_CHANNELS,), accumulator_type)
     if mean is not None:
         positive_mean = tl.load(mean + channel, channel < C, 0.0).to(accumulator_type)
-    start = minus_negative_mean(mean, channel, C, accumulator_type)
+    start = minus_negative_mean(mean, channel, C, axis, accumulator_type)
     positive_sums = tl.zeros((BLOCK_OUTPUTS, BLOCK_CHANNELS), accumulator_type)
     negative_sums = tl.zeros((BLOCK_OUTPUTS, BLOCK_CHANNELS), accumulator_type)
     # Both branches lose their means before they are rounded: what is left may be much smaller. In half precision
