@@ -431,8 +431,11 @@ def loads_of_rows(kernel_size: int, operand: str, config: Any, vector: int, chan
     return vector * itemsize(operand) * 8, loads
 
 
-PROGRAMS = 256
-"""Enough to fill a GPU, where each writes its share of a sum: the shares are then few."""
+ROUNDS = 6
+"""Of programs, where each leaves little behind: they are whole rounds where a multiprocessor holds twice, three or six
+times as many as :func:`programs_at_once` counts, and end together though some run slower."""
+_FEW_TILES = 8
+"""For which a program is still worth its start."""
 
 
 def programs_at_once(x: Tensor, warps: int) -> int:
@@ -440,12 +443,15 @@ def programs_at_once(x: Tensor, warps: int) -> int:
     return multiprocessors(x) * max(1, 8 // warps)
 
 
-def split(tiles: int, blocks: int, least: int = 1, programs: int | None = None) -> tuple[int, int]:
-    """How many programs share the tiles of one block, and how many tiles each takes, ``least`` or more.
+def split(x: Tensor, warps: int, tiles: int, blocks: int, rounds: int = 1) -> tuple[int, int]:
+    """How many programs share the tiles of one block, and how many tiles each takes.
 
-    ``programs`` are the most that all blocks have together, unless a program had more than LONGEST_RUN tiles.
+    All blocks together have as many programs as run in ``rounds``, or fewer for few tiles, but no fewer than run at
+    once; and more where one had more than LONGEST_RUN tiles.
     """
-    each = max(least, min(ceil_div(tiles, max(1, (programs or PROGRAMS) // blocks)), LONGEST_RUN))
+    at_once = programs_at_once(x, warps)
+    fewest, most = (ceil_div(tiles, max(1, programs // blocks)) for programs in (rounds * at_once, at_once))
+    each = min(max(fewest, min(most, _FEW_TILES)), LONGEST_RUN)
     return ceil_div(tiles, each), each
 
 

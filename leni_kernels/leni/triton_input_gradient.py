@@ -41,6 +41,7 @@ from .reference import folding_dtype
 from .triton_configs import Config, for_vectors
 from .triton_features import (
     NARROW_VECTORS,
+    ROUNDS,
     _concatenate,
     add_tap_row,
     block_positions,
@@ -476,7 +477,7 @@ def _tile(x: Tensor, config: Config, constants: dict[str, Any]) -> _Tiling:
     columns = width if constants["CHANNELS_LAST"] else width // constants["VECTOR"]
     positions = batch * ceil_div(height, config.rows) * columns
     tiles, blocks = ceil_div(positions, constants["BLOCK_POSITIONS"]), ceil_div(x.shape[1], config.channels)
-    parts, tiles_each = split(tiles, blocks)
+    parts, tiles_each = split(x, config.warps, tiles, blocks, ROUNDS)
     return _Tiling(parts, blocks, (height, columns, positions, tiles, tiles_each), constants)
 
 

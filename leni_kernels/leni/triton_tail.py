@@ -45,6 +45,7 @@ from . import triton_algebra, triton_configs
 from .reference import folding_dtype
 from .triton_configs import StatisticsConfig, TailConfig
 from .triton_features import (
+    ROUNDS,
     StatisticsShares,
     about_means,
     add_deviations,
@@ -295,7 +296,7 @@ def statistics_shares(z: Tensor, channels_last: bool) -> StatisticsShares:
     constants = _statistics_constants(channels, vector, operand, config, channels_last) | {"WIDE": wide(z)}
     tiles = ceil_div(z.numel() // channels, config.rows * constants["BLOCK_PIXELS"])
     blocks = ceil_div(channels, config.channels)
-    parts, tiles_each = split(tiles, blocks)
+    parts, tiles_each = split(z, config.warps, tiles, blocks, ROUNDS)
     counts = z.new_empty(parts, dtype=torch.int64)
     means, squares = (z.new_empty(parts, channels, dtype=dtype) for _ in range(2))
     with on_device_of(z):
@@ -358,7 +359,7 @@ def weight_shares(grad: Tensor, x: Tensor, z: Tensor, positive_mean: Tensor | No
     constants |= {"GRAD_VECTOR": grad_vector, "WIDE": wide(x, grad, z)}
     tiles = ceil_div(x.numel() // channels, config.pixels)
     blocks = ceil_div(channels, config.channels) * ceil_div(channels, config.outputs)
-    parts, tiles_each = split(tiles, blocks)
+    parts, tiles_each = split(x, config.warps, tiles, blocks)
     shares = x.new_empty(2 * channels + 1, parts, channels, dtype=dtype)
     with on_device_of(x):
         launchable(_weight_gradient_kernel)[(parts * blocks,)](

@@ -41,6 +41,7 @@ from .reference import folding_dtype
 from .triton_configs import Config, for_vectors
 from .triton_features import (
     NARROW_VECTORS,
+    ROUNDS,
     StatisticsShares,
     about_means,
     add_deviations,
@@ -56,7 +57,6 @@ from .triton_features import (
     minus_negative_mean,
     operand_of,
     pixels_of,
-    programs_at_once,
     rows_of,
     split,
     store_share,
@@ -224,7 +224,7 @@ def statistics_shares(x: Tensor, deconv_weight: Tensor, channels_last: bool) -> 
     constants = _row_constants(channels, kernel_size, vector, operand, config, channels_last) | {"WIDE": wide(x)}
     columns, positions, tiles = _cover(x, constants)
     blocks = ceil_div(channels, config.channels)
-    parts, tiles_each = split(tiles, blocks, programs=programs_at_once(x, config.warps))
+    parts, tiles_each = split(x, config.warps, tiles, blocks, ROUNDS)
     counts = x.new_empty(parts, dtype=torch.int64)
     means, squares = (x.new_empty(parts, 2 * channels, dtype=dtype) for _ in range(2))
     with on_device_of(x):
@@ -254,7 +254,7 @@ def weight_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, mean: Tensor |
     columns, positions, tiles = _cover(x, constants)
     output_blocks = ceil_div(channels, config.outputs)
     blocks = ceil_div(channels, config.channels) * output_blocks
-    parts, tiles_each = split(tiles, blocks, programs=programs_at_once(x, config.warps))
+    parts, tiles_each = split(x, config.warps, tiles, blocks)
     shares = x.new_empty(2 * channels + 1, parts, channels, dtype=dtype)
     with on_device_of(x):
         launchable(_weight_gradient_kernel)[(parts * blocks,)](

@@ -124,7 +124,7 @@ def test_several_tiles_to_a_program(programs, layout, monkeypatch):
     """Sums are of several programs', the last with fewer tiles; offsets have 64 bits."""
     from leni_kernels.leni import triton_features, triton_tail
 
-    monkeypatch.setattr(triton_features, "PROGRAMS", programs)
+    monkeypatch.setattr(triton_features, "programs_at_once", lambda x, warps: programs)
     monkeypatch.setattr(triton_tail, "_ENOUGH_PROGRAMS", 1)
     monkeypatch.setattr(triton_tail, "wide", lambda *tensors: True)
     assert_passes(*(laid_out(layout, 3, 3, 15, 7, dtype=torch.float64) for _ in range(2)), layout)

@@ -139,8 +139,7 @@ def test_several_tiles_to_a_program(programs, kernel_size, shape, channels_last,
     """Sums are of several tiles' and several programs'."""
     from leni_kernels.leni import triton_features, triton_input_gradient, triton_training
 
-    monkeypatch.setattr(triton_features, "PROGRAMS", programs)
-    monkeypatch.setattr(triton_training, "programs_at_once", lambda x, warps: programs)
+    monkeypatch.setattr(triton_features, "programs_at_once", lambda x, warps: programs)
     for room in (triton_training, triton_input_gradient):
         monkeypatch.setattr(room, "wide", lambda *tensors: True)
     x, grad = (normal(*shape, channels_last=channels_last) for _ in range(2))
