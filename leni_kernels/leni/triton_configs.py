@@ -69,14 +69,19 @@ def _rule(channels: int, kernel_size: int, operand: str, architecture: str, chan
     return Config(rows, positions, block, outputs, warps_of(threads, architecture))
 
 
-def for_vectors(config: Tiling, vector: int, operand: str, channels_last: bool, least_rows: int = 1) -> Tiling:
+def for_vectors(config: Tiling, vector: int, operand: str, channels_last: bool, least_rows: int = 2) -> Tiling:
     """A tiling for NCHW's narrow vectors, as planes of 28, 14 or 7 columns have them: more warps, and fewer rows of the
-    narrowest, since a thread has more vectors then, and a halo of each."""
+    narrowest, since a thread has more vectors then, and a halo of each. Of one row Triton 3.6 aborts in training."""
     full = full_vector(operand)
     if channels_last or vector == full:
         return config
-    rows = max(least_rows, config.rows * 2 * vector // full)
+    rows = max(min(config.rows, least_rows), config.rows * 2 * vector // full)
     return config._replace(rows=rows, warps=max(config.warps, min(2 * config.warps, 8)))
+
+
+def for_offsets(config: Config, wide: bool) -> Config:
+    """A tiling of the weight's gradient for 64-bit offsets, where they are: for those of four rows there is no room."""
+    return config._replace(rows=min(config.rows, 2)) if wide else config
 
 
 # ---- training ----------------------------------------------------------------------------------------------
@@ -128,18 +133,23 @@ def _weight_gradient_rule(channels: int, kernel_size: int, operand: str, archite
     padded = max(16, power_of_two(channels))
     if operand == "fp64":
         return Config(2, _positions(16, operand, channels_last), 16, 16, 4)
-    outputs, large = min(padded, 128), kernel_size > 3
+    large = kernel_size > 3
+    on_hopper = itemsize(operand) == 2 and multiplies_from_shared(architecture) and not large
+    # z is recomputed for each block of outputs.
+    outputs = min(padded, 256 if on_hopper else 128)
     narrow = large or not multiplies_from_shared(architecture) if channels_last else kernel_size == 7
     block = min(padded, 32 if narrow else 64)
-    threads = 256 if outputs == 128 or (channels_last and (block == 64 or (large and block == 32))) else 128
+    threads = 256 if outputs >= 128 or (channels_last and (block == 64 or (large and block == 32))) else 128
     elements = max(1, full_vector(operand) // (4 if large and narrow else 1))
     positions = _positions(max(8, threads * elements // block), operand, channels_last)
     rows = 2 if large or channels_last else 4
-    if itemsize(operand) == 2 and multiplies_from_shared(architecture) and not large:
+    if on_hopper:
         # What fits beside the sums of products: as many rows as can be, of which a thread reads half as often.
-        halved = channels_last and outputs in (32, 128)
-        positions //= 2 if halved else 1
-        rows = 4 if halved or outputs == 64 else 2
+        share = 4 if outputs == 256 else 2 if channels_last and outputs in (32, 128) else 1
+        positions //= share
+        rows = 4 if share > 1 or outputs == 64 else 2
+        if outputs == 256 and not channels_last:
+            rows, positions, block = 2, 2 * positions, 32
     return Config(rows, positions, block, outputs, warps_of(threads, architecture))
 
 
@@ -180,6 +190,9 @@ def _input_gradient_rule(channels: int, kernel_size: int, operand: str, architec
     rows = 4 if kernel_size == 3 else 2
     threads = 256 if channels_last else 128
     elements = {3: 4, 5: 2, 7: 1}[kernel_size] if channels_last else full_vector(operand)
+    if channels_last and itemsize(operand) == 2 and multiplies_from_shared(architecture):
+        # Two programs fit on a multiprocessor, of which one multiplies while the other reads.
+        threads, block, outputs = 128, min(block, 32), outputs if outputs <= 128 else 64
     positions = _positions(max(8, threads * elements // block), operand, channels_last)
     return Config(rows, positions, block, outputs, warps_of(threads, architecture))
 

@@ -405,10 +405,6 @@ def _input_gradient_kernel(grad, x, grad_z, weight, constant, slope, taps, dx, t
 # ---- launches ----------------------------------------------------------------------------------------------
 
 
-LEAST_ROWS = 2
-"""Of NCHW's narrow vectors in a tile: with one row Triton 3.6 aborts."""
-
-
 def input_gradient_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, weight: Tensor, constant: Tensor | None,
                           slope: Tensor | None, channels_last: bool) -> tuple[Tensor, Tensor]:
     """x's gradient as :func:`leni_input_gradient` has it, and the programs' shares ``[parts, k, k, C]`` of D's.
@@ -428,7 +424,7 @@ def input_gradient_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, weight
     vector, strides = vectors(x, channels_last)
     grad_vector, grad_strides = gradient_vectors(grad, channels_last)
     shared = {"GRAD_VECTOR": grad_vector, "WIDE": wide(x, grad, dx)}
-    configs = [for_vectors(choose(*where), vector, operand, channels_last, LEAST_ROWS)
+    configs = [for_vectors(choose(*where), vector, operand, channels_last)
                for choose in (triton_configs.negative_gradient, triton_configs.input_gradient)]
     first, second = (
         _tile(x, config, _constants(channels, kernel_size, vector, operand, config, channels_last) | shared)
@@ -521,7 +517,7 @@ def _passes(channels: int, kernel_size: int, operand: str, architecture: str, ch
     for name, kernel, choose in (
             ("negative gradient", _negative_gradient_kernel, triton_configs.negative_gradient),
             ("input gradient", _input_gradient_kernel, triton_configs.input_gradient)):
-        config = for_vectors(choose(*where), vector, operand, channels_last, LEAST_ROWS)
+        config = for_vectors(choose(*where), vector, operand, channels_last)
         constants = _constants(channels, kernel_size, vector, operand, config, channels_last)
         constants |= {"GRAD_VECTOR": vector, "grad_stride_i": 1, "WIDE": False}
         signature = {name: pointers.get(name, "i32") for name in kernel.arg_names if name not in constants}

@@ -189,7 +189,8 @@ def leni_laid_out(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: T
     kernel_size, target = taps.shape[0], architecture(x)
     operand = operand_of(x, target)
     vector, strides = units_of_rows(x, channels_last)
-    config = for_vectors(choose(channels, kernel_size, operand, target, channels_last), vector, operand, channels_last)
+    config = for_vectors(choose(channels, kernel_size, operand, target, channels_last), vector, operand, channels_last,
+                         least_rows=1)
     columns = width if channels_last else width // vector
     positions = batch * ceil_div(height, config.rows) * columns
     constants = _constants(channels, kernel_size, vector, operand, config, channels_last)
@@ -250,7 +251,7 @@ def _compile_case(channels: int, kernel_size: int, operand: str, architecture: s
     while channels_last and channels % vector:
         vector //= 2
     config = for_vectors(choose(channels, kernel_size, operand, architecture, channels_last), vector, operand,
-                         channels_last)
+                         channels_last, least_rows=1)
     constants = _constants(channels, kernel_size, vector, operand, config, channels_last)
     constants |= {"TILES": _MOST_TILES if config.channels >= channels else 1, "WIDE": False}
     if channels_last:

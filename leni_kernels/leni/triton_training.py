@@ -38,7 +38,7 @@ from ..triton_support import (
 )
 from . import triton_algebra, triton_configs
 from .reference import folding_dtype
-from .triton_configs import Config, for_vectors
+from .triton_configs import Config, for_offsets, for_vectors
 from .triton_features import (
     NARROW_VECTORS,
     ROUNDS,
@@ -248,6 +248,7 @@ def weight_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, mean: Tensor |
     vector, strides = units_of_rows(x, channels_last)
     config = for_vectors(triton_configs.weight_gradient(channels, kernel_size, operand, target, channels_last), vector,
                          operand, channels_last)
+    config = for_offsets(config, wide(x, grad))
     grad_vector, grad_strides = gradient_vectors(grad, channels_last)
     constants = _row_constants(channels, kernel_size, vector, operand, config, channels_last)
     constants |= {"GRAD_VECTOR": grad_vector, "WIDE": wide(x, grad)} | _product_constants(operand, config, target)
@@ -322,8 +323,7 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
     for channels_last in (True, False):
         for operand, size in operands_and_sizes(architecture, sizes):
             yield from _CaseOf(*size, operand, architecture, channels_last).passes()
-        for case in _CaseOf(64, 3, "fp16", architecture, channels_last).passes():
-            yield case.with_wide_offsets()
+        yield from _CaseOf(64, 3, "fp16", architecture, channels_last, wide=True).passes()
     for channels in (64, 256):
         for vector in NARROW_VECTORS:
             yield from _CaseOf(channels, 3, "bf16", architecture, False, vector).passes()
@@ -339,6 +339,8 @@ class _CaseOf(NamedTuple):
     channels_last: bool
     narrow: int = 0
     """The length of NCHW's vectors, if it is not the full one."""
+    wide: bool = False
+    """Whether offsets have 64 bits."""
 
     @property
     def vector(self) -> int:
@@ -356,7 +358,7 @@ class _CaseOf(NamedTuple):
         return self._case("statistics", _statistics_kernel, constants, config.warps, 0, self._loads_of_rows(config))
 
     def weight_gradient(self) -> CompileCase:
-        config = self._chosen(triton_configs.weight_gradient)
+        config = for_offsets(self._chosen(triton_configs.weight_gradient), self.wide)
         constants = self._row_constants(config)
         constants |= _product_constants(self.operand, config, self.architecture)
         return self._case("weight gradient", _weight_gradient_kernel, constants, config.warps, config.outputs,
@@ -378,7 +380,7 @@ class _CaseOf(NamedTuple):
               loads: tuple[int, int]) -> CompileCase:
         if tile_rows:
             constants |= {"GRAD_VECTOR": self.vector, "grad_stride_i": 1}
-        constants |= {"WIDE": False}
+        constants |= {"WIDE": self.wide}
         element = "fp32" if self.operand == "tf32" else self.operand
         parameter = "fp64" if self.operand == "fp64" else "fp32"
         of_x = dict.fromkeys(("grad", "x"), f"*{element}")
@@ -386,6 +388,6 @@ class _CaseOf(NamedTuple):
         pointers = of_x | dict.fromkeys(vectors, f"*{parameter}") | {"mean": "*fp64", "counts": "*i64"}
         signature = {name: pointers.get(name, "i32") for name in kernel.arg_names if name not in constants}
         layout = "channels-last" if self.channels_last else "NCHW"
-        narrow = f" vectors of {self.narrow}" if self.narrow else ""
-        return CompileCase(f"leni {name} {layout} C={self.channels} k={self.kernel_size}{narrow}", kernel, signature,
+        kind = (f" vectors of {self.narrow}" if self.narrow else "") + (" wide" if self.wide else "")
+        return CompileCase(f"leni {name} {layout} C={self.channels} k={self.kernel_size}{kind}", kernel, signature,
                            constants, warps, self.operand, tile_rows, *loads)
