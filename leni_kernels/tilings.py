@@ -50,6 +50,7 @@ Tiling = TypeVar("Tiling")
 LIMITS = {
     "rows": (1, 8), "positions": (1, 1024), "pixels": (16, 1024), "sites": (16, 1024),
     "channels": (16, 256), "outputs": (16, 256), "warps": (1, 32), "stages": (1, 8), "products": (1, 4),
+    "columns": (1, 8),
 }
 """Of each field of a tiling: products want 16 of whatever they multiply, and an SM has so many threads."""
 

@@ -21,6 +21,9 @@ class Config(NamedTuple):
     """How many iterations of the innermost loop overlap."""
     products: int = 1
     """How many blocks of channels share the other operand: "weight" only, where they run on from tap to tap."""
+    columns: int = 1
+    """How many neighbouring columns have ``sites`` each, if the blocks are as many neighbouring taps, which then share
+    what they load of x: "weight" only."""
 
 
 def choose(kernel: str, channels: int, outputs: int, taps: int, operand: str, architecture: str,
@@ -78,6 +81,9 @@ def _rule(kernel: str, channels: int, outputs: int, taps: int, operand: str, arc
     if architecture == "sm_90" and half and channels_last:
         if min(channels, outputs) >= 128:
             return Config(64, 128, 128, 8, 3)
+        if channels % 64 == 0 and taps % 3 == 0:
+            # Of three taps, as of a line of 3×3. Four warps have each row once, and registers for two programs.
+            return Config(32, 64, min(outputs, 64), 4, 3, 3, 4)
         block = 128 if outputs <= 32 else 64
         # More blocks have more sums than registers hold.
         products = 3 if ceil_div(taps * channels, block) % 3 == 0 else 1

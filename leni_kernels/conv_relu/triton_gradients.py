@@ -236,7 +236,9 @@ def input_gradient_kernel(x, weight, threshold, grad, dx, sites, span_d, span_h,
 # site's place in it never changes, and so strides, padding and dilation cost a tile no divisions. The channels of all
 # taps, one tap after another, are the rows of one matrix, in blocks that need not end with a tap. x is loaded as [rows,
 # sites], for the matrix units to take from registers what the threshold has been applied to there; y's gradient goes
-# from global memory to shared and from there to them, once for all blocks of a program.
+# from global memory to shared and from there to them, once for all blocks of a program. Where the blocks are a line of
+# neighbouring taps, windows are several columns wide: a column of x then serves all taps, each for another column of
+# y's gradient.
 
 
 @jit
@@ -258,10 +260,11 @@ def _first_window(number, out_size, WINDOW: tl.constexpr):
 
 
 @jit
-def _in_window(number, WINDOW: tl.constexpr):
-    """The image and the position of a site in its window."""
-    return (number // (WINDOW[1] * WINDOW[2] * WINDOW[3]),
-            (number // (WINDOW[2] * WINDOW[3]) % WINDOW[1], number // WINDOW[3] % WINDOW[2], number % WINDOW[3]))
+def _in_window(number, WINDOW: tl.constexpr, COLUMNS: tl.constexpr):
+    """The image and the position of a site in its window, or in its first column if it is dealt out in columns."""
+    width: tl.constexpr = WINDOW[3] // COLUMNS
+    return (number // (WINDOW[1] * WINDOW[2] * width),
+            (number // (WINDOW[2] * width) % WINDOW[1], number // width % WINDOW[2], number % width))
 
 
 @jit
@@ -284,6 +287,15 @@ def _block_of_rows(block, count: tl.constexpr, CHANNELS: tl.constexpr):
     return row, row // CHANNELS, row % CHANNELS
 
 
+@constexpr_function
+def _column_of(tile: int, block: int, columns: int) -> int:
+    """The column of y's gradient by which a block of rows multiplies a tile of x, or -1: each block has its own tile,
+    or they are neighbouring taps, of so many columns."""
+    if columns == 1:
+        return 0 if tile == block else -1
+    return tile - block if tile - block < columns else -1
+
+
 @jit
 def correlation_kernel(x, threshold, grad, weight, weight_shares, threshold_shares, images, tiles, out_d, out_h, out_w,
                        in_d, in_h, in_w, step_n, step_d, step_h, step_w, step_c,
@@ -291,9 +303,12 @@ def correlation_kernel(x, threshold, grad, weight, weight_shares, threshold_shar
                        GRID: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,
                        GROUPS: tl.constexpr, VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr, WINDOW: tl.constexpr,
                        BLOCK_SITES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr,
-                       PRODUCTS: tl.constexpr, STAGES: tl.constexpr, PAIRS: tl.constexpr, WIDE: tl.constexpr,
-                       PRECISION: tl.constexpr):
+                       PRODUCTS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr, PAIRS: tl.constexpr,
+                       WIDE: tl.constexpr, PRECISION: tl.constexpr):
     """A program has PRODUCTS blocks of rows and ``tiles`` windows, at least one.
+
+    A window is BLOCK_SITES sites, or if COLUMNS > 1 as many in each of its columns. The blocks are then of PRODUCTS
+    neighbouring taps along w, and of the same channels of each.
 
     threshold: [channels, T], weight: [outputs, channels of a group, T]; weight_shares: [programs over windows, T,
     channels, outputs of a group], threshold_shares: [programs over windows and outputs, T, channels]; either is None
@@ -305,78 +320,96 @@ def correlation_kernel(x, threshold, grad, weight, weight_shares, threshold_shar
     taps: tl.constexpr = GRID[2][0] * GRID[2][1] * GRID[2][2]
     rows: tl.constexpr = taps * CHANNELS
     row_blocks: tl.constexpr = ceil_div(rows, BLOCK_ROWS * PRODUCTS)
+    between: tl.constexpr = CHANNELS // BLOCK_ROWS if COLUMNS > 1 else 1
     output = tl.program_id(0) % output_blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)[None, :]
     has_output = output < OUTPUTS
     rest = tl.program_id(0) // output_blocks
-    first_block = rest % row_blocks * PRODUCTS
+    first_block = rest % row_blocks // between * (PRODUCTS * between) + rest % between
     rest //= row_blocks
     group = rest % GROUPS
     part = rest // GROUPS
 
     out_size, size = (out_d, out_h, out_w), (in_d, in_h, in_w)
-    image_of, of_window = _in_window(tl.arange(0, BLOCK_SITES)[None, :], WINDOW)
+    image_of, of_window = _in_window(tl.arange(0, BLOCK_SITES)[None, :], WINDOW, COLUMNS)
     image, first = _first_window(part * tiles, out_size, WINDOW)
-    steps = in_elements(step_d, step_h, step_w, VECTOR, index_type)
-    step_n = tl.cast(step_n, index_type) * VECTOR
+    steps = in_elements(step_d, step_h, step_w, 1, index_type)
+    step_n = tl.cast(step_n, index_type)
     in_x = times(of_window, STRIDE)
-    x += group * CHANNELS * tl.cast(step_c, index_type) + (image_of * step_n + sum_of(times(in_x, steps)))
+    x += group * CHANNELS * tl.cast(step_c, index_type) + VECTOR * (image_of * step_n + sum_of(times(in_x, steps)))
     threshold += group * (CHANNELS * taps)
-    xs, offsets, has_rows, thetas, leasts, sums, masked = (), (), (), (), (), (), ()
+    xs, offsets, has_rows, thetas, sums, masked = (), (), (), (), (), ()
     for block in tl.static_range(PRODUCTS):
-        row, tap, channel = _block_of_rows(first_block + block, BLOCK_ROWS, CHANNELS)
+        row, tap, channel = _block_of_rows(first_block + block * between, BLOCK_ROWS, CHANNELS)
         offset = grid_offset(tap, GRID)
         has_row = (row < rows) | (rows % (BLOCK_ROWS * PRODUCTS) == 0)
-        theta = tl.load(threshold + channel * taps + tap, has_row, 0.0).to(x.dtype.element_ty)
-        theta = tl.broadcast_to(theta, (BLOCK_ROWS, BLOCK_SITES))
-        xs += (x + (channel * tl.cast(step_c, index_type) + sum_of(times(offset, steps))),)
+        theta = tl.load(threshold + channel * taps + tap, has_row, 0.0)
+        xs += (x + (channel * tl.cast(step_c, index_type) + VECTOR * sum_of(times(offset, steps))),)
         offsets += (offset,)
         has_rows += (has_row,)
-        thetas += (theta,)
-        leasts += (without_nan(theta, False),)
+        theta = without_nan(theta.to(x.dtype.element_ty), False)
+        thetas += (tl.broadcast_to(theta, (BLOCK_ROWS, BLOCK_SITES)),)
         sums += (tl.zeros((BLOCK_ROWS, BLOCK_OUTPUTS), accumulator_type),)
         masked += (tl.zeros((BLOCK_ROWS, BLOCK_OUTPUTS), accumulator_type),)
 
     # Else the sums of no tile are kept too, in copies for which the products wait.
     tl.assume(tiles > 0)
-    grad_image_of, grad_of_window = _in_window(tl.arange(0, BLOCK_SITES)[:, None], WINDOW)
-    grad_steps = in_elements(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR, index_type)
-    grad_step_n = tl.cast(grad_step_n, index_type) * GRAD_VECTOR
-    grad += (group * OUTPUTS + output) * tl.cast(grad_step_c, index_type) + (
+    grad_image_of, grad_of_window = _in_window(tl.arange(0, BLOCK_SITES)[:, None], WINDOW, COLUMNS)
+    grad_steps = in_elements(grad_step_d, grad_step_h, grad_step_w, 1, index_type)
+    grad_step_n = tl.cast(grad_step_n, index_type)
+    grads = (group * OUTPUTS + output) * tl.cast(grad_step_c, index_type) + GRAD_VECTOR * (
         grad_image_of * grad_step_n + sum_of(times(grad_of_window, grad_steps)))
+    # Beside the sums of a line of taps there are not registers enough for pointers, of two each.
+    if COLUMNS == 1:
+        grads = grad + grads
     for _ in tl.range(0, tiles, num_stages=STAGES):
-        has_site = (images - 1 - image - grad_image_of | _below_zero(first, grad_of_window, out_size)) >= 0
-        gradient = tl.load(grad + (image * grad_step_n + sum_of(times(first, grad_steps))), has_site & has_output, 0.0)
-        place = times(first, STRIDE)
-        move = image * step_n + sum_of(times(place, steps))
+        gradients = ()
+        for column in tl.static_range(COLUMNS):
+            here = plus(first, (0, 0, column))
+            has_site = (images - 1 - image - grad_image_of | _below_zero(here, grad_of_window, out_size)) >= 0
+            move = GRAD_VECTOR * (image * grad_step_n + sum_of(times(here, grad_steps)))
+            pointers = grads + move if COLUMNS == 1 else grad + (grads + move)
+            gradients += (tl.load(pointers, has_site & has_output, 0.0),)
         no_image = images - 1 - image - image_of
-        of_weight, of_mask = (), ()
-        for block in tl.static_range(PRODUCTS):
-            inside = (no_image | _below_zero(plus(place, offsets[block]), in_x, size)) >= 0
-            values = tl.load(xs[block] + move, has_rows[block] & inside, 0.0)
-            if weight_shares is not None:
-                of_weight += (tl.dot(maximum(values, leasts[block]), gradient, sums[block], PRECISION,
-                                     out_dtype=accumulator_type),)
-            if threshold_shares is not None:
-                of_mask += (tl.dot(at_most(values, thetas[block], PAIRS), gradient, masked[block], PRECISION,
-                                   out_dtype=accumulator_type),)
-        if weight_shares is not None:
-            sums = of_weight
-        if threshold_shares is not None:
-            masked = of_mask
+        for tile in tl.static_range(COLUMNS + PRODUCTS - 1):
+            # Of columns the tiles are the first block's, one after another.
+            place = plus(times(first, STRIDE), (0, 0, 0 if COLUMNS == 1 else tile))
+            move = VECTOR * (image * step_n + sum_of(times(place, steps)))
+            inside = (no_image | _below_zero(plus(place, offsets[tile if COLUMNS == 1 else 0]), in_x, size)) >= 0
+            has_value = has_rows[tile if COLUMNS == 1 else 0] & inside
+            values = tl.load(xs[tile if COLUMNS == 1 else 0] + move, has_value, 0.0)
+            of_weight, of_mask = (), ()
+            for block in tl.static_range(PRODUCTS):
+                weight_sum, mask_sum = sums[block], masked[block]
+                if _column_of(tile, block, COLUMNS) >= 0:
+                    gradient = gradients[_column_of(tile, block, COLUMNS)]
+                    if weight_shares is not None:
+                        weight_sum = tl.dot(maximum(values, thetas[block]), gradient, weight_sum, PRECISION,
+                                            out_dtype=accumulator_type)
+                    if threshold_shares is not None:
+                        mask_sum = tl.dot(at_most(values, thetas[block], PAIRS), gradient, mask_sum, PRECISION,
+                                          out_dtype=accumulator_type)
+                of_weight += (weight_sum,)
+                of_mask += (mask_sum,)
+            sums, masked = of_weight, of_mask
         image, first = _next_window(image, first, out_size, WINDOW)
     part = tl.cast(part, tl.int64)
-    share = part * output_blocks + tl.program_id(0) % output_blocks
-    for block in tl.static_range(PRODUCTS):
-        _, tap, channel = _block_of_rows(first_block + block, BLOCK_ROWS, CHANNELS)
-        has_row = has_rows[block]
-        if weight_shares is not None:
+    # All sums of the weight leave their registers before θ's need some.
+    if weight_shares is not None:
+        for block in tl.static_range(PRODUCTS):
+            _, tap, channel = _block_of_rows(first_block + block * between, BLOCK_ROWS, CHANNELS)
             place = (((part * taps + tap) * GROUPS + group) * CHANNELS + channel) * OUTPUTS
-            tl.store(weight_shares + (place + output), sums[block], has_row & has_output)
-        if threshold_shares is not None:
+            tl.store(weight_shares + (place + output), sums[block], has_rows[block] & has_output)
+    if threshold_shares is not None:
+        share = part * output_blocks + tl.program_id(0) % output_blocks
+        for block in tl.static_range(PRODUCTS):
+            _, tap, channel = _block_of_rows(first_block + block * between, BLOCK_ROWS, CHANNELS)
+            # No x is at most a NaN, for which -∞ stood.
+            theta = tl.load(threshold + channel * taps + tap, has_rows[block], 0.0)
             place = ((group * OUTPUTS + output) * CHANNELS + channel) * taps + tap
-            factors = tl.load(weight + place, has_row & has_output, 0.0).to(accumulator_type)
+            has_factor = has_rows[block] & has_output & (theta == theta)
+            factors = tl.load(weight + place, has_factor, 0.0).to(accumulator_type)
             place = ((share * taps + tap) * GROUPS + group) * CHANNELS + channel
-            tl.store(threshold_shares + place, tl.sum(masked[block] * factors, 1, keep_dims=True), has_row)
+            tl.store(threshold_shares + place, tl.sum(masked[block] * factors, 1, keep_dims=True), has_rows[block])
 
 
 @jit

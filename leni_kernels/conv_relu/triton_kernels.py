@@ -447,11 +447,21 @@ def _correlation_kernel(problem: _Problem, config: Config, operand: str, target:
     if not problem.matrix:
         others = ("CHANNELS", "BLOCK_CHANNELS", "PAIRS", "PRECISION")
         return depthwise_correlation_kernel, {name: constants[name] for name in constants if name not in others}
-    columns = 1 if problem.channels_last else 32
-    window = _window((problem.x.shape[0], *problem.out_size), config.sites, columns)
+    columns, sizes = config.columns if _shares_columns(problem, config) else 1, (problem.x.shape[0], *problem.out_size)
+    if columns > 1:
+        window = *_window((*sizes[:3], 1), config.sites, 1)[:3], columns
+    else:
+        window = _window(sizes, config.sites, 1 if problem.channels_last else 32)
     del constants["CHANNELS_LAST"], constants["BLOCK_CHANNELS"]
     return correlation_kernel, constants | {
-        "WINDOW": window, "BLOCK_ROWS": config.channels, "PRODUCTS": config.products, "STAGES": config.stages}
+        "WINDOW": window, "BLOCK_ROWS": config.channels, "PRODUCTS": config.products, "COLUMNS": columns,
+        "STAGES": config.stages}
+
+
+def _shares_columns(problem: _Problem, config: Config) -> bool:
+    """Whether the blocks of a program can be a line of taps for whose columns of sites x is at neighbouring columns."""
+    return (problem.channels % config.channels == 0 and config.products == problem.grid[2][2]
+            and problem.stride[2] == problem.grid[1][2] == 1 and problem.out_size[2] >= config.columns)
 
 
 def _bias_constants(config: Config, outputs: int, vector: int, channels_last: bool) -> dict[str, Any]:

@@ -150,6 +150,33 @@ def test_right_where_blocks_of_channels_share_the_gradient(case, channels_last, 
 
 
 @runs_kernels
+@pytest.mark.parametrize("case", [
+    ((2, 16, 9), (5, 16, 3), (1,), ((1, 2),), (1,), 1),
+    ((3, 64, 5, 7), (40, 32, 2, 3), (2, 1), ((1, 1), (1, 0)), (2, 1), 2),
+    ((1, 16, 3, 2, 4), (3, 16, 2, 1, 2), (1, 2, 1), ((1, 0), (0, 0), (1, 1)), (1, 1, 1), 1)], ids=["1d", "2d", "3d"])
+def test_right_where_a_line_of_taps_shares_columns_of_x(case, monkeypatch):
+    """The last columns, rows and images of a window may lie past the ends."""
+    taken = []
+    real = triton_kernels._shares_columns
+    monkeypatch.setattr(triton_kernels, "_shares_columns", lambda *args: taken.append(real(*args)) or taken[-1])
+    use_tiling(monkeypatch, Config(16, 16, 16, 4, products=case[1][-1], columns=4))
+    assert_right(case, torch.float64, True)
+    assert taken == [True]
+
+
+@runs_kernels
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_of_a_threshold_that_is_nan_the_gradient_is_zero():
+    """Though -∞ stands for it in the kernels, and x may be that."""
+    tensors, options = inputs("2d", torch.float32, True)
+    with torch.no_grad():
+        tensors[0][0, 1, 2, 2], tensors[2][1] = float("-inf"), float("nan")
+    gradient, = torch.autograd.grad(run(tensors, options, True).sum(), tensors[2])
+    assert gradient[1].eq(0).all()
+    assert gradient[0].ne(0).any()
+
+
+@runs_kernels
 @pytest.mark.parametrize("case", [name for name, (_, weight, *_) in CASES.items() if weight[1] > 1])
 def test_right_in_a_pipeline(case, monkeypatch):
     """As many iterations overlap as a tiling has stages: here taps and blocks of channels are one loop."""
