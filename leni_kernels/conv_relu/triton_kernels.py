@@ -273,7 +273,8 @@ def _correlation(problem: _Problem, grad: Tensor, weight: Tensor, threshold: Ten
     x, operand, target = problem.x, _operand(problem.x), architecture(problem.x)
     taps = len(problem.taps)
     config = choose("weight", problem.channels, problem.outputs, taps, operand, target, problem.users_channels_last)
-    kernel, constants = _correlation_kernel(problem, config, operand, target, grad)
+    is_wide = wide(x, grad)
+    kernel, constants = _correlation_kernel(problem, config, operand, target, grad, is_wide)
     sizes = (x.shape[0], *problem.out_size)
     tiles = (math.prod(map(ceil_div, sizes, constants["WINDOW"])) if problem.matrix
              else ceil_div(math.prod(sizes), config.sites))
@@ -289,7 +290,7 @@ def _correlation(problem: _Problem, grad: Tensor, weight: Tensor, threshold: Ten
             x, threshold.contiguous(), grad, weight.contiguous() if needs_threshold else None, rows, masked,
             x.shape[0] if problem.matrix else math.prod(sizes), run, *problem.out_size, *x.shape[2:],
             *_steps_of(x, constants["VECTOR"]), *_steps_of(grad, constants["GRAD_VECTOR"]), **constants,
-            WIDE=wide(x, grad), num_warps=config.warps, num_stages=1)
+            WIDE=is_wide, num_warps=config.warps, num_stages=1)
     return rows, masked
 
 
@@ -440,14 +441,16 @@ def _input_constants(problem: _Problem, config: Config, operand: str, target: st
         "DX_CHANNELS_LAST": problem.users_channels_last, "STAGES": config.stages, "SWAPPED": swapped}
 
 
-def _correlation_kernel(problem: _Problem, config: Config, operand: str, target: str,
-                        grad: Tensor) -> tuple[Any, dict[str, Any]]:
+def _correlation_kernel(problem: _Problem, config: Config, operand: str, target: str, grad: Tensor,
+                        is_wide: bool) -> tuple[Any, dict[str, Any]]:
     """The kernel of weight's and θ's gradients, and its constants."""
     constants = _gradient_constants(problem, config, operand, target, grad)
     if not problem.matrix:
         others = ("CHANNELS", "BLOCK_CHANNELS", "PAIRS", "PRECISION")
         return depthwise_correlation_kernel, {name: constants[name] for name in constants if name not in others}
-    columns, sizes = config.columns if _shares_columns(problem, config) else 1, (problem.x.shape[0], *problem.out_size)
+    # Wide offsets take the registers that a line of taps needs.
+    columns = config.columns if _shares_columns(problem, config) and not is_wide else 1
+    sizes = problem.x.shape[0], *problem.out_size
     if columns > 1:
         window = *_window((*sizes[:3], 1), config.sites, 1)[:3], columns
     else:
@@ -495,13 +498,13 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
         for channels_last in (True, False):
             for operand, layer in layers:
                 yield _compile_case(kernel, layer, operand, architecture, channels_last)
-            yield _compile_case(kernel, _TYPICAL_LAYERS[0], "fp16", architecture, channels_last).with_wide_offsets()
-    yield _compile_case("weight", _TYPICAL_LAYERS[2], "fp16", architecture, True).with_wide_offsets()
+            yield _compile_case(kernel, _TYPICAL_LAYERS[0], "fp16", architecture, channels_last, is_wide=True)
+    yield _compile_case("weight", _TYPICAL_LAYERS[2], "fp16", architecture, True, is_wide=True)
     for channels_last in (True, False):
         for operand in found:
             yield _case_of_bias(operand, architecture, channels_last)
         yield _case_of_bias("fp16", architecture, channels_last).with_wide_offsets()
-    yield _compile_case("forward", _TYPICAL_LAYERS[1], "fp16", architecture, True).with_wide_offsets()
+    yield _compile_case("forward", _TYPICAL_LAYERS[1], "fp16", architecture, True, is_wide=True)
     for operand in found:
         yield _compile_case("forward", _UNEVEN_LAYER, operand, architecture, False)
         yield from _cases_of_parameters(operand)
@@ -536,7 +539,8 @@ _UNEVEN_LAYER = _Layer(256, 256, size=7)
 """Whose planes in NCHW are not made of whole vectors."""
 
 
-def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, channels_last: bool) -> CompileCase:
+def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, channels_last: bool,
+                  is_wide: bool = False) -> CompileCase:
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}.get(operand, torch.float32)
     like = torch.empty(0, dtype=dtype, device="meta")
     x = _empty((1, layer.channels, *[layer.size] * len(layer.kernel)), like, channels_last)
@@ -560,7 +564,7 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
             function = input_gradient_kernel
             constants = _input_constants(problem, config, operand, architecture, grad)
         else:
-            function, constants = _correlation_kernel(problem, config, operand, architecture, grad)
+            function, constants = _correlation_kernel(problem, config, operand, architecture, grad, is_wide)
         constants |= {unit: 1, f"grad_{unit}": 1}
         # Triton takes sizes of 1 as constants.
         sizes = {"in": problem.x.shape[2:], "out": problem.out_size}
@@ -578,8 +582,9 @@ def _compile_case(kernel: str, layer: _Layer, operand: str, architecture: str, c
     unrolled = len(problem.taps) if function is forward_kernel and constants["GRID"] is None else 1
     vector_bits, vector_loads = _loads(kernel, config, constants["VECTOR"], unrolled, operand, architecture)
     layout = "channels-last" if channels_last else "NCHW"
-    return CompileCase(f"conv_relu {kernel} {layout} {layer}", function, signature, constants, config.warps,
+    case = CompileCase(f"conv_relu {kernel} {layout} {layer}", function, signature, constants, config.warps,
                        operand, rows if problem.matrix else 0, vector_bits, vector_loads, config.stages)
+    return case.with_wide_offsets() if is_wide else case
 
 
 def _case_of_bias(operand: str, architecture: str, channels_last: bool) -> CompileCase:
