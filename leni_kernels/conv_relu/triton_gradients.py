@@ -3,9 +3,10 @@
 In bytes of activations, T each: the gradient of x moves 3T, x and y's gradient read and dx written; every tap has a
 product of its own, because x against its threshold decides who takes that. With few channels adding it up bounds that,
 and L1, which serves the taps; with many L2, of a pipeline. The gradients of weight and of θ read x and y's gradient,
-2T, and through L2 again x for each tap and y's gradient for every few taps, which bounds them with few channels, as the
-matrix units do with many; that of the bias reads y's gradient. Backward keeps nothing but x. No sum depends on timing:
-a program writes its share, and one launch adds up the shares of all parameters.
+2T, and through L2 again both for each line of taps, x half as often once more at the edges of its windows, or x for
+each tap and y's gradient for every few; the matrix units bound them, which multiply every tile of x twice. That of the
+bias reads y's gradient. Backward keeps nothing but x. No sum depends on timing: a program writes its share, and one
+launch adds up the shares of all parameters.
 
 Of a tap, dw[o, c] = Σ_q dy[q, o] · max(x̂[q, c], θ[c]) and dθ[c] = Σ_q [x̂[q, c] ≤ θ[c]] · Σ_o w[o, c] · dy[q, o]. That
 is Σ_o w[o, c] · M[o, c], where M[o, c] = Σ_q dy[q, o] · [x̂[q, c] ≤ θ[c]]: the same product, of zeros and ones. So both
@@ -320,7 +321,12 @@ def correlation_kernel(x, threshold, grad, weight, weight_shares, threshold_shar
     taps: tl.constexpr = GRID[2][0] * GRID[2][1] * GRID[2][2]
     rows: tl.constexpr = taps * CHANNELS
     row_blocks: tl.constexpr = ceil_div(rows, BLOCK_ROWS * PRODUCTS)
-    between: tl.constexpr = CHANNELS // BLOCK_ROWS if COLUMNS > 1 else 1
+    # Beside the sums of a line of taps there are few registers: steps stay in vectors, as the arguments are, and y's
+    # gradient has offsets, not pointers.
+    of_line: tl.constexpr = COLUMNS > 1
+    unit: tl.constexpr = VECTOR if of_line else 1
+    grad_unit: tl.constexpr = GRAD_VECTOR if of_line else 1
+    between: tl.constexpr = CHANNELS // BLOCK_ROWS if of_line else 1
     output = tl.program_id(0) % output_blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)[None, :]
     has_output = output < OUTPUTS
     rest = tl.program_id(0) // output_blocks
@@ -332,10 +338,11 @@ def correlation_kernel(x, threshold, grad, weight, weight_shares, threshold_shar
     out_size, size = (out_d, out_h, out_w), (in_d, in_h, in_w)
     image_of, of_window = _in_window(tl.arange(0, BLOCK_SITES)[None, :], WINDOW, COLUMNS)
     image, first = _first_window(part * tiles, out_size, WINDOW)
-    steps = in_elements(step_d, step_h, step_w, 1, index_type)
-    step_n = tl.cast(step_n, index_type)
+    steps = in_elements(step_d, step_h, step_w, VECTOR // unit, index_type)
+    step_n = tl.cast(step_n, index_type) * (VECTOR // unit)
     in_x = times(of_window, STRIDE)
-    x += group * CHANNELS * tl.cast(step_c, index_type) + VECTOR * (image_of * step_n + sum_of(times(in_x, steps)))
+    x += group * CHANNELS * tl.cast(step_c, index_type)
+    x += unit * (image_of * step_n + sum_of(times(in_x, steps)))
     threshold += group * (CHANNELS * taps)
     xs, offsets, has_rows, thetas, sums, masked = (), (), (), (), (), ()
     for block in tl.static_range(PRODUCTS):
@@ -343,7 +350,7 @@ def correlation_kernel(x, threshold, grad, weight, weight_shares, threshold_shar
         offset = grid_offset(tap, GRID)
         has_row = (row < rows) | (rows % (BLOCK_ROWS * PRODUCTS) == 0)
         theta = tl.load(threshold + channel * taps + tap, has_row, 0.0)
-        xs += (x + (channel * tl.cast(step_c, index_type) + VECTOR * sum_of(times(offset, steps))),)
+        xs += (x + (channel * tl.cast(step_c, index_type) + unit * sum_of(times(offset, steps))),)
         offsets += (offset,)
         has_rows += (has_row,)
         theta = without_nan(theta.to(x.dtype.element_ty), False)
@@ -354,29 +361,28 @@ def correlation_kernel(x, threshold, grad, weight, weight_shares, threshold_shar
     # Else the sums of no tile are kept too, in copies for which the products wait.
     tl.assume(tiles > 0)
     grad_image_of, grad_of_window = _in_window(tl.arange(0, BLOCK_SITES)[:, None], WINDOW, COLUMNS)
-    grad_steps = in_elements(grad_step_d, grad_step_h, grad_step_w, 1, index_type)
-    grad_step_n = tl.cast(grad_step_n, index_type)
-    grads = (group * OUTPUTS + output) * tl.cast(grad_step_c, index_type) + GRAD_VECTOR * (
+    grad_steps = in_elements(grad_step_d, grad_step_h, grad_step_w, GRAD_VECTOR // grad_unit, index_type)
+    grad_step_n = tl.cast(grad_step_n, index_type) * (GRAD_VECTOR // grad_unit)
+    grads = (group * OUTPUTS + output) * tl.cast(grad_step_c, index_type) + grad_unit * (
         grad_image_of * grad_step_n + sum_of(times(grad_of_window, grad_steps)))
-    # Beside the sums of a line of taps there are not registers enough for pointers, of two each.
-    if COLUMNS == 1:
+    if not of_line:
         grads = grad + grads
     for _ in tl.range(0, tiles, num_stages=STAGES):
         gradients = ()
         for column in tl.static_range(COLUMNS):
             here = plus(first, (0, 0, column))
             has_site = (images - 1 - image - grad_image_of | _below_zero(here, grad_of_window, out_size)) >= 0
-            move = GRAD_VECTOR * (image * grad_step_n + sum_of(times(here, grad_steps)))
-            pointers = grads + move if COLUMNS == 1 else grad + (grads + move)
+            move = grad_unit * (image * grad_step_n + sum_of(times(here, grad_steps)))
+            pointers = grad + (grads + move) if of_line else grads + move
             gradients += (tl.load(pointers, has_site & has_output, 0.0),)
         no_image = images - 1 - image - image_of
         for tile in tl.static_range(COLUMNS + PRODUCTS - 1):
             # Of columns the tiles are the first block's, one after another.
-            place = plus(times(first, STRIDE), (0, 0, 0 if COLUMNS == 1 else tile))
-            move = VECTOR * (image * step_n + sum_of(times(place, steps)))
-            inside = (no_image | _below_zero(plus(place, offsets[tile if COLUMNS == 1 else 0]), in_x, size)) >= 0
-            has_value = has_rows[tile if COLUMNS == 1 else 0] & inside
-            values = tl.load(xs[tile if COLUMNS == 1 else 0] + move, has_value, 0.0)
+            place = plus(times(first, STRIDE), (0, 0, tile if of_line else 0))
+            move = unit * (image * step_n + sum_of(times(place, steps)))
+            inside = (no_image | _below_zero(plus(place, offsets[0 if of_line else tile]), in_x, size)) >= 0
+            has_value = has_rows[0 if of_line else tile] & inside
+            values = tl.load(xs[0 if of_line else tile] + move, has_value, 0.0)
             of_weight, of_mask = (), ()
             for block in tl.static_range(PRODUCTS):
                 weight_sum, mask_sum = sums[block], masked[block]
