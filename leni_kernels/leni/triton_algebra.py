@@ -106,15 +106,25 @@ def _folded_weight(compress_weight, place, mask, scale, weight, ACCUMULATOR: tl.
 
 
 @jit
-def _fold_columns(compress_weight, weight, scale, column, mask, C: tl.constexpr, ROWS: tl.constexpr,
-                  ACCUMULATOR: tl.constexpr):
-    """The folded weight [C, 2C] of some columns."""
+def _rounded_mean(mean, column, weight, C: tl.constexpr, ACCUMULATOR: tl.constexpr):
+    """The mean of some columns as the passes subtract it: of max(x, 0) in x's dtype, which ``weight`` has."""
+    mean = mean.to(ACCUMULATOR)
+    return tl.where(column < C, mean.to(weight.dtype.element_ty).to(ACCUMULATOR), mean)
+
+
+@jit
+def _fold_columns(compress_weight, weight, scale, column, mask, shift, share, has_share, C: tl.constexpr,
+                  ROWS: tl.constexpr, ACCUMULATOR: tl.constexpr):
+    """The folded weight [C, 2C] of some columns; with a ``shift`` of them, its product as a share [C] of the bias."""
     for first in range(0, C, ROWS):
         row = first + tl.arange(0, ROWS)
         place = (row * (2 * C))[:, None] + column[None, :]
         inside = (row < C)[:, None] & mask[None, :]
-        tl.store(weight + place, _folded_weight(compress_weight, place, inside, scale[None, :], weight, ACCUMULATOR),
-                 inside)
+        folded = _folded_weight(compress_weight, place, inside, scale[None, :], weight, ACCUMULATOR)
+        tl.store(weight + place, folded, inside)
+        if shift is not None:
+            product = tl.sum(folded.to(tl.float64) * shift[None, :], 1)
+            tl.store(share + row, product.to(ACCUMULATOR), (row < C) & has_share)
 
 
 @jit
@@ -135,8 +145,12 @@ def _fold_bias(compress_weight, compress_bias, shift, bias, row, C: tl.constexpr
 def _leni_fold_kernel(counts, means, squares, statistics, deconv_weight, negative_weight, fusion_weight, fusion_bias,
                       compress_weight, compress_bias, taps, weight, bias, mean, parts,
                       C: tl.constexpr, KERNEL: tl.constexpr, NEGATIVE_EPS: tl.constexpr, FUSION_EPS: tl.constexpr,
-                      COLUMNS: tl.constexpr, LANES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """The first programs: columns of the weight, for statistics that they merge, or read; then of the bias and D."""
+                      COLUMNS: tl.constexpr, LANES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+                      SHARES: tl.constexpr):
+    """The first programs: columns of the weight, for statistics that they merge, or read; then of the bias and D.
+
+    The bias is SHARES shares: its own, and of each program of columns of max(x, 0) what rounding took of their mean.
+    """
     program = tl.program_id(0)
     blocks: tl.constexpr = ceil_div(2 * C, COLUMNS)
     if program < blocks:
@@ -148,10 +162,12 @@ def _leni_fold_kernel(counts, means, squares, statistics, deconv_weight, negativ
         else:
             of_column = tl.load(statistics + column, mask, 0.0)
             variance = tl.load(statistics + 2 * C + column, mask, 0.0)
-        tl.store(mean + column, of_column.to(mean.dtype.element_ty), mask)
+        rounded = _rounded_mean(of_column, column, weight, C, mean.dtype.element_ty)
+        tl.store(mean + column, rounded, mask)
         gamma, first, second = _scales(column, variance, negative_weight, C, NEGATIVE_EPS, FUSION_EPS)
         scale = _parameter(fusion_weight, column, mask, 1.0) * second * (gamma * first)
-        _fold_columns(compress_weight, weight, scale, column, mask, C, 4 * ROWS, bias.dtype.element_ty)
+        _fold_columns(compress_weight, weight, scale, column, mask, rounded.to(tl.float64) - of_column,
+                      bias + (1 + program) * C, program + 1 < SHARES, C, 4 * ROWS, bias.dtype.element_ty)
     else:
         row = (program - blocks) * ROWS + tl.arange(0, ROWS)
         _fold_bias(compress_weight, compress_bias, fusion_bias, bias, row, C, 0, 2 * C, WIDTH)
@@ -186,7 +202,8 @@ def _leni_eval_kernel(deconv_weight, negative_mean, negative_variance, negative_
         of_fusion = _parameter(fusion_mean, column, mask, 0.0)
         variance = _parameter(fusion_variance, column, mask, 1.0)
         middle = of_fusion - shift
-        middle = tl.where(middle * middle > variance, middle, 0.0).to(mean.dtype.element_ty)
+        middle = _rounded_mean(tl.where(middle * middle > variance, middle, 0.0), column, weight, C,
+                               mean.dtype.element_ty)
         tl.store(mean + column, middle, mask & (tl.program_id(0) == 0))
         scale = _parameter(fusion_weight, column, mask, 1.0) * _inverse_root(variance, FUSION_EPS)
         added = _parameter(fusion_bias, column, mask, 0.0) + scale * (shift - of_fusion + middle.to(tl.float64))
@@ -376,8 +393,10 @@ def _reborn_fold_kernel(counts, means, squares, given_mean, given_variance, stat
         tl.store(mean + channel, of_channel.to(mean.dtype.element_ty), mask)
         scale = _parameter(norm_weight, channel, mask, 1.0) * _inverse_root(variance, EPS)
         ones = tl.full((COLUMNS,), 1.0, tl.float64)
-        _fold_columns(compress_weight, weight, ones, channel, mask, C, 4 * ROWS, bias.dtype.element_ty)
-        _fold_columns(compress_weight, weight, scale, channel + C, mask, C, 4 * ROWS, bias.dtype.element_ty)
+        _fold_columns(compress_weight, weight, ones, channel, mask, None, None, None, C, 4 * ROWS,
+                      bias.dtype.element_ty)
+        _fold_columns(compress_weight, weight, scale, channel + C, mask, None, None, None, C, 4 * ROWS,
+                      bias.dtype.element_ty)
     else:
         row = (program - blocks) * ROWS + tl.arange(0, ROWS)
         _fold_bias(compress_weight, compress_bias, norm_bias, bias, row, C, C, C, WIDTH)
@@ -482,6 +501,11 @@ _VECTOR = 256
 """Of channels, where one program has all of them."""
 
 
+def bias_shares(channels: int, half: bool) -> int:
+    """Of LENI's folded bias: in half precision one more of each program of columns of max(x, 0)."""
+    return 1 + (ceil_div(channels, _COLUMNS) if half else 0)
+
+
 class Folded(NamedTuple):
     """What the folded kernel reads, for ``y = weight · (a − mean) + bias``."""
 
@@ -490,14 +514,14 @@ class Folded(NamedTuple):
     weight: Tensor
     """``[C, 2C]``, in x's dtype."""
     bias: Tensor
-    """``[C]``, in float32 or for a float64 x in float64, as taps and mean."""
+    """``[shares, C]``, to be summed, in float32 or for a float64 x in float64, as taps and mean."""
     mean: Tensor
-    """``[2C]``."""
+    """``[2C]``; of max(x, 0) numbers of x's dtype."""
 
     @classmethod
-    def empty(cls, x: Tensor, kernel_size: int) -> Folded:
+    def empty(cls, x: Tensor, kernel_size: int, shares: int = 1) -> Folded:
         channels, dtype = x.shape[1], folding_dtype(x.dtype)
-        shapes = (kernel_size, kernel_size, channels), (channels,), (2 * channels,)
+        shapes = (kernel_size, kernel_size, channels), (shares, channels), (2 * channels,)
         taps, bias, mean = (x.new_empty(shape, dtype=dtype) for shape in shapes)
         return cls(taps, x.new_empty(channels, 2 * channels), bias, mean)
 
@@ -519,7 +543,7 @@ def leni_fold(x: Tensor, shares: StatisticsShares | None, statistics: Tensor | N
               negative_eps: float, fusion_eps: float) -> tuple[Folded, Tensor]:
     """LENI's norms folded for a batch's statistics, which come packed, or as the shares that they are merged from."""
     channels, kernel_size = x.shape[1], deconv_weight.shape[-1]
-    folded = Folded.empty(x, kernel_size)
+    folded = Folded.empty(x, kernel_size, bias_shares(channels, x.dtype.itemsize == 2))
     parts = 0 if shares is None else shares[0].shape[0]
     if statistics is None:
         statistics = x.new_empty(4 * channels + 1, dtype=torch.float64)
@@ -529,7 +553,7 @@ def leni_fold(x: Tensor, shares: StatisticsShares | None, statistics: Tensor | N
             *(shares or (None, None, None)), statistics, deconv_weight, negative_weight, fusion_weight, fusion_bias,
             compress_weight, compress_bias, *folded, parts, C=channels, KERNEL=kernel_size,
             NEGATIVE_EPS=negative_eps, FUSION_EPS=fusion_eps, COLUMNS=_COLUMNS, LANES=_LANES, ROWS=_ROWS, WIDTH=_WIDTH,
-            num_warps=4)
+            SHARES=folded.bias.shape[0], num_warps=4)
     return folded, statistics
 
 
@@ -697,13 +721,14 @@ class _CaseOf(NamedTuple):
         of_columns = _of_columns(self.channels)
         warps = of_columns.pop("num_warps")
         backward = {"HALF": self.operand in ("fp16", "bf16"), **of_columns}
+        shares = {"SHARES": bias_shares(self.channels, backward["HALF"])}
         no_shares = dict.fromkeys(("counts", "means", "squares"))
         given = dict.fromkeys(("shares", "grad_negative", "grad_negative_shift", "grad_fusion", "grad_scale",
                                "grad_shift", "grad_compress", "grad_bias"))
         block = {"BLOCK": _VECTOR}
         yield self._case("leni merge", _merge_kernel, merge)
-        yield self._case("leni fold", _leni_fold_kernel, eps | merge | rows)
-        yield self._case("leni fold of given", _leni_fold_kernel, eps | merge | rows | no_shares)
+        yield self._case("leni fold", _leni_fold_kernel, eps | merge | rows | shares)
+        yield self._case("leni fold of given", _leni_fold_kernel, eps | merge | rows | shares | no_shares)
         yield self._case("leni fold of running", _leni_eval_kernel, eps | rows)
         yield self._case("leni fold backward", _leni_backward_kernel, eps | backward, warps)
         yield self._case("leni fold backward of given", _leni_backward_kernel, eps | backward | given, warps)

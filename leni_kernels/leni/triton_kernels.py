@@ -8,10 +8,12 @@ are issued take about as long up to 64 channels; from there on the instructions 
 that do not stay on the chip.
 
 It is one launch for parameters that are laid out and rounded already (``leni_laid_out``): the algebra's launch leaves
-them so, and a folded module keeps them so. ``leni_folded`` copies taps, and casts weight in half precision.
+them so, and a folded module keeps them so. ``leni_folded`` copies taps, and in half precision casts weight and
+rounds a mean.
 
 Both branches (``triton_features.py``) go through the matrix units into one accumulator, rounded to x's dtype, and
-before that less their mean, if there is one: what is left may be much smaller, and so is the rounding of it.
+before that less their mean, if there is one: what is left may be much smaller, and so is the rounding of it. The mean
+of max(x, 0) is a number of x's dtype, near the true one, so that half precision subtracts it in pairs.
 """
 
 from __future__ import annotations
@@ -22,25 +24,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..triton_packed import positive_part
+from ..triton_packed import difference, positive_part
 from ..triton_support import (
     CompileCase,
     architecture,
     ceil_div,
     full_vector,
+    itemsize,
     jit,
     launchable,
     on_device_of,
     operands_and_sizes,
+    power_of_two,
     tl,
     wide,
 )
+from . import reference
+from .triton_algebra import bias_shares
 from .triton_configs import Config, choose, for_vectors
 from .triton_features import (
     NARROW_VECTORS,
     block_positions,
     join_rows,
-    less_mean,
     loads_of_rows,
     locate,
     minus_negative_mean,
@@ -57,8 +62,16 @@ def branch_tiles(rows, deconvolved, mean, channel, C: tl.constexpr, AXIS: tl.con
     """Rows of x, and of z less its mean, as operands of both branches, in x's dtype; ``mean`` [2C] may be None."""
     positive = positive_part(join_rows(rows, AXIS))
     if mean is not None:
-        positive = less_mean(positive, mean + channel, channel < C, AXIS)
+        rounded = tl.load(mean + channel, channel < C, 0.0).to(positive.dtype)
+        positive = difference(positive, tl.broadcast_to(tl.expand_dims(rounded, AXIS), positive.shape))
     return positive, join_rows(deconvolved, AXIS).to(positive.dtype)
+
+
+@jit
+def summed_bias(bias, output, C: tl.constexpr, SHARES: tl.constexpr):
+    """Some outputs of the bias, which is the sum of [SHARES, C]."""
+    share = tl.arange(0, power_of_two(SHARES))[:, None]
+    return tl.sum(tl.load(bias + share * C + output[None, :], (share < SHARES) & (output < C)[None, :], 0.0), 0)
 
 
 @jit
@@ -66,7 +79,7 @@ def _channels_last_kernel(x, taps, weight, bias, mean, y, height, width, positio
                           stride_n, stride_h, stride_w,
                           C: tl.constexpr, KERNEL: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr,
                           BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
-                          BLOCK_OUTPUTS: tl.constexpr, TILES: tl.constexpr, WIDE: tl.constexpr,
+                          BLOCK_OUTPUTS: tl.constexpr, TILES: tl.constexpr, SHARES: tl.constexpr, WIDE: tl.constexpr,
                           PRECISION: tl.constexpr):
     """x, y: [N, H, W, C] in memory; the strides of x count vectors of VECTOR elements; taps: [k, k, C]."""
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
@@ -79,14 +92,14 @@ def _channels_last_kernel(x, taps, weight, bias, mean, y, height, width, positio
     channel = tl.arange(0, BLOCK_CHANNELS)
     if BLOCK_CHANNELS >= C:
         positive_weight, negative_weight = weight_tiles(weight, output, channel, C)
+    shift = summed_bias(bias, output, C, SHARES)
     first_tile = tl.program_id(0) // output_blocks * TILES
     for tile in range(TILES):
         origin = tl.cast(first_tile + tile, index_type) * BLOCK_POSITIONS
         position = origin + tl.arange(0, BLOCK_POSITIONS)
         image, row, column = locate(position, width, height, ROWS)
         first = (image * stride_n + row * stride_h + column * stride_w)[:, None] + channel[None, :]
-        shift = tl.load(bias + output, output < C, 0.0)[None, :]
-        sums = tl.broadcast_to(shift, (ROWS * BLOCK_POSITIONS, BLOCK_OUTPUTS))
+        sums = tl.broadcast_to(shift[None, :], (ROWS * BLOCK_POSITIONS, BLOCK_OUTPUTS))
         for k in range(0, C, BLOCK_CHANNELS):
             start = minus_negative_mean(mean, k + channel, C, 0, accumulator_type)
             rows, deconvolved = rows_channels_last(
@@ -111,7 +124,7 @@ def _contiguous_kernel(x, taps, weight, bias, mean, y, height, width, positions,
                        stride_n, stride_h, stride_c,
                        C: tl.constexpr, KERNEL: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr,
                        BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
-                       BLOCK_OUTPUTS: tl.constexpr, TILES: tl.constexpr, WIDE: tl.constexpr,
+                       BLOCK_OUTPUTS: tl.constexpr, TILES: tl.constexpr, SHARES: tl.constexpr, WIDE: tl.constexpr,
                        PRECISION: tl.constexpr):
     """x, y: [N, C, H, W] in memory; width and x's strides count vectors of VECTOR; taps: [k, k, C]."""
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
@@ -143,7 +156,7 @@ def _contiguous_kernel(x, taps, weight, bias, mean, y, height, width, positions,
                 positive_weight, negative_weight = weight_tiles(weight, output, k + channel, C)
             sums = tl.dot(positive_weight, positive, sums, PRECISION, out_dtype=accumulator_type)
             sums = tl.dot(negative_weight, negative, sums, PRECISION, out_dtype=accumulator_type)
-        sums += tl.load(bias + output, output < C, 0.0)[:, None]
+        sums += summed_bias(bias, output, C, SHARES)[:, None]
         pixel = tl.arange(0, ROWS * BLOCK_POSITIONS * VECTOR)
         position = origin + pixel // VECTOR % BLOCK_POSITIONS
         image, row, column = locate(position, width, height, ROWS)
@@ -174,13 +187,20 @@ def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, channels_
 def laid_out(dtype: torch.dtype, taps: Tensor, weight: Tensor, bias: Tensor,
              mean: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The parameters of :func:`leni_folded` as the kernel reads them for an x of this dtype."""
-    return (taps.permute(1, 2, 0).contiguous(), weight.to(dtype).contiguous(), bias.contiguous(),
-            None if mean is None else mean.contiguous())
+    weight = weight.to(dtype).contiguous()
+    if mean is not None and dtype.itemsize == 2:
+        positive, negative = mean.chunk(2)
+        rounded = torch.cat([positive.to(dtype).to(mean.dtype), negative])
+        bias, mean = reference.centred_bias(weight, bias, rounded - mean), rounded
+    return (taps.permute(1, 2, 0).contiguous(), weight, bias.contiguous(), None if mean is None else mean.contiguous())
 
 
 def leni_laid_out(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None,
                   channels_last: bool) -> Tensor:
-    """:func:`leni_folded` for parameters as the kernel reads them: taps ``[k, k, C]``, weight in x's dtype."""
+    """:func:`leni_folded` for parameters as the kernel reads them: taps ``[k, k, C]``, weight in x's dtype.
+
+    So are the values of mean's first half, of max(x, 0). The bias may come as shares ``[shares, C]``, which are summed.
+    """
     layout = torch.channels_last if channels_last else torch.contiguous_format
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
     if x.numel() == 0:
@@ -196,7 +216,7 @@ def leni_laid_out(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: T
     constants = _constants(channels, kernel_size, vector, operand, config, channels_last)
     tiles = ceil_div(positions, constants["BLOCK_POSITIONS"])
     several = config.channels >= channels and tiles >= _MOST_TILES * _ENOUGH_PROGRAMS
-    constants |= {"TILES": _MOST_TILES if several else 1, "WIDE": wide(x, y)}
+    constants |= {"TILES": _MOST_TILES if several else 1, "SHARES": bias.numel() // channels, "WIDE": wide(x, y)}
     programs = ceil_div(tiles, constants["TILES"]) * ceil_div(channels, config.outputs)
     with on_device_of(x):
         launchable(_kernel(channels_last))[(programs,)](
@@ -238,7 +258,7 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
 
 def _with_gaps(case: CompileCase) -> CompileCase:
     """A case as an x has it whose pixels in a row have gaps between them, and of features that have no mean."""
-    constants = case.constants | {"VECTOR": full_vector(case.operand), "mean": None}
+    constants = case.constants | {"VECTOR": full_vector(case.operand), "mean": None, "SHARES": 1}
     signature = case.signature | {"stride_w": "i32"}
     del constants["stride_w"], signature["mean"]
     return case._replace(name=f"{case.name} with gaps", constants=constants, signature=signature)
@@ -253,7 +273,8 @@ def _compile_case(channels: int, kernel_size: int, operand: str, architecture: s
     config = for_vectors(choose(channels, kernel_size, operand, architecture, channels_last), vector, operand,
                          channels_last, least_rows=1)
     constants = _constants(channels, kernel_size, vector, operand, config, channels_last)
-    constants |= {"TILES": _MOST_TILES if config.channels >= channels else 1, "WIDE": False}
+    shares = bias_shares(channels, itemsize(operand) == 2)  # as in training
+    constants |= {"TILES": _MOST_TILES if config.channels >= channels else 1, "SHARES": shares, "WIDE": False}
     if channels_last:
         constants |= {"VECTOR": channels, "stride_w": 1}
     element = "fp32" if operand == "tf32" else operand
