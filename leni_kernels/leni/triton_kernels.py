@@ -112,11 +112,12 @@ def _channels_last_kernel(x, taps, weight, bias, mean, y, height, width, positio
             sums = tl.dot(negative, tl.trans(negative_weight), sums, PRECISION, out_dtype=accumulator_type)
         pixel = tl.arange(0, ROWS * BLOCK_POSITIONS)
         position = origin + pixel % BLOCK_POSITIONS
-        image, row, column = locate(position, width, height, ROWS)
-        row += pixel // BLOCK_POSITIONS
-        pointer = y + (((image * height + row) * width + column) * C)[:, None] + output[None, :]
-        mask = ((position < positions) & (row < height))[:, None] & (output < C)[None, :]
-        tl.store(pointer, sums.to(y.dtype.element_ty), mask)
+        image, first_row, column = locate(position, width, height, ROWS)
+        row = pixel // BLOCK_POSITIONS
+        # A sum of what first rows have and what lines are apart: a thread has one position, or a few, of many rows.
+        offset = ((image * height + first_row) * width + column) * C + row * (tl.cast(width, index_type) * C)
+        mask = ((position < positions) & (row < height - first_row))[:, None] & (output < C)[None, :]
+        tl.store(y + (offset[:, None] + output[None, :]), sums.to(y.dtype.element_ty), mask)
 
 
 @jit
