@@ -79,6 +79,12 @@ def for_vectors(config: Tiling, vector: int, operand: str, channels_last: bool, 
     return config._replace(rows=rows, warps=max(config.warps, min(2 * config.warps, 8)))
 
 
+def for_height(config: Config, height: int, channels_last: bool) -> Config:
+    """A channels-last tiling for planes of 7 or 14 rows, as ImageNet's smallest are: 7 rows rather than 8."""
+    sevens = channels_last and config.rows == 8 and height % 8 != 0 and height % 7 == 0
+    return config._replace(rows=7) if sevens else config
+
+
 def for_offsets(config: Config, wide: bool) -> Config:
     """A tiling of the weight's gradient for 64-bit offsets, where they are: for those of four rows there is no room."""
     return config._replace(rows=min(config.rows, 2)) if wide else config

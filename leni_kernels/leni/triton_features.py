@@ -85,8 +85,11 @@ def join_rows(rows, AXIS: tl.constexpr):
     """A tuple of output rows, [A, B] each, concatenated along AXIS as an operand for the matrix units.
 
     No data moves between threads. Even and odd elements are concatenated apart: that leaves neighbours along
-    B in neighbouring registers, and so lets Triton store the operand to shared memory 128 bits at a time.
+    B in neighbouring registers, and so lets Triton store the operand to shared memory 128 bits at a time. The last row
+    is repeated up to a power of two.
     """
+    for _ in tl.static_range(power_of_two(len(rows)) - len(rows)):
+        rows = rows + (rows[len(rows) - 1],)
     if AXIS == 1 and rows[0].dtype == tl.float32:
         # Hopper's TF32 products want channels side by side, across B; and where no cast follows, as here,
         # Triton (3.6 and 3.8) aborts on pairs.

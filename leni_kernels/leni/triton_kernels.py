@@ -41,7 +41,7 @@ from ..triton_support import (
 )
 from . import reference
 from .triton_algebra import bias_shares
-from .triton_configs import Config, choose, for_vectors
+from .triton_configs import Config, choose, for_height, for_vectors
 from .triton_features import (
     NARROW_VECTORS,
     block_positions,
@@ -81,12 +81,16 @@ def _channels_last_kernel(x, taps, weight, bias, mean, y, height, width, positio
                           BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
                           BLOCK_OUTPUTS: tl.constexpr, TILES: tl.constexpr, SHARES: tl.constexpr, WIDE: tl.constexpr,
                           PRECISION: tl.constexpr):
-    """x, y: [N, H, W, C] in memory; the strides of x count vectors of VECTOR elements; taps: [k, k, C]."""
+    """x, y: [N, H, W, C] in memory; the strides of x count vectors of VECTOR elements; taps: [k, k, C].
+
+    The products have as many rows as the next power of two of ROWS; those beyond are not stored.
+    """
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
     accumulator_type: tl.constexpr = taps.dtype.element_ty
     stride_n = tl.cast(stride_n, index_type) * VECTOR
     stride_h = tl.cast(stride_h, index_type) * VECTOR
     stride_w = tl.cast(stride_w, index_type) * VECTOR
+    pixels: tl.constexpr = power_of_two(ROWS) * BLOCK_POSITIONS
     output_blocks: tl.constexpr = ceil_div(C, BLOCK_OUTPUTS)
     output = tl.program_id(0) % output_blocks * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     channel = tl.arange(0, BLOCK_CHANNELS)
@@ -99,7 +103,7 @@ def _channels_last_kernel(x, taps, weight, bias, mean, y, height, width, positio
         position = origin + tl.arange(0, BLOCK_POSITIONS)
         image, row, column = locate(position, width, height, ROWS)
         first = (image * stride_n + row * stride_h + column * stride_w)[:, None] + channel[None, :]
-        sums = tl.broadcast_to(shift[None, :], (ROWS * BLOCK_POSITIONS, BLOCK_OUTPUTS))
+        sums = tl.broadcast_to(shift[None, :], (pixels, BLOCK_OUTPUTS))
         for k in range(0, C, BLOCK_CHANNELS):
             start = minus_negative_mean(mean, k + channel, C, 0, accumulator_type)
             rows, deconvolved = rows_channels_last(
@@ -110,13 +114,13 @@ def _channels_last_kernel(x, taps, weight, bias, mean, y, height, width, positio
                 positive_weight, negative_weight = weight_tiles(weight, output, k + channel, C)
             sums = tl.dot(positive, tl.trans(positive_weight), sums, PRECISION, out_dtype=accumulator_type)
             sums = tl.dot(negative, tl.trans(negative_weight), sums, PRECISION, out_dtype=accumulator_type)
-        pixel = tl.arange(0, ROWS * BLOCK_POSITIONS)
+        pixel = tl.arange(0, pixels)
         position = origin + pixel % BLOCK_POSITIONS
         image, first_row, column = locate(position, width, height, ROWS)
         row = pixel // BLOCK_POSITIONS
         # A sum of what first rows have and what lines are apart: a thread has one position, or a few, of many rows.
         offset = ((image * height + first_row) * width + column) * C + row * (tl.cast(width, index_type) * C)
-        mask = ((position < positions) & (row < height - first_row))[:, None] & (output < C)[None, :]
+        mask = ((position < positions) & (row < tl.minimum(ROWS, height - first_row)))[:, None] & (output < C)[None, :]
         tl.store(y + (offset[:, None] + output[None, :]), sums.to(y.dtype.element_ty), mask)
 
 
@@ -212,6 +216,7 @@ def leni_laid_out(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: T
     vector, strides = units_of_rows(x, channels_last)
     config = for_vectors(choose(channels, kernel_size, operand, target, channels_last), vector, operand, channels_last,
                          least_rows=1)
+    config = for_height(config, height, channels_last)
     columns = width if channels_last else width // vector
     positions = batch * ceil_div(height, config.rows) * columns
     constants = _constants(channels, kernel_size, vector, operand, config, channels_last)
@@ -251,6 +256,8 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
         for operand, size in operands_and_sizes(architecture, sizes):
             yield _compile_case(*size, operand, architecture, channels_last)
         yield _compile_case(64, 3, "fp16", architecture, channels_last).with_wide_offsets()
+    if architecture.startswith("sm_90"):
+        yield _compile_case(256, 3, "bf16", architecture, True, height=7)
     for channels in (64, 256):
         yield _with_gaps(_compile_case(channels, 3, "fp16", architecture, True))
         for vector in NARROW_VECTORS:
@@ -266,13 +273,16 @@ def _with_gaps(case: CompileCase) -> CompileCase:
 
 
 def _compile_case(channels: int, kernel_size: int, operand: str, architecture: str, channels_last: bool,
-                  vector: int | None = None) -> CompileCase:
+                  vector: int | None = None, height: int | None = None) -> CompileCase:
     narrow = "" if vector is None else f" vectors of {vector}"
+    low = "" if height is None else f" height {height}"
     vector = vector or full_vector(operand)
     while channels_last and channels % vector:
         vector //= 2
     config = for_vectors(choose(channels, kernel_size, operand, architecture, channels_last), vector, operand,
                          channels_last, least_rows=1)
+    if height is not None:
+        config = for_height(config, height, channels_last)
     constants = _constants(channels, kernel_size, vector, operand, config, channels_last)
     shares = bias_shares(channels, itemsize(operand) == 2)  # as in training
     constants |= {"TILES": _MOST_TILES if config.channels >= channels else 1, "SHARES": shares, "WIDE": False}
@@ -286,8 +296,8 @@ def _compile_case(channels: int, kernel_size: int, operand: str, architecture: s
     signature = {name: f"*{pointers[name]}" if name in pointers else "i32"
                  for name in kernel.arg_names if name not in constants}
     vector_bits, vector_loads = loads_of_rows(kernel_size, operand, config, vector, channels_last, architecture)
-    pixels = config.rows * constants["BLOCK_POSITIONS"]
+    pixels = power_of_two(config.rows) * constants["BLOCK_POSITIONS"]
     layout = "channels-last" if channels_last else "NCHW"
-    return CompileCase(f"leni {layout} C={channels} k={kernel_size}{narrow}", kernel, signature, constants,
+    return CompileCase(f"leni {layout} C={channels} k={kernel_size}{narrow}{low}", kernel, signature, constants,
                        config.warps, operand, pixels if channels_last else config.outputs, vector_bits,
                        vector_loads)

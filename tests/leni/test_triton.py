@@ -111,9 +111,22 @@ def test_the_tilings_of_architectures_are_right(channels_last, monkeypatch):
         monkeypatch.setattr(triton_kernels, "choose",
                             lambda c, k, operand, _, layout, target=architecture:
                             triton_configs.choose(c, k, operand, target, layout))
-        for channels, kernel_size in ((72, 3), (17, 7), (200, 3), (260, 3)):
-            x = feature_map(1, channels, 3, 8, dtype=torch.float16, channels_last=channels_last)
+        for channels, kernel_size, height in ((72, 3, 3), (17, 7, 3), (200, 3, 3), (200, 3, 7), (260, 3, 3)):
+            x = feature_map(1, channels, height, 8, dtype=torch.float16, channels_last=channels_last)
             assert_right(x, parameters(channels, kernel_size, x.dtype), channels_last)
+
+
+@runs_kernels
+@layouts
+def test_half_precision_takes_any_mean(channels_last):
+    """The kernel subtracts numbers of x's dtype from max(x, 0): the bias has the rest."""
+    x = feature_map(2, 20, 5, 6, dtype=torch.float16, channels_last=channels_last)
+    folded = parameters(20, 3, x.dtype)
+    mean = 100 * torch.randn(40, device=DEVICE)
+    bias = reference.centred_bias(folded.weight.to(x.dtype), folded.bias, mean)
+    less_mean = torch.ops.leni_kernels.leni_folded_triton(x, *folded[:2], bias, channels_last, mean)
+    composed = reference.leni_folded(x, *folded[:3], mean)
+    assert error(less_mean, truth(x, folded)) <= 2 * error(composed, truth(x, folded))
 
 
 @runs_kernels
