@@ -175,6 +175,8 @@ def _negative_gradient_rule(channels: int, kernel_size: int, operand: str, archi
         return Config(2, _positions(16, operand, channels_last), block, outputs, 4)
     rows = 4 if kernel_size == 3 else 2
     elements = max(1, full_vector(operand) // ({3: 1, 5: 2, 7: 4}[kernel_size] if channels_last else 1))
+    if channels_last and channels < 16:
+        elements = max(1, elements // 2)
     positions = _positions(max(8, 128 * elements // block), operand, channels_last)
     return Config(rows, positions, block, outputs, warps_of(128, architecture))
 
@@ -192,14 +194,19 @@ def _input_gradient_rule(channels: int, kernel_size: int, operand: str, architec
     """The default, by what compiles without spilling: of each element a thread keeps k² sums in channels-last."""
     block, outputs = _branch_gradient_blocks(channels, operand, architecture)
     if operand == "fp64":
-        return Config(2, _positions(16, operand, channels_last), block, outputs, 4)
+        return Config(2, _positions(8 if channels_last else 16, operand, channels_last), block, outputs, 4)
     rows = 4 if kernel_size == 3 else 2
     threads = 256 if channels_last else 128
     elements = {3: 4, 5: 2, 7: 1}[kernel_size] if channels_last else full_vector(operand)
     if channels_last and itemsize(operand) == 2 and multiplies_from_shared(architecture):
         # Two programs fit on a multiprocessor, of which one multiplies while the other reads.
         threads, block, outputs = 128, min(block, 32), outputs if outputs <= 128 else 64
-    positions = _positions(max(8, threads * elements // block), operand, channels_last)
+    elif operand == "tf32" and (channels > 64 or kernel_size == 5):
+        elements = max(1, elements // 2)
+    elif not channels_last and kernel_size == 7 and itemsize(operand) == 2:
+        block, elements = min(block, 32), 2
+    pixels = threads * elements // block
+    positions = _positions(pixels if channels_last else max(8, pixels), operand, channels_last)
     return Config(rows, positions, block, outputs, warps_of(threads, architecture))
 
 
