@@ -493,7 +493,7 @@ _COLUMNS = 16
 _LANES = 64
 """Of features and of shares, where a program merges statistics."""
 _ROWS = 8
-_WIDTH = 128
+_WIDTH = 64
 """Of rows and columns of P, where a program computes the bias."""
 _TILE = 8192
 """Numbers that a program of 8 warps reads at once of a column's shares: 32 a thread, which its registers hold."""

@@ -288,6 +288,11 @@ _MOST_TILES = 8
 _ENOUGH_PROGRAMS = 1024
 
 
+def _warps(dense: bool, wide: bool) -> int:
+    """Of a program: twice as many for strides in 64 bits, which take a thread most of its registers."""
+    return 2 * _WARPS if wide and not dense else _WARPS
+
+
 def _blocks(view: _View) -> dict[str, int]:
     columns = min(power_of_two(view.columns), _BLOCK if view.by_rows else _BLOCK_COLUMNS)
     return {"BLOCK_ROWS": min(power_of_two(view.rows), _BLOCK // columns), "BLOCK_COLUMNS": columns}
@@ -311,13 +316,13 @@ def _run_forward(x: Tensor, slopes: bool, *parameters: Tensor) -> Tensor:
         return y
     view = _view(x, y, parameters[0])
     blocks, vector = _blocks(view), _vector(x, view)
-    ordered = [_in_order(parameter, view) for parameter in parameters]
+    ordered, dense = [_in_order(parameter, view) for parameter in parameters], _is_dense(x, view.order)
     programs = ceil_div(view.rows, blocks["BLOCK_ROWS"]) * ceil_div(view.columns, blocks["BLOCK_COLUMNS"])
     with on_device_of(x):
         launchable(_forward_kernel)[(programs,)](
             x, ordered[0], ordered[-1], y, view.rows, view.columns // vector, view.period,
             *_sizes(x, view.order)[1:], *_strides(x, view.order), SLOPES=slopes, BY_ROWS=view.by_rows,
-            DENSE=_is_dense(x, view.order), VECTOR=vector, **blocks, WIDE=wide(x, y), num_warps=_WARPS)
+            DENSE=dense, VECTOR=vector, **blocks, WIDE=wide(x, y), num_warps=_warps(dense, wide(x, y)))
     return y
 
 
@@ -330,6 +335,7 @@ def _run_backward(grad: Tensor, x: Tensor, slopes: bool, parameters: tuple[Tenso
     view = _view(x, like_x, parameters[0])
     blocks, vector = _blocks(view), _vector(x, view)
     tiles = _tiles(view, blocks)
+    dense, grad_dense = _is_dense(x, view.order), _is_dense(grad, view.order)
     ordered = [_in_order(parameter, view) for parameter in parameters]
     rows = ceil_div(view.rows, blocks["BLOCK_ROWS"] * (1 if view.by_rows else tiles))
     columns = ceil_div(view.columns, blocks["BLOCK_COLUMNS"] * (tiles if view.by_rows else 1))
@@ -340,9 +346,9 @@ def _run_backward(grad: Tensor, x: Tensor, slopes: bool, parameters: tuple[Tenso
         launchable(_backward_kernel)[(rows * columns,)](
             grad, x, ordered[0], ordered[-1], dx, partial, view.rows, view.columns // vector, view.period,
             *_sizes(x, view.order)[1:], *_strides(grad, view.order), *_strides(x, view.order), SLOPES=slopes,
-            BY_ROWS=view.by_rows, DENSE=_is_dense(x, view.order), GRAD_DENSE=_is_dense(grad, view.order),
-            NEEDS_INPUT=needs_input, NEEDS_PARAMETERS=needs_parameters, VECTOR=vector, **blocks, TILES=tiles,
-            WIDE=wide(x, grad, like_x), num_warps=_WARPS)
+            BY_ROWS=view.by_rows, DENSE=dense, GRAD_DENSE=grad_dense, NEEDS_INPUT=needs_input,
+            NEEDS_PARAMETERS=needs_parameters, VECTOR=vector, **blocks, TILES=tiles, WIDE=wide(x, grad, like_x),
+            num_warps=_warps(dense and grad_dense, wide(x, grad, like_x)))
     if not needs_parameters:
         return dx, *(parameter.new_empty(0) for parameter in parameters)
     sums = (each.view(-1, view.period).sum(0) for each in partial)
@@ -380,12 +386,12 @@ def crelu(x: Tensor) -> Tensor:
     if x.numel() == 0:
         return y
     view = _halves(x, memory_order(torch.empty_like(x)))
-    blocks, vector = _blocks(view), _vector(x, view)
+    blocks, vector, dense = _blocks(view), _vector(x, view), _is_dense(x, view.order)
     programs = ceil_div(view.rows, blocks["BLOCK_ROWS"]) * ceil_div(view.columns, blocks["BLOCK_COLUMNS"])
     with on_device_of(x):
         launchable(_crelu_kernel)[(programs,)](
             x, y, view.rows, view.columns // vector, *_sizes(x, view.order)[1:], *_strides(x, view.order),
-            DENSE=_is_dense(x, view.order), VECTOR=vector, **blocks, WIDE=wide(x, y), num_warps=_WARPS)
+            DENSE=dense, VECTOR=vector, **blocks, WIDE=wide(x, y), num_warps=_warps(dense, wide(x, y)))
     return y
 
 
@@ -396,13 +402,14 @@ def crelu_backward(grad: Tensor, x: Tensor) -> Tensor:
         return dx
     view = _halves(x, memory_order(dx))
     blocks, vector = _blocks(view), _vector(x, view)
+    dense, grad_dense = _is_dense(x, view.order), _is_dense(grad, view.order)
     programs = ceil_div(view.rows, blocks["BLOCK_ROWS"]) * ceil_div(view.columns, blocks["BLOCK_COLUMNS"])
     with on_device_of(x):
         launchable(_crelu_backward_kernel)[(programs,)](
             grad, x, dx, view.rows, view.columns // vector, *_sizes(x, view.order)[1:], *_strides(x, view.order),
-            *_sizes(grad, view.order)[1:], *_strides(grad, view.order), DENSE=_is_dense(x, view.order),
-            GRAD_DENSE=_is_dense(grad, view.order), VECTOR=vector, **blocks, WIDE=wide(grad, x, dx),
-            num_warps=_WARPS)
+            *_sizes(grad, view.order)[1:], *_strides(grad, view.order), DENSE=dense, GRAD_DENSE=grad_dense,
+            VECTOR=vector, **blocks, WIDE=wide(grad, x, dx),
+            num_warps=_warps(dense and grad_dense, wide(grad, x, dx)))
     return dx
 
 
@@ -419,7 +426,7 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
         if operand != "tf32":
             yield from _cases_of(operand, warp_size(architecture) * _WARPS)
     for case in _cases_of("fp16", warp_size(architecture) * _WARPS):
-        yield case.with_wide_offsets()
+        yield case.with_wide_offsets()._replace(warps=_warps(case.constants["DENSE"], True))
 
 
 def _cases_of(operand: str, threads: int) -> Iterator[CompileCase]:
