@@ -273,12 +273,16 @@ def _tail_rule(which: str, channels: int, operand: str, architecture: str, chann
     across = operand == "tf32" and channels_last == (which == "weight gradient")
     from_shared = multiplies_from_shared(architecture)
     warps, stages = warps_of(256, architecture), 1 if amd or across else 3 if half and from_shared else 2
+    # Beside operands in shared memory registers have room for the sums of 256 outputs: x, z and dy are read less often.
+    wide = half and from_shared and channels > 128
+    stages = min(stages, 2) if wide and which != "gradient" else stages
+    outputs = min(channels, 256 if wide else 128 if half else 64)
     if which == "tail":
         depth = 64 if channels <= 64 and operand != "fp32" else 32
         pixels = 128 if half and (channels <= 128 or amd or from_shared) else 64
-        return TailConfig(pixels, min(channels, depth), min(channels, 128 if half else 64), warps, stages)
+        return TailConfig(pixels, min(channels, depth), outputs, warps, stages)
     depth = 64 if half else 32
     if which == "gradient":
-        pixels = 128 if half and channels <= 64 else 64
+        pixels = 128 if half and (channels <= 64 or from_shared) else 64
         return TailConfig(pixels, min(channels, 128), min(channels, depth), warps, stages)
-    return TailConfig(depth, min(channels, 64), min(channels, 128 if half else 64), warps, stages)
+    return TailConfig(depth, min(channels, 64), outputs, warps, stages)

@@ -7,7 +7,8 @@ the deconvolution of dz ``reborn_input_gradient`` reads dy, x and its result and
 Less would need the deconvolution in these kernels, and it is the library's: z, dz and what it makes of dz have to be
 written, the norm's statistics depend on all of z, and dz on all of dy through their gradients. Nothing else is written.
 What a tile reads a second time (x, z and dy once for each block of channels or outputs) comes from L2. By the model
-(``make predict``) memory bounds every pass but the statistics, of which too few programs are resident.
+(``make predict``) memory bounds every pass of 64 channels; of more, instructions the weight's gradient, and L2 what it
+brings of weights.
 
 Each pass is one launch; shares of sums, and parameters as the kernels read them, are as in ``triton_training.py``.
 
@@ -359,7 +360,7 @@ def weight_shares(grad: Tensor, x: Tensor, z: Tensor, positive_mean: Tensor | No
     constants |= {"GRAD_VECTOR": grad_vector, "WIDE": wide(x, grad, z)}
     tiles = ceil_div(x.numel() // channels, config.pixels)
     blocks = ceil_div(channels, config.channels) * ceil_div(channels, config.outputs)
-    parts, tiles_each = split(x, config.warps, tiles, blocks)
+    parts, tiles_each = split(x, config.warps, tiles, blocks, 2)  # two of 64 channels fit on a multiprocessor
     shares = x.new_empty(2 * channels + 1, parts, channels, dtype=dtype)
     with on_device_of(x):
         launchable(_weight_gradient_kernel)[(parts * blocks,)](
