@@ -151,11 +151,11 @@ def _weight_gradient_rule(channels: int, kernel_size: int, operand: str, archite
     rows = 2 if large or channels_last else 4
     if on_hopper:
         # What fits beside the sums of products: as many rows as can be, of which a thread reads half as often.
-        share = 4 if outputs == 256 else 2 if channels_last and outputs in (32, 128) else 1
-        positions //= share
-        rows = 4 if share > 1 or outputs == 64 else 2
-        if outputs == 256 and not channels_last:
-            rows, positions, block = 2, 2 * positions, 32
+        rows = 4 if outputs == 64 or (channels_last and outputs >= 128) else 2
+        if outputs == 256:
+            positions, block = (positions // 4, 64) if channels_last else (positions // 2, 32)
+        elif channels_last and (outputs == 128 or channels < 16):
+            positions //= 2
     return Config(rows, positions, block, outputs, warps_of(threads, architecture))
 
 

@@ -5,8 +5,8 @@ gradient is in ``triton_input_gradient.py`` (7T): with the folded kernel's 2T th
 only x is kept. The norms' statistics depend on all of x, and their gradients on all of dy. Both branches are
 recomputed from x, tile by tile. What a tile reads a second time (halos, and x and dy once for each block of channels)
 comes from L1 and L2. By the model (``make predict``) the instructions bound both passes: the statistics take two to
-three times the time of their bytes, the weight's gradient up to 1.5 times, and of 256 channels 3.5. The tilings are those that compile without spilling in the cases of ``tests/test_codegen.py``;
-the rest are not all compiled.
+three times the time of their bytes, the weight's gradient up to twice, and of 256 channels 3.5 times. The tilings are
+those that compile without spilling in the cases of ``tests/test_codegen.py``; the rest are not all compiled.
 
 Each pass is one launch. D it reads as it lies: every program first lays out its channels' share of it, as tiles read
 it, in a place of its own. What the programs leave of sums are shares, which the algebra's launches take; where a pass
@@ -300,8 +300,8 @@ def _row_constants(channels: int, kernel_size: int, vector: int, operand: str, c
 
 
 def _product_constants(operand: str, config: Config, architecture: str) -> dict[str, Any]:
-    # Only Hopper's matrix units read both operands of Σ dy in shared memory and sum in registers.
-    by_product = itemsize(operand) == 2 and config.outputs >= 64 and architecture.startswith("sm_9")
+    # One more product of an operand that is there spares adding dy up in registers; it was counted for Hopper alone.
+    by_product = itemsize(operand) == 2 and architecture.startswith("sm_9")
     return {"BLOCK_OUTPUTS": config.outputs, "PRECISION": "tf32" if operand == "tf32" else "ieee",
             "BIAS_BY_PRODUCT": by_product}
 
