@@ -45,10 +45,11 @@ def _rule(channels: int, kernel_size: int, operand: str, architecture: str, chan
     half = itemsize(operand) == 2
     large = kernel_size == 7
     hopper = half and kernel_size == 3 and architecture.startswith("sm_90")
-    if channels_last and hopper and channels >= 128:
-        # The weights do not stay on the chip: they are read for as many pixels and outputs as registers can sum.
-        rows, positions, block, threads = {128: (4, 16, 64, 128), 256: (8, 16, 64, 256)}.get(channels, (4, 32, 32, 256))
-        return Config(rows, positions, block, min(channels, 256), warps_of(threads, architecture))
+    if channels_last and hopper and (channels == 16 or channels >= 128):
+        # Weights that do not stay on the chip are read for as many pixels and outputs as registers can sum.
+        rows, positions, block, warps = {16: (8, 32, 16, 4), 128: (4, 16, 64, 4), 256: (8, 16, 64, 8)}.get(
+            channels, (4, 32, 32, 8))
+        return Config(rows, positions, block, min(channels, 256), warps)
     if operand == "fp32" or (channels_last and not multiplies_from_shared(architecture) and not amd):
         outputs = min(channels, 64)
     else:
