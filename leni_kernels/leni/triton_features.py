@@ -316,7 +316,7 @@ def add_deviations(deviations, inside, sums, squares):
 @jit
 def about_means(count, pivot, sums, squares):
     """Each lane's mean, and its squared deviations from that, by those from its pivot."""
-    distance = sums / tl.maximum(count, 1).to(sums.dtype)
+    distance = sums * (1.0 / tl.maximum(count, 1).to(sums.dtype))
     squares -= sums * distance
     return pivot + distance, tl.where(squares < 0, 0.0, squares)
 
@@ -325,10 +325,10 @@ def about_means(count, pivot, sums, squares):
 def merge_lanes(count, mean, squares, AXIS: tl.constexpr):
     """The mean and the sum of squared deviations of all lanes together, per channel."""
     weight = count.to(mean.dtype)
-    total = tl.maximum(tl.sum(tl.broadcast_to(weight, mean.shape), AXIS), 1.0)
-    rough = tl.sum(weight * mean, AXIS) / total
+    part = 1.0 / tl.maximum(tl.sum(tl.sum(weight, 1), 0), 1.0)
+    rough = tl.sum(weight * mean, AXIS) * part
     # What rounding took from a mean that is large against its deviations.
-    whole = rough + tl.sum(weight * (mean - tl.expand_dims(rough, AXIS)), AXIS) / total
+    whole = rough + tl.sum(weight * (mean - tl.expand_dims(rough, AXIS)), AXIS) * part
     distance = mean - tl.expand_dims(whole, AXIS)
     return whole, tl.sum(squares + weight * distance * distance, AXIS)
 

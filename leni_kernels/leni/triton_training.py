@@ -224,7 +224,8 @@ def statistics_shares(x: Tensor, deconv_weight: Tensor, channels_last: bool) -> 
     constants = _row_constants(channels, kernel_size, vector, operand, config, channels_last) | {"WIDE": wide(x)}
     columns, positions, tiles = _cover(x, constants)
     blocks = ceil_div(channels, config.channels)
-    parts, tiles_each = split(x, config.warps, tiles, blocks, ROUNDS)
+    # In channels-last a program's lanes have more channels each to merge in the end, which takes as long as a tile.
+    parts, tiles_each = split(x, config.warps, tiles, blocks, 2 if channels_last else ROUNDS)
     counts = x.new_empty(parts, dtype=torch.int64)
     means, squares = (x.new_empty(parts, 2 * channels, dtype=dtype) for _ in range(2))
     with on_device_of(x):
