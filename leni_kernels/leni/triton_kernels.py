@@ -60,10 +60,13 @@ from .triton_features import (
 @jit
 def branch_tiles(rows, deconvolved, mean, channel, C: tl.constexpr, AXIS: tl.constexpr):
     """Rows of x, and of z less its mean, as operands of both branches, in x's dtype; ``mean`` [2C] may be None."""
-    narrow = ()  # first, which frees the registers of sums
-    for r in tl.static_range(len(deconvolved)):
-        narrow = narrow + (deconvolved[r].to(rows[0].dtype),)  # noqa: RUF005 (kernels cannot unpack tuples)
-    negative = join_rows(narrow, AXIS)
+    if AXIS == 0:
+        narrow = ()  # first, which frees the registers of sums; along the other axis Triton 3.6 cannot join pairs then
+        for r in tl.static_range(len(deconvolved)):
+            narrow = narrow + (deconvolved[r].to(rows[0].dtype),)  # noqa: RUF005 (kernels cannot unpack tuples)
+        negative = join_rows(narrow, AXIS)
+    else:
+        negative = join_rows(deconvolved, AXIS).to(rows[0].dtype)
     positive = positive_part(join_rows(rows, AXIS))
     if mean is not None:
         rounded = tl.load(mean + channel, channel < C, 0.0).to(positive.dtype)
