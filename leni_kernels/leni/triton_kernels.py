@@ -168,7 +168,8 @@ def _contiguous_kernel(x, taps, weight, bias, mean, y, height, width, positions,
                 positive_weight, negative_weight = weight_tiles(weight, output, k + channel, C)
             sums = tl.dot(positive_weight, positive, sums, PRECISION, out_dtype=accumulator_type)
             sums = tl.dot(negative_weight, negative, sums, PRECISION, out_dtype=accumulator_type)
-        sums += summed_bias(bias, output, C, SHARES)[:, None]
+        shift = tl.load(bias + output, output < C, 0.0) if SHARES == 1 else summed_bias(bias, output, C, SHARES)
+        sums += shift[:, None]
         pixel = tl.arange(0, ROWS * BLOCK_POSITIONS * VECTOR)
         position = origin + pixel // VECTOR % BLOCK_POSITIONS
         image, row, column = locate(position, width, height, ROWS)
