@@ -46,7 +46,8 @@ def _rule(channels: int, kernel_size: int, operand: str, architecture: str, chan
     large = kernel_size == 7
     hopper = half and kernel_size == 3 and architecture.startswith("sm_90")
     if channels_last and hopper and (channels == 16 or channels >= 128):
-        # Weights that do not stay on the chip are read for as many pixels and outputs as registers can sum.
+        # Of few channels as many rows as registers hold: half as much then goes through shared memory. Weights that do
+        # not stay on the chip are read for as many pixels and outputs as registers can sum.
         rows, positions, block, warps = {16: (8, 32, 16, 4), 128: (4, 16, 64, 4), 256: (8, 16, 64, 8)}.get(
             channels, (4, 32, 32, 8))
         return Config(rows, positions, block, min(channels, 256), warps)

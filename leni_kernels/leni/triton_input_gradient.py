@@ -5,9 +5,9 @@ T is the bytes of one activation. ``_negative_gradient_kernel`` reads x and dy a
 cannot shift a tile on the chip: a shift goes through memory. Without g_z in device memory it is 3T, but then the
 product of every halo is formed again, or each program keeps the last rows of g_z in a ring, whose writes and reads
 wait for each other in every tile: twice the instructions, and those are what bounds it. As it is, in half precision
-and up to 128 channels, memory bounds the first pass, and of 64 channels the second, else instructions (``make
-predict``): of its 18 multiplications an element that are not products of matrices each loaded g_z serves all rows that
-it reaches.
+memory bounds the first pass up to 128 channels and the second up to 64, and instructions or L1 of more (``make
+predict``): of the second's 18 multiplications an element that are not products of matrices each loaded g_z serves all
+rows that it reaches.
 
 A tile is as in ``triton_features.py``: positions of ROWS pixels under each other, of one block of channels. The first
 pass lays D out for both. Programs share nothing else, and no sum is atomic: equal shapes give equal bits. Each pass is

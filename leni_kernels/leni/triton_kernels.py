@@ -30,7 +30,6 @@ from ..triton_support import (
     architecture,
     ceil_div,
     full_vector,
-    itemsize,
     jit,
     launchable,
     on_device_of,
@@ -292,7 +291,7 @@ def _compile_case(channels: int, kernel_size: int, operand: str, architecture: s
     if height is not None:
         config = for_height(config, height, channels_last)
     constants = _constants(channels, kernel_size, vector, operand, config, channels_last)
-    shares = bias_shares(channels, itemsize(operand) == 2)  # as in training
+    shares = bias_shares(channels, operand == "bf16")  # as in training; float16's cases are of inference
     constants |= {"TILES": _MOST_TILES if config.channels >= channels else 1, "SHARES": shares, "WIDE": False}
     if channels_last:
         constants |= {"VECTOR": channels, "stride_w": 1}

@@ -7,8 +7,8 @@ the deconvolution of dz ``reborn_input_gradient`` reads dy, x and its result and
 Less would need the deconvolution in these kernels, and it is the library's: z, dz and what it makes of dz have to be
 written, the norm's statistics depend on all of z, and dz on all of dy through their gradients. Nothing else is written.
 What a tile reads a second time (x, z and dy once for each block of channels or outputs) comes from L2. By the model
-(``make predict``) memory bounds every pass of 64 channels; of more, instructions the weight's gradient, and L2 what it
-brings of weights.
+(``make predict``) memory bounds every pass of 64 channels. Of more, instructions bound the weight's gradient, and L2,
+which brings the weights again for every tile, y and the gradient of z.
 
 Each pass is one launch; shares of sums, and parameters as the kernels read them, are as in ``triton_training.py``.
 

@@ -5,8 +5,9 @@ gradient is in ``triton_input_gradient.py`` (7T): with the folded kernel's 2T th
 only x is kept. The norms' statistics depend on all of x, and their gradients on all of dy. Both branches are
 recomputed from x, tile by tile. What a tile reads a second time (halos, and x and dy once for each block of channels)
 comes from L1 and L2. By the model (``make predict``) the instructions bound both passes: the statistics take two to
-three times the time of their bytes, the weight's gradient up to twice, and of 256 channels 3.5 times. The tilings are
-those that compile without spilling in the cases of ``tests/test_codegen.py``; the rest are not all compiled.
+four times the time of their bytes, the weight's gradient up to twice, and of 256 channels three to four times. The
+tilings are those that compile without spilling in the cases of ``tests/test_codegen.py``; the rest are not all
+compiled.
 
 Each pass is one launch. D it reads as it lies: every program first lays out its channels' share of it, as tiles read
 it, in a place of its own. What the programs leave of sums are shares, which the algebra's launches take; where a pass
@@ -185,12 +186,11 @@ def _weight_gradient_kernel(grad, x, deconv_weight, mean, taps, shares, height, 
         # dy is 0 outside, but a row below the image may have of z what is not finite.
         inside = tl.expand_dims(inside, 1 - axis)
         negative = tl.where(inside, join_rows(deconvolved, axis), 0.0).to(element_type)
-        if not BIAS_BY_PRODUCT:
-            # As negative, for Triton to pass it through shared memory; as it is, it takes more registers.
-            positive = tl.where(inside, positive, 0.0).to(element_type)
         if BIAS_BY_PRODUCT:
             bias_sums = tl.dot(tl.trans(gradient), ones, bias_sums, PRECISION, out_dtype=accumulator_type)
         else:
+            # As negative, for Triton to pass it through shared memory; as it is, it takes more registers.
+            positive = tl.where(inside, positive, 0.0).to(element_type)
             bias_sums += tl.sum(gradient.to(accumulator_type), 0)
         gradient = tl.trans(gradient)
         if not CHANNELS_LAST:
@@ -249,10 +249,11 @@ def weight_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, mean: Tensor |
     vector, strides = units_of_rows(x, channels_last)
     config = for_vectors(triton_configs.weight_gradient(channels, kernel_size, operand, target, channels_last), vector,
                          operand, channels_last)
-    config = for_offsets(config, wide(x, grad))
+    is_wide = wide(x, grad)
+    config = for_offsets(config, is_wide)
     grad_vector, grad_strides = gradient_vectors(grad, channels_last)
     constants = _row_constants(channels, kernel_size, vector, operand, config, channels_last)
-    constants |= {"GRAD_VECTOR": grad_vector, "WIDE": wide(x, grad)} | _product_constants(operand, config, target)
+    constants |= {"GRAD_VECTOR": grad_vector, "WIDE": is_wide} | _product_constants(operand, config, target)
     columns, positions, tiles = _cover(x, constants)
     output_blocks = ceil_div(channels, config.outputs)
     blocks = ceil_div(channels, config.channels) * output_blocks

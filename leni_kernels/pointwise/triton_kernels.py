@@ -316,13 +316,14 @@ def _run_forward(x: Tensor, slopes: bool, *parameters: Tensor) -> Tensor:
         return y
     view = _view(x, y, parameters[0])
     blocks, vector = _blocks(view), _vector(x, view)
-    ordered, dense = [_in_order(parameter, view) for parameter in parameters], _is_dense(x, view.order)
+    dense, is_wide = _is_dense(x, view.order), wide(x, y)
+    ordered = [_in_order(parameter, view) for parameter in parameters]
     programs = ceil_div(view.rows, blocks["BLOCK_ROWS"]) * ceil_div(view.columns, blocks["BLOCK_COLUMNS"])
     with on_device_of(x):
         launchable(_forward_kernel)[(programs,)](
             x, ordered[0], ordered[-1], y, view.rows, view.columns // vector, view.period,
             *_sizes(x, view.order)[1:], *_strides(x, view.order), SLOPES=slopes, BY_ROWS=view.by_rows,
-            DENSE=dense, VECTOR=vector, **blocks, WIDE=wide(x, y), num_warps=_warps(dense, wide(x, y)))
+            DENSE=dense, VECTOR=vector, **blocks, WIDE=is_wide, num_warps=_warps(dense, is_wide))
     return y
 
 
@@ -335,7 +336,7 @@ def _run_backward(grad: Tensor, x: Tensor, slopes: bool, parameters: tuple[Tenso
     view = _view(x, like_x, parameters[0])
     blocks, vector = _blocks(view), _vector(x, view)
     tiles = _tiles(view, blocks)
-    dense, grad_dense = _is_dense(x, view.order), _is_dense(grad, view.order)
+    dense, grad_dense, is_wide = _is_dense(x, view.order), _is_dense(grad, view.order), wide(x, grad, like_x)
     ordered = [_in_order(parameter, view) for parameter in parameters]
     rows = ceil_div(view.rows, blocks["BLOCK_ROWS"] * (1 if view.by_rows else tiles))
     columns = ceil_div(view.columns, blocks["BLOCK_COLUMNS"] * (tiles if view.by_rows else 1))
@@ -347,8 +348,8 @@ def _run_backward(grad: Tensor, x: Tensor, slopes: bool, parameters: tuple[Tenso
             grad, x, ordered[0], ordered[-1], dx, partial, view.rows, view.columns // vector, view.period,
             *_sizes(x, view.order)[1:], *_strides(grad, view.order), *_strides(x, view.order), SLOPES=slopes,
             BY_ROWS=view.by_rows, DENSE=dense, GRAD_DENSE=grad_dense, NEEDS_INPUT=needs_input,
-            NEEDS_PARAMETERS=needs_parameters, VECTOR=vector, **blocks, TILES=tiles, WIDE=wide(x, grad, like_x),
-            num_warps=_warps(dense and grad_dense, wide(x, grad, like_x)))
+            NEEDS_PARAMETERS=needs_parameters, VECTOR=vector, **blocks, TILES=tiles, WIDE=is_wide,
+            num_warps=_warps(dense and grad_dense, is_wide))
     if not needs_parameters:
         return dx, *(parameter.new_empty(0) for parameter in parameters)
     sums = (each.view(-1, view.period).sum(0) for each in partial)
@@ -386,12 +387,13 @@ def crelu(x: Tensor) -> Tensor:
     if x.numel() == 0:
         return y
     view = _halves(x, memory_order(torch.empty_like(x)))
-    blocks, vector, dense = _blocks(view), _vector(x, view), _is_dense(x, view.order)
+    blocks, vector = _blocks(view), _vector(x, view)
+    dense, is_wide = _is_dense(x, view.order), wide(x, y)
     programs = ceil_div(view.rows, blocks["BLOCK_ROWS"]) * ceil_div(view.columns, blocks["BLOCK_COLUMNS"])
     with on_device_of(x):
         launchable(_crelu_kernel)[(programs,)](
             x, y, view.rows, view.columns // vector, *_sizes(x, view.order)[1:], *_strides(x, view.order),
-            DENSE=dense, VECTOR=vector, **blocks, WIDE=wide(x, y), num_warps=_warps(dense, wide(x, y)))
+            DENSE=dense, VECTOR=vector, **blocks, WIDE=is_wide, num_warps=_warps(dense, is_wide))
     return y
 
 
@@ -402,14 +404,13 @@ def crelu_backward(grad: Tensor, x: Tensor) -> Tensor:
         return dx
     view = _halves(x, memory_order(dx))
     blocks, vector = _blocks(view), _vector(x, view)
-    dense, grad_dense = _is_dense(x, view.order), _is_dense(grad, view.order)
+    dense, grad_dense, is_wide = _is_dense(x, view.order), _is_dense(grad, view.order), wide(grad, x, dx)
     programs = ceil_div(view.rows, blocks["BLOCK_ROWS"]) * ceil_div(view.columns, blocks["BLOCK_COLUMNS"])
     with on_device_of(x):
         launchable(_crelu_backward_kernel)[(programs,)](
             grad, x, dx, view.rows, view.columns // vector, *_sizes(x, view.order)[1:], *_strides(x, view.order),
             *_sizes(grad, view.order)[1:], *_strides(grad, view.order), DENSE=dense, GRAD_DENSE=grad_dense,
-            VECTOR=vector, **blocks, WIDE=wide(grad, x, dx),
-            num_warps=_warps(dense and grad_dense, wide(grad, x, dx)))
+            VECTOR=vector, **blocks, WIDE=is_wide, num_warps=_warps(dense and grad_dense, is_wide))
     return dx
 
 

@@ -136,7 +136,7 @@ def test_flops_of_an_instruction(opcode, found):
 
 @pytest.mark.parametrize("case", [
     "pointwise AdaReLU forward 64×56² channels_last", "leni_inference 64×56² channels_last",
-    "conv_relu_inference ResNet 64 → 64, 3×3, at 56 64×56² channels_last"])
+    "leni_training 64×56² channels_last", "conv_relu_inference ResNet 64 → 64, 3×3, at 56 64×56² channels_last"])
 def test_what_is_counted_is_what_the_results_have(case):
     """The instructions of some cases, counted anew with the versions at hand."""
     name = f"{case} bfloat16 large"
