@@ -88,8 +88,12 @@ def for_height(config: Config, height: int, channels_last: bool) -> Config:
 
 
 def for_offsets(config: Config, wide: bool) -> Config:
-    """A tiling of the weight's gradient for 64-bit offsets, where they are: for those of four rows there is no room."""
-    return config._replace(rows=min(config.rows, 2)) if wide else config
+    """A tiling of the weight's gradient for 64-bit offsets, where they are: they leave room for half as many pixels."""
+    if not wide:
+        return config
+    if config.rows > 2:
+        return config._replace(rows=config.rows // 2)
+    return config._replace(positions=max(1, config.positions // 2))
 
 
 # ---- training ----------------------------------------------------------------------------------------------
@@ -158,6 +162,8 @@ def _weight_gradient_rule(channels: int, kernel_size: int, operand: str, archite
             positions, block = (positions // 4, 64) if channels_last else (positions // 2, 32)
         elif channels_last and (outputs == 128 or channels < 16):
             positions //= 2
+    elif not (large or channels_last or is_amd(architecture)) and itemsize(operand) == 2 and outputs == 128:
+        positions, block = positions // 2, 32
     return Config(rows, positions, block, outputs, warps_of(threads, architecture))
 
 
