@@ -18,7 +18,7 @@ torch.backends.cudnn.allow_tf32 = False
 
 
 LONG = ("test_in_the_interpreter", "test_a_short_rehearsal_runs_every_step", "test_on_the_oldest_triton",
-        "test_the_front_end_takes_every_case")
+        "test_the_front_end_takes_every_kind_of_case")
 """Tests that take a minute or more."""
 
 

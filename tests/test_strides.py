@@ -152,7 +152,9 @@ def test_autocast_reads_what_is_expanded(name, layout, dimensions):
     if x.stride(1) != 1 and x.stride(3) != 1:
         pytest.skip("the kernels do not serve it")
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(forward(function, x, parameters), forward(function, x.contiguous(), parameters))
+        y, wanted = forward(function, x, parameters), forward(function, x.contiguous(), parameters)
+    # Layouts may sum in different orders, so that a float32 sum near a tie is rounded to another bfloat16.
+    torch.testing.assert_close(y, wanted, rtol=2**-7, atol=1e-5)
 
 
 def test_columns_that_are_far_apart_take_no_longer():

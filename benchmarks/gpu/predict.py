@@ -201,7 +201,7 @@ def _stands_for(case: Case, work: speed.Work, x: int, card: Card) -> float:
 
 def predictions(card: Card, match: str, workers: int) -> Iterator[dict[str, Any]]:
     """The rows of all cases that match, in their order, each as soon as it is there."""
-    with ProcessPoolExecutor(workers, get_context("fork"), ahead.drive, (card.architecture,)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), ahead.drive, (card.architecture,)) as pool:
         yield from pool.map(partial(predict, card=card), cases(match))
 
 

@@ -90,7 +90,8 @@ def _rule(kernel: str, channels: int, outputs: int, taps: int, operand: str, arc
         rows = block * products
         return Config(32 if rows > 256 else 64, block, min(outputs, 64), 8 if rows > 64 else 4, 3, products)
     if operand == "fp32":
-        return Config(depth, min(channels, 64), min(outputs, 32), warps, stages)
+        # Of more sites at a time Triton 3.6 spills.
+        return Config(16, min(channels, 64), min(outputs, 32), warps, stages)
     # Blackwell's sums lie in its tensor memory, and pass through registers all at once.
     warps = warps if architecture.startswith("sm_10") else warps // 2
     return Config(depth, min(channels, 64), min(outputs, 64), warps, stages)

@@ -157,11 +157,12 @@ def _weight_gradient_rule(channels: int, kernel_size: int, operand: str, archite
     rows = 2 if large or channels_last else 4
     if on_hopper:
         # What fits beside the sums of products: as many rows as can be, of which a thread reads half as often.
-        rows = 4 if outputs == 64 or (channels_last and outputs >= 128) else 2
+        few = channels_last and channels < 16
+        rows = 4 if few or outputs == 64 or (channels_last and outputs >= 128) else 2
         if outputs == 256:
             positions, block = (positions // 4, 64) if channels_last else (positions // 2, 32)
-        elif channels_last and (outputs == 128 or channels < 16):
-            positions //= 2
+        elif channels_last and (few or outputs == 128):
+            positions //= 4 if few else 2
     elif not (large or channels_last or is_amd(architecture)) and itemsize(operand) == 2 and outputs == 128:
         positions, block = positions // 2, 32
     return Config(rows, positions, block, outputs, warps_of(threads, architecture))
@@ -181,6 +182,8 @@ def _negative_gradient_rule(channels: int, kernel_size: int, operand: str, archi
     block, outputs = _branch_gradient_blocks(channels, operand, architecture)
     if operand == "fp64":
         return Config(2, _positions(16, operand, channels_last), block, outputs, 4)
+    if operand == "fp32" and channels_last and 32 < channels <= 64:
+        outputs = 64
     rows = 4 if kernel_size == 3 else 2
     elements = max(1, full_vector(operand) // ({3: 1, 5: 2, 7: 4}[kernel_size] if channels_last else 1))
     if channels_last and channels < 16:

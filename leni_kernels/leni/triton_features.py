@@ -60,6 +60,17 @@ def locate(position, width, height, ROWS: tl.constexpr):
 
 
 @jit
+def within(place, length, SHIFT: tl.constexpr):
+    """Whether ``SHIFT`` from a row or column of an image is another one, where the image has ``length`` of them."""
+    if SHIFT < 0:
+        return place >= -SHIFT
+    elif SHIFT == 0:
+        return tl.full(place.shape, True, tl.int1)
+    else:
+        return place < length - SHIFT
+
+
+@jit
 def weight_tiles(weight, output, channel, C: tl.constexpr):
     """The two [outputs, channels] tiles of the [C, 2C] weight: positive branch, negative branch."""
     pointer = weight + output[:, None] * (2 * C) + channel[None, :]
@@ -120,11 +131,12 @@ def minus_negative_mean(mean, channel, C: tl.constexpr, AXIS: tl.constexpr, ACCU
 
 @jit
 def rows_channels_last(x, first, taps, start, row, column, inside, channel, height, width, stride_h, stride_w,
-                       C: tl.constexpr, KERNEL: tl.constexpr, ROWS: tl.constexpr):
+                       C: tl.constexpr, KERNEL: tl.constexpr, ROWS: tl.constexpr, EVEN_ROWS: tl.constexpr = False):
     """ROWS rows of x and of ``start`` + z, [P, K] each, of K channels at P positions.
 
     ``first`` [P, K] are the first rows' offsets; apart from ``x`` since their sums would be kept, or made anew, for
-    every tap. ``start`` [P, K] or [1, K] is in z's dtype.
+    every tap. ``start`` [P, K] or [1, K] is in z's dtype. EVEN_ROWS says that ROWS divides the height: a position's
+    own rows are then in the image, and need no test.
     """
     half: tl.constexpr = KERNEL // 2
     centre = ()
@@ -141,9 +153,12 @@ def rows_channels_last(x, first, taps, start, row, column, inside, channel, heig
         for i in tl.static_range(KERNEL):
             flipped = taps + (KERNEL * KERNEL - 1 - i * KERNEL - j) * C
             tap_column = tap_column + (tl.load(flipped + channel, has_channel, 0.0)[None, :],)
-        inside_column = inside & (column >= half - j) & (column < width + half - j)
+        inside_column = inside & within(column, width, j - half)
         for i in tl.static_range(ROWS + KERNEL - 1):
-            inside_row = inside_column & (row >= half - i) & (row < height + half - i)
+            if EVEN_ROWS and half <= i and i < half + ROWS:
+                inside_row = inside_column
+            else:
+                inside_row = inside_column & within(row, height, i - half)
             values = tl.load(pointers[i] + j * stride_w, inside_row[:, None] & has_channel[None, :], 0.0)
             sums = add_tap_row(sums, negative_part(values, taps.dtype.element_ty), tap_column, i)
             if j == half and i >= half and i < half + ROWS:
@@ -214,7 +229,7 @@ def rows_contiguous(x, taps, start, row, column, inside, channel, height, width,
         flipped = flipped + (tap[:, None, None],)
     pointer = x - half * stride_h
     for i in tl.static_range(ROWS + KERNEL - 1):
-        inside_row = has_channel[:, None] & (inside & (row >= half - i) & (row < height + half - i))[None, :]
+        inside_row = has_channel[:, None] & (inside & within(row, height, i - half))[None, :]
         values = tl.load(tl.expand_dims(pointer, 2) + vector, tl.expand_dims(inside_row, 2), 0.0)
         if i >= half and i < half + ROWS:
             centre = centre + (tl.reshape(values, (x.shape[0], x.shape[1] * VECTOR)),)

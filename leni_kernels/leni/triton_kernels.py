@@ -30,6 +30,7 @@ from ..triton_support import (
     architecture,
     ceil_div,
     full_vector,
+    itemsize,
     jit,
     launchable,
     on_device_of,
@@ -86,10 +87,11 @@ def _channels_last_kernel(x, taps, weight, bias, mean, y, height, width, positio
                           C: tl.constexpr, KERNEL: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr,
                           BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
                           BLOCK_OUTPUTS: tl.constexpr, TILES: tl.constexpr, SHARES: tl.constexpr, WIDE: tl.constexpr,
-                          PRECISION: tl.constexpr):
+                          PRECISION: tl.constexpr, EVEN_ROWS: tl.constexpr):
     """x, y: [N, H, W, C] in memory; the strides of x count vectors of VECTOR elements; taps: [k, k, C].
 
-    The products have as many rows as the next power of two of ROWS; those beyond are not stored.
+    EVEN_ROWS says that ROWS divides the height. The products have as many rows as the next power of two of ROWS; those
+    beyond are not stored.
     """
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
     accumulator_type: tl.constexpr = taps.dtype.element_ty
@@ -107,14 +109,20 @@ def _channels_last_kernel(x, taps, weight, bias, mean, y, height, width, positio
     for tile in range(TILES):
         origin = tl.cast(first_tile + tile, index_type) * BLOCK_POSITIONS
         position = origin + tl.arange(0, BLOCK_POSITIONS)
+        if BLOCK_CHANNELS < C:
+            # The last one again in place of none: a test of each load less to keep from block to block.
+            position = tl.minimum(position, positions - 1)
+            inside = tl.full(position.shape, True, tl.int1)
+        else:
+            inside = position < positions
         image, row, column = locate(position, width, height, ROWS)
         first = (image * stride_n + row * stride_h + column * stride_w)[:, None] + channel[None, :]
         sums = tl.broadcast_to(shift[None, :], (pixels, BLOCK_OUTPUTS))
         for k in range(0, C, BLOCK_CHANNELS):
             start = minus_negative_mean(mean, k + channel, C, 0, accumulator_type)
             rows, deconvolved = rows_channels_last(
-                x + k, first, taps, start, row, column, position < positions, k + channel, height, width,
-                stride_h, stride_w, C, KERNEL, ROWS)
+                x + k, first, taps, start, row, column, inside, k + channel, height, width,
+                stride_h, stride_w, C, KERNEL, ROWS, EVEN_ROWS)
             positive, negative = branch_tiles(rows, deconvolved, mean, k + channel, C, 0)
             if BLOCK_CHANNELS < C:
                 positive_weight, negative_weight = weight_tiles(weight, output, k + channel, C)
@@ -230,6 +238,8 @@ def leni_laid_out(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: T
     tiles = ceil_div(positions, constants["BLOCK_POSITIONS"])
     several = config.channels >= channels and tiles >= _MOST_TILES * _ENOUGH_PROGRAMS
     constants |= {"TILES": _MOST_TILES if several else 1, "SHARES": bias.numel() // channels, "WIDE": wide(x, y)}
+    if channels_last:
+        constants["EVEN_ROWS"] = _even_rows(height, operand, config)
     programs = ceil_div(tiles, constants["TILES"]) * ceil_div(channels, config.outputs)
     with on_device_of(x):
         launchable(_kernel(channels_last))[(programs,)](
@@ -240,6 +250,11 @@ def leni_laid_out(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: T
 
 def _kernel(channels_last: bool) -> Any:
     return _channels_last_kernel if channels_last else _contiguous_kernel
+
+
+def _even_rows(height: int, operand: str, config: Config) -> bool:
+    """Whether tiles end where images do, where a kernel of its own is worth it: in half precision, which moves less."""
+    return itemsize(operand) == 2 and height % config.rows == 0
 
 
 def _constants(channels: int, kernel_size: int, vector: int, operand: str, config: Config,
@@ -263,6 +278,9 @@ def compile_cases(architecture: str) -> Iterator[CompileCase]:
         for operand, size in operands_and_sizes(architecture, sizes):
             yield _compile_case(*size, operand, architecture, channels_last)
         yield _compile_case(64, 3, "fp16", architecture, channels_last).with_wide_offsets()
+    for operand, size in operands_and_sizes(architecture, sizes):
+        if itemsize(operand) == 2:
+            yield _compile_case(*size, operand, architecture, True, height=56)
     if architecture.startswith("sm_90"):
         yield _compile_case(256, 3, "bf16", architecture, True, height=7)
     for channels in (64, 256):
@@ -294,7 +312,8 @@ def _compile_case(channels: int, kernel_size: int, operand: str, architecture: s
     shares = bias_shares(channels, operand == "bf16")  # as in training; float16's cases are of inference
     constants |= {"TILES": _MOST_TILES if config.channels >= channels else 1, "SHARES": shares, "WIDE": False}
     if channels_last:
-        constants |= {"VECTOR": channels, "stride_w": 1}
+        even = height is not None and _even_rows(height, operand, config)
+        constants |= {"VECTOR": channels, "stride_w": 1, "EVEN_ROWS": even}
     element = "fp32" if operand == "tf32" else operand
     parameter = "fp64" if operand == "fp64" else "fp32"
     pointers = {"x": element, "taps": parameter, "weight": element, "bias": parameter, "mean": parameter,

@@ -170,7 +170,7 @@ RESNET, VGG = "ResNet 64 → 64, 3×3, at 56 64×56²", "VGG 256 → 256, 3×3, 
 
 @pytest.mark.parametrize(("case", "kernels", "most"), [
     ("leni_inference 64×56² channels_last", ("_channels_last_kernel",), 0.93),
-    ("leni_inference 256×14² channels_last", ("_channels_last_kernel",), 0.96),
+    ("leni_inference 256×14² channels_last", ("_channels_last_kernel",), 0.9),
     ("leni_training 64×56² channels_last", ("_negative_gradient_kernel", "_input_gradient_kernel"), 2.8),
     ("leni_training 64×56² channels_first", ("_negative_gradient_kernel", "_input_gradient_kernel"), 3.5),
     ("leni_training 64×56² channels_last", ("_weight_gradient_kernel",), 1.2),

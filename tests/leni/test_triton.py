@@ -192,6 +192,19 @@ def test_slices_of_a_larger_tensor_are_read_in_place(part, channels_last):
 
 @runs_kernels
 @layouts
+@pytest.mark.parametrize("channels", [20, 200], ids=["all at once", "in blocks"])
+@pytest.mark.parametrize("height", [5, 8], ids=["tiles reach over the image", "tiles end with it"])
+def test_what_is_around_images_is_not_read(height, channels, channels_last):
+    around = feature_map(3, channels, height + 2, 12, dtype=torch.float16, channels_last=channels_last)
+    x = around[1:2, :, 1:-1, 2:-2]
+    inside = x.clone(memory_format=torch.preserve_format)
+    around.fill_(float("nan"))
+    x.copy_(inside)
+    assert_right(x, parameters(channels, 3, x.dtype), channels_last)
+
+
+@runs_kernels
+@layouts
 def test_an_expanded_batch_is_read_in_place(channels_last):
     x = feature_map(1, 16, 5, 8, dtype=torch.float32, channels_last=channels_last).expand(3, -1, -1, -1)
     assert_right(x, parameters(16, 3, x.dtype), channels_last)

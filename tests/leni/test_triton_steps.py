@@ -202,11 +202,12 @@ def test_a_step_is_the_definition_s(dtype, kernel_size, channels_last):
 
 @runs_kernels
 @layouts
-@pytest.mark.parametrize("channels", [1, 17, 130])
-def test_right_over_several_blocks(channels, channels_last):
-    x, grad = (normal(1, channels, 3, 8, channels_last=channels_last) for _ in range(2))
-    of = block(channels)
-    assert_close(step(of, x, grad, channels_last), truth(of, x, grad), 1e-11)
+@pytest.mark.parametrize(("channels", "dtype"), [(1, torch.float64), (17, torch.float64), (130, torch.float32)],
+                         ids=str)
+def test_right_over_several_blocks(channels, dtype, channels_last):
+    x, grad = (normal(1, channels, 3, 8, dtype=dtype, channels_last=channels_last) for _ in range(2))
+    of = block(channels, dtype)
+    assert_close(step(of, x, grad, channels_last), truth(of, x, grad), TOLERANCES[dtype])
 
 
 @runs_kernels
@@ -383,9 +384,9 @@ def test_a_step_of_reborn_is_the_definition_s(dtype, groups, channels_last):
 
 @runs_kernels
 def test_reborn_over_several_blocks():
-    x, grad = normal(1, 130, 3, 8), normal(1, 130, 3, 8)
-    of = block(130, groups=130)._replace(fusion_weight=None, fusion_bias=None)
-    assert_close(reborn_step(of, x, grad, False), truth(of, x, grad, True), 1e-11)
+    x, grad = (normal(1, 130, 3, 8, dtype=torch.float32) for _ in range(2))
+    of = block(130, torch.float32, groups=130)._replace(fusion_weight=None, fusion_bias=None)
+    assert_close(reborn_step(of, x, grad, False), truth(of, x, grad, True), TOLERANCES[torch.float32])
 
 
 @runs_kernels
