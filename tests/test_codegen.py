@@ -209,6 +209,12 @@ def test_every_case_is_counted_for_hopper_on_the_oldest_triton_and_a_newer_one()
     assert not [version for version, found in COUNTS.items() if found["sm_90"]["sample"]]
 
 
+@pytest.mark.parametrize("version", COUNTS)
+def test_nothing_spills_or_waits_on_hopper(version):
+    counts = COUNTS[version]["sm_90"]
+    assert not [counts[fault] for fault in ("spilling", "serialised", "too_much_shared_memory") if counts[fault]]
+
+
 @pytest.mark.parametrize(("version", "architecture"), [
     (version, architecture) for version, found in COUNTS.items() for architecture in found])
 def test_halves_of_common_sizes_do_not_spill(version, architecture):
