@@ -254,7 +254,7 @@ def _kernel(channels_last: bool) -> Any:
 
 def _even_rows(height: int, operand: str, config: Config) -> bool:
     """Whether tiles end where images do, where a kernel of its own is worth it: in half precision, which moves less."""
-    return itemsize(operand) == 2 and height % config.rows == 0
+    return itemsize(operand) == 2 and bool(height % config.rows == 0)  # of a symbol a guard
 
 
 def _constants(channels: int, kernel_size: int, vector: int, operand: str, config: Config,
