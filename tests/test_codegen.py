@@ -156,6 +156,8 @@ def test_the_front_end_takes_every_kind_of_case(room, operand):
     for case in room.compile_cases("sm_90"):
         if case.operand == operand:
             kinds.setdefault(re.sub(r"C=\d+|\d+→\d+", "", case.name), []).append(case)
+    if not kinds:
+        pytest.skip("no case has this operand")
     for cases in kinds.values():
         for case in cases[:1] + cases[1:][-1:]:
             codegen.parse_case("sm_90", case)

@@ -153,8 +153,9 @@ def test_autocast_reads_what_is_expanded(name, layout, dimensions):
         pytest.skip("the kernels do not serve it")
     with torch.autocast("cpu", torch.bfloat16):
         y, wanted = forward(function, x, parameters), forward(function, x.contiguous(), parameters)
-    # Layouts may sum in different orders, so that a float32 sum near a tie is rounded to another bfloat16.
-    torch.testing.assert_close(y, wanted, rtol=2**-7, atol=1e-5)
+    # ConvReLU sums its layouts in different orders: a float32 sum near a tie may be rounded to the other bfloat16.
+    unit = 2**-7 if name == "conv_relu" else 0
+    torch.testing.assert_close(y, wanted, rtol=unit, atol=0)
 
 
 def test_columns_that_are_far_apart_take_no_longer():

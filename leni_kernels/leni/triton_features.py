@@ -229,6 +229,7 @@ def rows_contiguous(x, taps, start, row, column, inside, channel, height, width,
         flipped = flipped + (tap[:, None, None],)
     pointer = x - half * stride_h
     for i in tl.static_range(ROWS + KERNEL - 1):
+        # On both sides, where one would do: of fewer tests Triton 3.8 makes code that spills on sm_100.
         inside_row = has_channel[:, None] & (inside & (row >= half - i) & (row < height + half - i))[None, :]
         values = tl.load(tl.expand_dims(pointer, 2) + vector, tl.expand_dims(inside_row, 2), 0.0)
         if i >= half and i < half + ROWS:

@@ -110,7 +110,8 @@ def _channels_last_kernel(x, taps, weight, bias, mean, y, height, width, positio
         origin = tl.cast(first_tile + tile, index_type) * BLOCK_POSITIONS
         position = origin + tl.arange(0, BLOCK_POSITIONS)
         if BLOCK_CHANNELS < C and ROWS >= 4:
-            # The last one again in place of none: of each of many loads a test less to keep from block to block.
+            # The last one again in place of none: a test less of each load, and many to keep from block to block. Of
+            # two rows they are few, and without it sm_80 has registers for them.
             position = tl.minimum(position, positions - 1)
             inside = tl.full(position.shape, True, tl.int1)
         else:
