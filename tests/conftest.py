@@ -9,6 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # what several folders of tests share
+sys.path.insert(1, str(Path(__file__).parents[1] / "benchmarks"))
 
 # Tilings that whoever runs the tests has measured stay out of them, also of the processes that they start.
 os.environ["LENI_KERNELS_CACHE"] = str(Path(__file__).parent / "no-cache")
@@ -16,6 +17,10 @@ os.environ["LENI_KERNELS_CACHE"] = str(Path(__file__).parent / "no-cache")
 # On a GPU, too, float32 is compared with float32: by default PyTorch's convolutions are in TF32 there, and so are ours.
 torch.backends.cudnn.allow_tf32 = False
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from gpu import interpreter
+
+    interpreter.patch_once()
 
 LONG = ("test_in_the_interpreter", "test_a_short_rehearsal_runs_every_step", "test_on_the_oldest_triton",
         "test_the_front_end_takes_every_kind_of_case")

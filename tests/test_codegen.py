@@ -1,6 +1,6 @@
 """What the compilers make of the Triton kernels, on a machine without a GPU.
 
-Held for every kind of case: the front end takes it, on the oldest Triton in bfloat16. Held for a choice of them:
+Held for every kind of case: the front end takes it, on the oldest Triton in bfloat16. Held for a choice of cases:
 compilation succeeds, nothing spills (no stack, no STL or LDL; on AMD no stack and no spilled vector register), ptxas
 serialises no warpgroup product (C7515), the tile fits in shared memory, and x is read in loads as wide as its
 alignment allows. Matrix instructions are held where a kernel multiplies half or TF32 operands: HGMMA or UTC*MMA where
@@ -29,11 +29,11 @@ if triton_support.why_missing is not None:
 if triton_support.interpreting:
     pytest.skip("with TRITON_INTERPRET=1 there is nothing to compile", allow_module_level=True)
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+import codegen
+import triton
 
-import codegen  # noqa: E402
-import triton  # noqa: E402
+ROOT = Path(__file__).parents[1]
+ON_THE_OLDEST = triton.__version__.startswith("3.6.")
 
 LENI = ("leni channels-last C=64 k=3 bf16", "leni NCHW C=64 k=3 bf16")
 TRAINING = tuple(f"leni {which} gradient {layout} C=64 k=3 bf16"
@@ -57,45 +57,31 @@ EACH_KERNEL = (
     DEPTHWISE, "conv_relu bias channels-last bf16",
     "conv_relu sum bf16", "conv_relu layout bf16",
     "conv_relu to channels-last NCHW bf16",
-    "ada_relu channels-last bf16", "crelu channels-last bf16", "crelu backward channels-last bf16")
+    *(f"{name} channels-last bf16" for name in ("ada_relu", "ada_relu backward", "fully_parametric_relu", "crelu",
+                                                "crelu backward")))
 BRIEFLY = (LENI[0], TRAINING[2], CONV_RELU[0])
 CHOSEN = {
     "sm_90": (
-        *(f"leni {layout} C={channels} k=3 bf16"
-          for layout in ("channels-last", "NCHW") for channels in (16, 32, 64, 128, 256)),
-        "leni channels-last C=64 k=3 fp16", "leni channels-last C=64 k=7 bf16", "leni NCHW C=64 k=5 bf16",
-        "leni channels-last C=64 k=3 tf32", "leni NCHW C=64 k=3 tf32", "leni NCHW C=64 k=3 fp32",
-        "leni channels-last C=64 k=3 fp64",
-        *TRAINING, *NARROW, "leni statistics channels-last C=64 k=3 bf16",
+        *EACH_KERNEL,
+        *(f"leni {layout} C={channels} k=3 bf16" for layout in ("channels-last", "NCHW") for channels in (16, 256)),
+        "leni channels-last C=64 k=3 tf32", "leni NCHW C=64 k=3 fp32", "leni channels-last C=64 k=3 fp64",
         "leni weight gradient channels-last C=64 k=3 tf32",
-        *REBORN, "reborn statistics channels-last C=64 bf16", "reborn negative gradient NCHW C=64 bf16",
-        *(f"reborn {which} {layout} C=256 bf16" for which in ("tail", "weight gradient", "input gradient")
-          for layout in ("channels-last", "NCHW")),
-        "reborn tail channels-last C=16 bf16", "reborn tail NCHW C=64 tf32",
-        "reborn negative gradient channels-last C=64 tf32", "reborn weight gradient channels-last C=64 tf32",
+        "reborn tail NCHW C=256 bf16", "reborn weight gradient channels-last C=256 bf16",
+        "reborn tail NCHW C=64 tf32", "reborn negative gradient channels-last C=64 tf32",
         "reborn input gradient NCHW C=64 fp32", "reborn tail channels-last C=64 fp64",
-        *ALGEBRA, *SUMS, "leni fold of given C=64 bf16", "leni fold backward of given C=64 bf16",
-        "leni fold C=256 fp32", "leni fold backward C=256 fp32", "leni fold backward C=64 fp64",
-        *CONV_RELU,
+        "leni fold of given C=64 bf16", "leni fold backward of given C=64 bf16", "leni fold backward C=256 fp32",
+        "leni fold backward C=64 fp64",
         "conv_relu forward channels-last 256→256 k=3×3 bf16", "conv_relu forward channels-last 64→64 k=3×3 tf32",
         "conv_relu forward channels-last 64→64 k=3×3 groups=64 bf16", "conv_relu forward NCHW 64→64 k=3×3 bf16",
-        "conv_relu forward channels-last 128→128 k=3×3 bf16", "conv_relu forward NCHW 256→256 k=3×3 size=7 bf16",
-        "conv_relu forward channels-last 256→256 k=3×3 tf32",
-        "conv_relu input channels-last 64→64 k=3×3 bf16", "conv_relu input NCHW 256→256 k=3×3 bf16",
-        DEPTHWISE, "conv_relu bias channels-last bf16", "conv_relu sum bf16", "conv_relu layout bf16",
-        "conv_relu to channels-last NCHW bf16",
-        *POINTWISE,
-        *(f"{name} {layout} bf16" for layout in ("channels-last", "NCHW")
-          for name in ("ada_relu", "ada_relu backward", "fully_parametric_relu", "crelu", "crelu backward")),
+        "conv_relu input NCHW 256→256 k=3×3 bf16",
         "fully_parametric_relu backward channels-last fp32", "ada_relu backward of strided bf16",
         "fully_parametric_relu backward NCHW fp64",
     ),
-    "sm_80": (*EVERYWHERE, "leni channels-last C=256 k=3 bf16", TRAINING[0], TRAINING[2], *REBORN,
-              "reborn tail channels-last C=256 tf32", *ALGEBRA, *SUMS),
-    "sm_86": BRIEFLY, "sm_89": BRIEFLY, "sm_120": BRIEFLY,
-    "sm_100": (*EVERYWHERE, TRAINING[1], TRAINING[2], *REBORN, *ALGEBRA, *SUMS),
-    "gfx90a": BRIEFLY, "gfx1100": BRIEFLY,
+    "sm_80": (*EVERYWHERE, "leni channels-last C=256 k=3 bf16", TRAINING[0], TRAINING[2], *REBORN),
+    "sm_86": BRIEFLY, "sm_120": BRIEFLY,
+    "sm_100": (*EVERYWHERE, TRAINING[1], TRAINING[2], *REBORN),
     "gfx942": (*EVERYWHERE, TRAINING[0], TRAINING[2], *REBORN, *ALGEBRA, *SUMS),
+    "gfx1100": BRIEFLY,
 }
 
 
@@ -151,7 +137,10 @@ def test_spills_are_seen():
 @pytest.mark.parametrize("operand", operand_types("sm_90"))
 @pytest.mark.parametrize("room", codegen.ROOMS, ids=lambda room: room.__name__.removeprefix("leni_kernels."))
 def test_the_front_end_takes_every_kind_of_case(room, operand):
-    """Of cases that differ in their channels alone, the first and the last; ``make codegen`` compiles all."""
+    """Of cases that differ in their channels alone, the one with the fewest, on the oldest Triton with the most.
+
+    ``make codegen`` compiles all.
+    """
     kinds = {}
     for case in room.compile_cases("sm_90"):
         if case.operand == operand:
@@ -159,8 +148,7 @@ def test_the_front_end_takes_every_kind_of_case(room, operand):
     if not kinds:
         pytest.skip("no case has this operand")
     for cases in kinds.values():
-        for case in cases[:1] + cases[1:][-1:]:
-            codegen.parse_case("sm_90", case)
+        codegen.parse_case("sm_90", cases[-1 if ON_THE_OLDEST else 0])
 
 
 def test_every_case_has_its_own_name():
@@ -175,14 +163,13 @@ def test_every_kernel_has_a_case_with_64_bit_offsets_and_one_for_the_oldest_trit
     # What reads no activation has 64-bit offsets where it needs them, or none that large.
     assert {case.kernel for case in cases if case.constants.get("WIDE")} == {
         kernel for kernel in kernels if "WIDE" in kernel.arg_names}
-    chosen = set(EACH_KERNEL) & set(CHOSEN["sm_90"])
-    assert {case.kernel for case in cases if codegen.full_name(case) in chosen} == kernels
+    assert {case.kernel for case in cases if codegen.full_name(case) in EACH_KERNEL} == kernels
 
 
 # ---- the oldest Triton -------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(triton.__version__.startswith("3.6."), reason="this is the oldest Triton")
+@pytest.mark.skipif(ON_THE_OLDEST, reason="this is the oldest Triton")
 @oldest.needs_triton
 @pytest.mark.parametrize("which", [["-k", "front_end and bf16"], ["-m", "each_kernel"]], ids=" ".join)
 def test_on_the_oldest_triton(which):
@@ -217,8 +204,11 @@ def test_nothing_spills_or_waits_on_hopper(version):
     assert not [counts[fault] for fault in ("spilling", "serialised", "too_much_shared_memory") if counts[fault]]
 
 
+SPILLS = {("3.6.0", "sm_80"): ["conv_relu forward NCHW 256→256 k=3×3 size=7 bf16"]}
+"""Known, and left: rows of seven pixels are read pixel by pixel there."""
+
+
 @pytest.mark.parametrize(("version", "architecture"), [
     (version, architecture) for version, found in COUNTS.items() for architecture in found])
-def test_halves_of_common_sizes_do_not_spill(version, architecture):
-    noted = COUNTS[version][architecture]["spilling"]
-    assert not [name for name in noted if name in CHOSEN.get(architecture, ())]
+def test_nothing_else_spills(version, architecture):
+    assert list(COUNTS[version][architecture]["spilling"]) == SPILLS.get((version, architecture), [])

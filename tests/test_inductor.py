@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +12,6 @@ if triton_support.why_missing is not None:
     pytest.skip(triton_support.why_missing, allow_module_level=True)
 if triton_support.interpreting:
     pytest.skip("with TRITON_INTERPRET=1 there is nothing to compile", allow_module_level=True)
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import codegen
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -199,10 +199,10 @@ def _stands_for(case: Case, work: speed.Work, x: int, card: Card) -> float:
     return relu + max(work.flops / (card.product * REACHED["tensor"]), work.bytes / bandwidth)
 
 
-def predictions(card: Card, match: str, workers: int) -> Iterator[dict[str, Any]]:
-    """The rows of all cases that match, in their order, each as soon as it is there."""
+def predictions(card: Card, chosen: Sequence[Case], workers: int) -> Iterator[dict[str, Any]]:
+    """The rows of these cases, in their order, each as soon as it is there."""
     with ProcessPoolExecutor(workers, get_context("spawn"), ahead.drive, (card.architecture,)) as pool:
-        yield from pool.map(partial(predict, card=card), cases(match))
+        yield from pool.map(partial(predict, card=card), chosen)
 
 
 # ---- the command -------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def run(name: str, match: str, workers: int, path: Path | None) -> None:
 
     card, measured = CARDS[name], _measured(name)
     rows = []
-    for row in predictions(card, match, workers):
+    for row in predictions(card, cases(match), workers):
         rows.append({**row, **measured.get(row["case"], {})})
         print("\n".join(_lines(rows[-1])), flush=True)
     if path is not None:

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import torch
 
-from . import device, plan, records
+from leni_kernels import triton_support
+
+from . import device, interpreter, plan, records
 
 DEAD = 3
 
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = options.output / f"{options.step}.jsonl"
     step = importlib.import_module(f"gpu.{options.step}")
     here = device.here(options.rehearse)
+    if triton_support.interpreting:
+        interpreter.patch_once()
     _prepare(timed=options.step in ("speed", "kernels", "whole"))
     if options.step == "ahead":
         step.run_all(path, here, options.of, options.short, options.until)

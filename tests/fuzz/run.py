@@ -70,7 +70,8 @@ class Worker:
     def __init__(self, draws: Draws, patience: float = PATIENCE) -> None:
         self.patience = patience
         context = get_context("forkserver")
-        context.set_forkserver_preload(["leni_kernels"])  # imported once, and PyTorch with it
+        # Imported once, with PyTorch, and with what use_deterministic_algorithms imports.
+        context.set_forkserver_preload(["leni_kernels", "torch._inductor.config"])
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(draws, theirs), daemon=True)
         self.process.start()

@@ -33,13 +33,13 @@ def script_in(output, path):
 
 
 def test_a_campaign_that_is_always_the_same():
-    finished = run("run.py", "--seconds", 20, "--seed", 0)
+    finished = run("run.py", "--seconds", 12, "--seed", 0)
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
 def test_a_new_campaign():
     seed = random.SystemRandom().randrange(10**6)  # the other tests' seed is fixed
-    finished = run("run.py", "--seconds", 25, "--seed", seed)
+    finished = run("run.py", "--seconds", 15, "--seed", seed)
     print(finished.stdout)  # the seed too
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
