@@ -137,7 +137,7 @@ def test_spills_are_seen():
 @pytest.mark.parametrize("operand", operand_types("sm_90"))
 @pytest.mark.parametrize("room", codegen.ROOMS, ids=lambda room: room.__name__.removeprefix("leni_kernels."))
 def test_the_front_end_takes_every_kind_of_case(room, operand):
-    """Of cases that differ in their channels alone, the one with the fewest, on the oldest Triton with the most.
+    """Of cases that differ in their channels alone, the first, or on the oldest Triton the last.
 
     ``make codegen`` compiles all.
     """
