@@ -17,9 +17,11 @@ os.environ["LENI_KERNELS_CACHE"] = str(Path(__file__).parent / "no-cache")
 # On a GPU, too, float32 is compared with float32: by default PyTorch's convolutions are in TF32 there, and so are ours.
 torch.backends.cudnn.allow_tf32 = False
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    from gpu import interpreter
+from gpu import interpreter  # noqa: E402  (not before the environment is as it shall be)
 
+from leni_kernels import triton_support  # noqa: E402
+
+if triton_support.interpreting and triton_support.why_missing is None:
     interpreter.patch_once()
 
 LONG = ("test_in_the_interpreter", "test_a_short_rehearsal_runs_every_step", "test_on_the_oldest_triton",
