@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-INCLUDED = re.compile(r'^--8<-- "(?P<path>[^"]+)"$', re.MULTILINE)
+INCLUDED = re.compile(r'--8<-- "(?P<path>[^"]+)"')
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)(?P<path>[^)#\s]+)(?=[)#])")
 
 
@@ -28,21 +28,16 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put in the files that a page includes, and let links to the checkout lead to where the site has what they name."""
+    """Put in the file that a page includes, and let links to the checkout lead to where the site has what they name."""
     source = page.file.src_uri
-    included = INCLUDED.search(markdown)
+    folder = posixpath.join("docs", posixpath.dirname(source))
+    included = INCLUDED.fullmatch(markdown.strip())
     if included:
-        markdown = INCLUDED.sub(lambda match: (ROOT / match["path"]).read_text(encoding="utf-8"), markdown)
-        folder = "."  # as the included file, at the root, sees them
-    else:
-        folder = posixpath.join("docs", posixpath.dirname(source))
+        folder, markdown = ".", (ROOT / included["path"]).read_text(encoding="utf-8")
     return LINK.sub(lambda match: _in_site(match["path"], folder, source), markdown)
 
 
 def _in_site(link: str, folder: str, source: str) -> str:
     path = posixpath.normpath(posixpath.join(folder, link))
-    if path.startswith("docs/"):
-        target = path.removeprefix("docs/")
-    else:
-        target = PAGES.get(path, path)
+    target = PAGES.get(path, path.removeprefix("docs/"))
     return posixpath.relpath(target, posixpath.dirname(source) or ".")
