@@ -36,7 +36,7 @@ def parameter_groups(model: nn.Module, weight_decay: float = 5e-4, threshold_wei
 
     Args:
         model: any module; one block will do.
-        weight_decay: of the weights; 5e-4 is that of Cai, Peng, Shen 2023.
+        weight_decay: of the weights; 5e-4 is that of Cai, Huang, Peng 2021.
         threshold_weight_decay: of the thresholds, which Gao, Cai, Ji 2020 regularise by L2 as they do weights;
             None for ``weight_decay``.
         slope_weight_decay: of the slopes. Decay would pull a positive slope away from the 1 at which it starts
