@@ -53,8 +53,34 @@ def why_not_build() -> str | None:
     return None
 
 
+# As csrc/kernels/target.h names them. One that a mechanism has no kernels for makes an object with an empty table.
+INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
+
+
+def for_each_instruction_set(source: Path, folder: Path) -> list[str]:
+    """A mechanism's csrc/<mechanism>/kernels.cpp, once for each instruction set, as sources in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = []
+    for isa in INSTRUCTION_SETS:
+        path = folder / f"{source.parent.name}_{isa}.cpp"
+        text = (f"#define LENI_KERNELS_ISA LENI_KERNELS_{isa.upper()}\n"
+                f'#include "{source.parent.name}/{source.name}"\n')
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:  # else it would be compiled again
+            path.write_text(text, encoding="utf-8")
+        sources.append(str(path))
+    return sources
+
+
 class BuildIfPossible(BuildExtension):
     """Builds the extension, or leaves the package without it."""
+
+    def build_extensions(self) -> None:
+        for extension in self.extensions:
+            kernels = [Path(source) for source in extension.sources if Path(source).name == "kernels.cpp"]
+            others = [source for source in extension.sources if Path(source) not in kernels]
+            each = [for_each_instruction_set(source, Path(self.build_temp)) for source in kernels]
+            extension.sources = sum(each, []) + others
+        super().build_extensions()
 
     def run(self) -> None:
         reason = why_not_build()
@@ -79,14 +105,13 @@ setup(
     ext_modules=[
         CppExtension(
             "leni_kernels._C",
-            sorted(str(path) for path in Path("csrc").glob("*.cpp")),
-            depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
+            sorted(str(path) for path in Path("csrc").rglob("*.cpp")),
+            depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
             include_dirs=[str(Path("csrc").resolve())],
             define_macros=MACROS,
             extra_compile_args=[
                 *OPTIMISATION, "-std=c++20", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall",
-                # GCC 12's own AVX-512 intrinsics read a variable that they leave undefined on purpose.
-                "-Wno-uninitialized", "-Wno-maybe-uninitialized",
+                "-Wextra",
             ],
             extra_link_args=LINKED,
             py_limited_api=True,
