@@ -8,10 +8,12 @@ With LENI_KERNELS_REQUIRE_EXTENSION=1 in the environment the installation fails 
 that goes to others.
 """
 
+import json
 import os
 import shutil
 import sys
 import sysconfig
+from itertools import chain
 from pathlib import Path
 
 from setuptools import setup
@@ -76,10 +78,10 @@ class BuildIfPossible(BuildExtension):
 
     def build_extensions(self) -> None:
         for extension in self.extensions:
-            kernels = [Path(source) for source in extension.sources if Path(source).name == "kernels.cpp"]
-            others = [source for source in extension.sources if Path(source) not in kernels]
-            each = [for_each_instruction_set(source, Path(self.build_temp)) for source in kernels]
-            extension.sources = sum(each, []) + others
+            kernels = [source for source in extension.sources if Path(source).name == "kernels.cpp"]
+            others = [source for source in extension.sources if source not in kernels]
+            each = [for_each_instruction_set(Path(source), Path(self.build_temp)) for source in kernels]
+            extension.sources = [*chain(*each), *others]
         super().build_extensions()
 
     def run(self) -> None:
@@ -101,6 +103,20 @@ class BuildIfPossible(BuildExtension):
         print(f"leni_kernels: installing without the C++ backend: {reason}.", file=sys.stderr)
 
 
+class CompileCommands(BuildExtension):
+    """Writes compile_commands.json: how each file of csrc/ is compiled, for editors; kernels as generic ones."""
+
+    def build_extensions(self) -> None:
+        extension, = self.extensions
+        folders = [f"-I{folder}" for folder in (*extension.include_dirs, *self.compiler.include_dirs)]
+        macros = [f"-D{name}" if value is None else f"-D{name}={value}" for name, value in extension.define_macros]
+        command = ["c++", *folders, *macros, *extension.extra_compile_args]
+        files = [("c++", file) for file in extension.sources] + [("c++-header", file) for file in extension.depends]
+        commands = [{"directory": str(Path.cwd()), "file": file, "arguments": [*command, "-x", kind, file]}
+                    for kind, file in files]
+        Path("compile_commands.json").write_text(json.dumps(commands, indent=1), encoding="utf-8")
+
+
 setup(
     ext_modules=[
         CppExtension(
@@ -117,6 +133,6 @@ setup(
             py_limited_api=True,
         )
     ],
-    cmdclass={"build_ext": BuildIfPossible},
+    cmdclass={"build_ext": BuildIfPossible, "compile_commands": CompileCommands},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

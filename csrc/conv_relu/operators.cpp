@@ -1,8 +1,4 @@
 // The operators leni_kernels::conv_relu*_cpp: check what the kernels rely on, allocate, choose the instruction set.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdint>
 #include <optional>
 #include <tuple>
@@ -12,6 +8,7 @@
 #include "kernels/kernel.h"
 #include "pytorch/checks.h"
 #include "pytorch/host.h"
+#include "pytorch/stable.h"
 #include "pytorch/tensors.h"
 
 namespace leni_kernels::conv_relu {

@@ -1,8 +1,4 @@
 // The operators leni_kernels::leni_*_cpp: check what the kernels rely on, allocate, and put passes and norms together.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <optional>
@@ -11,8 +7,9 @@
 
 #include "leni/problem.h"
 #include "pytorch/host.h"
+#include "pytorch/stable.h"
 #include "pytorch/tensors.h"
-#include "two_branch/batch_norms.h"
+#include "two_branch/norms.h"
 #include "two_branch/tensors.h"
 
 namespace leni_kernels::leni {

@@ -1,11 +1,5 @@
 // The operators leni_kernels::{ada_relu, fully_parametric_relu, crelu}_cpp and their backward: check what the kernels
 // rely on, allocate, describe layouts as sequences, and choose the instruction set.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -19,6 +13,7 @@
 #include "pointwise/problem.h"
 #include "pytorch/checks.h"
 #include "pytorch/host.h"
+#include "pytorch/stable.h"
 #include "pytorch/tensors.h"
 
 namespace leni_kernels::pointwise {

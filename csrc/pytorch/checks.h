@@ -1,12 +1,11 @@
 // What the operators check of their tensors because the kernels rely on it. ``op`` is the operator that is called.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <cstdint>
 
 #include "kernels/kernel.h"
+#include "pytorch/stable.h"
 #include "pytorch/tensors.h"
 
 namespace leni_kernels {

@@ -1,8 +1,5 @@
 #include "pytorch/host.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <exception>
@@ -11,6 +8,7 @@
 #include <mutex>
 #include <string>
 
+#include "pytorch/stable.h"
 #include "pytorch/tensors.h"
 
 #if defined(LENI_STD_THREADS)

@@ -2,13 +2,12 @@
 // operator up by its name each time, which takes longer than a kernel on a small activation.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+
+#include "pytorch/stable.h"
 
 namespace leni_kernels {
 

@@ -1,9 +1,5 @@
 // The operators leni_kernels::reborn_*_cpp: check what the kernels rely on, allocate, and put the deconvolution, the
 // passes behind it and the norm together.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
@@ -13,9 +9,10 @@
 
 #include "pytorch/checks.h"
 #include "pytorch/host.h"
+#include "pytorch/stable.h"
 #include "pytorch/tensors.h"
 #include "reborn/problem.h"
-#include "two_branch/batch_norms.h"
+#include "two_branch/norms.h"
 #include "two_branch/tensors.h"
 
 namespace leni_kernels::reborn {

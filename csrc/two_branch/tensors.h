@@ -2,10 +2,6 @@
 // activations, and parameters of any dtype and strides as arrays.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -17,8 +13,9 @@
 #include "kernels/bfloat16.h"
 #include "kernels/kernel.h"
 #include "pytorch/checks.h"
+#include "pytorch/stable.h"
 #include "pytorch/tensors.h"
-#include "two_branch/batch_norms.h"
+#include "two_branch/norms.h"
 #include "two_branch/problem.h"
 
 namespace leni_kernels::two_branch {

@@ -13,7 +13,7 @@ from torch.utils.cpp_extension import include_paths
 CSRC = Path(__file__).parents[2] / "csrc"
 ALL = sorted(path.relative_to(CSRC) for path in CSRC.rglob("*.h"))
 TEXTS = {header: (CSRC / header).read_text(encoding="utf-8") for header in ALL}
-OF_PYTORCH = [header for header in ALL if "#include <torch/" in TEXTS[header]]
+OF_PYTORCH = [header for header in ALL if re.search('#include (<torch|"pytorch)/', TEXTS[header])]
 OF_KERNELS = [header for header in ALL if header not in OF_PYTORCH]
 OF_A_SET = [header for header in ALL if "\nLENI_KERNELS_BEGIN\n" in TEXTS[header]]
 
@@ -75,12 +75,3 @@ def test_nothing_is_included_where_an_instruction_set_may_be_used(header):
     before, inside = TEXTS[header].split("\nLENI_KERNELS_BEGIN\n")
     assert '#include "kernels/target.h"\n' in before
     assert "#include" not in inside
-
-
-def test_all_rooms_are_there():
-    """Whoever knows one mechanism's folder finds the same in every other."""
-    mechanisms = {path.parent for path in CSRC.glob("*/kernels.cpp")}
-    assert len(mechanisms) >= 4
-    for folder in mechanisms:
-        for room in ("problem.h", "operators.cpp", "kernels.cpp", "forward.h", "backward.h"):
-            assert (folder / room).is_file(), f"{folder.name} has no {room}"
