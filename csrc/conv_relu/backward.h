@@ -13,15 +13,13 @@ LENI_KERNELS_BEGIN
 namespace leni_kernels::conv_relu::inline LENI_KERNELS_TARGET {
 
 inline void input_gradient(const ConvReluGradientProblem& problem, const Host& host) {
-  for_scalar(problem.scalar, [&](auto x, auto scale) {
-    gradients::input_gradient<decltype(x), decltype(scale)>(problem, host);
-  });
+  for_scalar(problem.scalar,
+             [&](auto x, auto scale) { gradients::input_gradient<decltype(x), decltype(scale)>(problem, host); });
 }
 
 inline void weight_gradient(const ConvReluGradientProblem& problem, const Host& host) {
-  for_scalar(problem.scalar, [&](auto x, auto scale) {
-    gradients::weight_gradient<decltype(x), decltype(scale)>(problem, host);
-  });
+  for_scalar(problem.scalar,
+             [&](auto x, auto scale) { gradients::weight_gradient<decltype(x), decltype(scale)>(problem, host); });
 }
 
 }  // namespace leni_kernels::conv_relu::inline LENI_KERNELS_TARGET

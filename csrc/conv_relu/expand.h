@@ -185,8 +185,8 @@ struct PlanarExpander {
       planes[g] = static_cast<const T*>(problem.x.data) + c * problem.x.stride_channel;
       of_tap[g] = pieces.pieces + t * pieces.count;
       below[g] = problem.taps[t].below;
-      threshold[g] = V::broadcast(
-          bound<Value>(static_cast<const Scale*>(problem.threshold)[c * problem.tap_count + t], below[g]));
+      threshold[g] =
+          V::broadcast(bound<Value>(static_cast<const Scale*>(problem.threshold)[c * problem.tap_count + t], below[g]));
     }
     for (int64_t p = 0; p < pieces.count; ++p) {
       V values[group];

@@ -239,7 +239,7 @@ struct ForwardJob {
     const Plan<Product>& plan = job.plan;
     constexpr int64_t lanes = Vec<typename Product::Value>::width;
     const int64_t pitch = round_up(plan.tile_sites, Product::Acc::width) + kBeyond<Product>;
-    const int64_t sums = (plan.padded_outputs() + kBeyond<Product>) * pitch;
+    const int64_t sums = (plan.padded_outputs() + kBeyond<Product>)*pitch;
     const int64_t expanded = plan.block_steps * pitch + kOverrun;
     Room room{{job.problem, plan.tile_sites, job.host.scratch(kWindows, Windows::bytes(job.problem, plan.tile_sites))},
               {0, static_cast<Piece*>(job.host.scratch(kPieces, Pieces::bytes(job.problem, plan.tile_sites, lanes)))},
@@ -310,7 +310,7 @@ struct ForwardJob {
             tile.count);
       } else {
         PlanarExpander<Product, T, Scale>{problem, room.pieces}.run(group * plan.channels, depth, steps, room.pitch,
-                                                                     room.expanded);
+                                                                    room.expanded);
         multiply_all<Product, Channels::kRows, Out, Scale>(
             {steps, weight + group * weight_group + first * weight_row + step, weight_row, room.expanded, room.pitch,
              start, out, out_row, tile.count},
@@ -368,14 +368,10 @@ void convolve(const ConvReluProblem& problem, const Host& host) {
   if (problem.x.channels_last) pack_threshold<Value, Scale>(problem, threshold);
 
   const int64_t row = in_place ? problem.weight_stride[0] : plan.steps;
-  const ForwardJob<Product, T, Scale> job{problem,
-                                          host,
-                                          plan,
-                                          in_place ? static_cast<const Element*>(problem.weight) : packed,
-                                          row,
-                                          row * (in_place ? plan.outputs : plan.padded_outputs()),
-                                          bias,
-                                          threshold};
+  const ForwardJob<Product, T, Scale> job{problem, host,
+                                          plan,    in_place ? static_cast<const Element*>(problem.weight) : packed,
+                                          row,     row * (in_place ? plan.outputs : plan.padded_outputs()),
+                                          bias,    threshold};
   host.parallel_for(plan.tiles * plan.groups * plan.chunks, &job, &ForwardJob<Product, T, Scale>::shares);
 }
 

@@ -27,8 +27,8 @@ namespace leni_kernels::conv_relu::inline LENI_KERNELS_TARGET {
 
 namespace gradients {
 
-constexpr int64_t kInputTileBytes = 320 * 1024;  // of a tile's dy and of one panel of its x and dx
-constexpr int64_t kLeastSites = 96;              // of a tile, where threads want more tiles
+constexpr int64_t kInputTileBytes = 320 * 1024;       // of a tile's dy and of one panel of its x and dx
+constexpr int64_t kLeastSites = 96;                   // of a tile, where threads want more tiles
 constexpr int kLaneSites = kPixelRows >= 12 ? 8 : 4;  // at a time in registers, where products are lane by lane
 
 // A tile of cells of x, and where the dy that reaches it is packed. Positions of cells and of outputs run alike, tap by
@@ -130,8 +130,7 @@ struct InputGradientJob {
     Scale* sums;  // [T][lanes]: Σ [x ≤ θ]·g
   };
 
-  void compute(const InputTile& tile, const Panel& panel, const Phase& phase, const Scale* grad,
-               int64_t chunk) const {
+  void compute(const InputTile& tile, const Panel& panel, const Phase& phase, const Scale* grad, int64_t chunk) const {
     Box cells = tile.cells;
     for (int d = 0; d < 3; ++d) cells.end[d + 1] = std::min(cells.end[d + 1], phase.cells[d]);
     if (cells.size(1) <= 0 || cells.size(2) <= 0 || cells.size(3) <= 0) return;

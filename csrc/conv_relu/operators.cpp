@@ -55,8 +55,14 @@ void check_parameters(const char* op, const Tensor& x, const Tensor& weight, con
 // The stride of a dimension of size 1 may be any number: here it is 1, as that of a missing dimension.
 Volume volume(const Tensor& tensor, bool channels_last) {
   const auto stride = [&](int64_t dimension) { return tensor.size(dimension) == 1 ? 1 : tensor.stride(dimension); };
-  Volume result{tensor.const_data_ptr(), tensor.size(0), tensor.size(1), {1, 1, 1},
-                      stride(0),               stride(1),      {1, 1, 1},      channels_last};
+  Volume result{tensor.const_data_ptr(),
+                tensor.size(0),
+                tensor.size(1),
+                {1, 1, 1},
+                stride(0),
+                stride(1),
+                {1, 1, 1},
+                channels_last};
   const int64_t missing = 5 - tensor.dim();
   for (int64_t i = 2; i < tensor.dim(); ++i) {
     result.size[i - 2 + missing] = tensor.size(i);
@@ -130,8 +136,8 @@ struct Convolution {
                     ": x must be [N, C, H, W] and weight [O, C, T]");
     STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == x.size(1) && t.size(1) == count, op, ": threshold must be [C, T]");
     STD_TORCH_CHECK(static_cast<int64_t>(offsets.size()) == 2 * count, op, ": a tap must have two offsets");
-    problem = {scalar_of(op, x), volume(x, channels_last), nullptr, 0, {1, 1, 1}, 1, w.size(0),
-               {1, x.size(2), x.size(3)}};
+    problem = {scalar_of(op, x), volume(x, channels_last), nullptr, 0, {1, 1, 1}, 1,
+               w.size(0),        {1, x.size(2), x.size(3)}};
     out_shape = {x.size(0), w.size(0), x.size(2), x.size(3)};
     for (int64_t i = 0; i < count; ++i) taps.push_back({{0, offsets[2 * i], offsets[2 * i + 1]}, below[i] != 0});
     set_parameters(as_type(w, wide(x)), as_type(t, wide(x)));
@@ -190,16 +196,18 @@ Tensor conv_relu_taps(const Tensor& x, const Tensor& weight, const Tensor& thres
 }
 
 ConvReluGradientProblem gradient_problem(const char* op, const Convolution& convolution, const Tensor& grad,
-                                               const Tensor& x) {
+                                         const Tensor& x) {
   check_gradient(op, grad, x, convolution.out_shape, "y's");
   return {convolution.problem, volume(grad, convolution.problem.x.channels_last)};
 }
 
 // The gradients of x, weight, threshold and bias, which has weight's dtype; one that is not needed is empty.
-std::tuple<Tensor, Tensor, Tensor, Tensor> conv_relu_backward(
-    const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& threshold, std::vector<int64_t> stride,
-    std::vector<int64_t> pads, std::vector<int64_t> dilation, int64_t groups, bool channels_last, bool needs_x,
-    bool needs_weight, bool needs_threshold, bool needs_bias) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> conv_relu_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                                              const Tensor& threshold, std::vector<int64_t> stride,
+                                                              std::vector<int64_t> pads, std::vector<int64_t> dilation,
+                                                              int64_t groups, bool channels_last, bool needs_x,
+                                                              bool needs_weight, bool needs_threshold,
+                                                              bool needs_bias) {
   constexpr const char* op = "conv_relu_backward_cpp";
   const Convolution convolution(op, x, weight, threshold, {stride, pads, dilation, groups, channels_last});
   ConvReluGradientProblem problem = gradient_problem(op, convolution, grad, x);

@@ -102,14 +102,12 @@ struct Grid {
 // ``site``: site (n, z, y, x) of the box goes to ``to`` + (((n·extent[0] + z)·extent[1] + y)·extent[2] + x)·to_site.
 template <class T, class Scale>
 void gather_box(const Volume& volume, const Box& box, const int64_t (&site)[3], const int64_t (&stride)[3],
-                int64_t first, int64_t channels, int64_t step, Scale* to, const int64_t (&extent)[3],
-                int64_t to_site) {
+                int64_t first, int64_t channels, int64_t step, Scale* to, const int64_t (&extent)[3], int64_t to_site) {
   for (int64_t n = 0; n < box.size(0); ++n) {
     for (int64_t z = 0; z < box.size(1); ++z) {
       for (int64_t y = 0; y < box.size(2); ++y) {
         const T* from = static_cast<const T*>(volume.data) + (box.begin[0] + n) * volume.stride_batch +
-                        first * volume.stride_channel +
-                        (site[0] + stride[0] * (box.begin[1] + z)) * volume.stride[0] +
+                        first * volume.stride_channel + (site[0] + stride[0] * (box.begin[1] + z)) * volume.stride[0] +
                         (site[1] + stride[1] * (box.begin[2] + y)) * volume.stride[1] +
                         (site[2] + stride[2] * box.begin[3]) * volume.stride[2];
         gather(from, box.size(3), stride[2] * volume.stride[2], channels, step * volume.stride_channel,

@@ -80,8 +80,7 @@ struct WeightGradientJob {
     Box cells = outputs;
     for (int d = 0; d < 3; ++d) {
       cells.begin[d + 1] = std::clamp<int64_t>(outputs.begin[d + 1] + taps.least[d], 0, phase.cells[d]);
-      cells.end[d + 1] =
-          std::clamp<int64_t>(outputs.end[d + 1] + taps.most[d], cells.begin[d + 1], phase.cells[d]);
+      cells.end[d + 1] = std::clamp<int64_t>(outputs.end[d + 1] + taps.most[d], cells.begin[d + 1], phase.cells[d]);
     }
     return cells;
   }
@@ -115,13 +114,12 @@ struct WeightGradientJob {
     for (int64_t n = 0; n < outputs.size(0); ++n) {
       for (int64_t z = outputs.begin[1] + tap.cell[0]; z < outputs.end[1] + tap.cell[0]; ++z) {
         for (int64_t y = outputs.begin[2] + tap.cell[1]; y < outputs.end[2] + tap.cell[1]; ++y) {
-          const bool exists =
-              z >= cells.begin[1] && z < cells.end[1] && y >= cells.begin[2] && y < cells.end[2];
+          const bool exists = z >= cells.begin[1] && z < cells.end[1] && y >= cells.begin[2] && y < cells.end[2];
           const int64_t count = outputs.size(3), start = outputs.begin[3] + tap.cell[2];
           const int64_t first = exists ? std::clamp<int64_t>(cells.begin[3] - start, 0, count) : count;
           const int64_t last = exists ? std::clamp<int64_t>(cells.end[3] - start, first, count) : count;
-          const int64_t row = ((n * cells.size(1) + z - cells.begin[1]) * cells.size(2) + y - cells.begin[2]) *
-                              cells.size(3);
+          const int64_t row =
+              ((n * cells.size(1) + z - cells.begin[1]) * cells.size(2) + y - cells.begin[2]) * cells.size(3);
           const Scale* from = x + (row + start - cells.begin[3]) * lanes;
           for (int64_t l = 0; l < lanes; l += width) {
             const V least = V::load(threshold + l), outside = V::zero().at_least(least);
@@ -212,9 +210,8 @@ void weight_gradient(const ConvReluGradientProblem& problem, const Host& host) {
     for_panels(panels.count, host, [&](int64_t index) {
       const Panel panel = panels[index];
       const Scale* sums = partial + panel.offset * problem.tap_count * panels.outputs;
-      panels.each_weight(panel, problem.tap_count, stride, [&](int64_t at, int64_t raw) {
-        static_cast<Scale*>(problem.dweight)[raw] = sums[at];
-      });
+      panels.each_weight(panel, problem.tap_count, stride,
+                         [&](int64_t at, int64_t raw) { static_cast<Scale*>(problem.dweight)[raw] = sums[at]; });
     });
   }
   if (problem.dbias == nullptr) return;

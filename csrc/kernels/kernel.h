@@ -40,7 +40,7 @@ inline int64_t even_share(int64_t total, int64_t most) { return ceil_div(total, 
 // In the namespace of a mechanism, after its struct Kernels: the tables of its kernels, which <mechanism>/kernels.cpp
 // defines, one for each instruction set. What a set has no kernel of its own for is null there, and that of a lesser
 // set serves.
-#define LENI_KERNELS_TABLES                                                                            \
-  extern const Kernels generic_kernels, avx2_kernels, avx512_kernels, avx512_bf16_kernels, amx_kernels; \
-  inline const Kernels* const tables[kIsas] = {&generic_kernels, &avx2_kernels, &avx512_kernels,        \
-                                               &avx512_bf16_kernels, &amx_kernels};
+#define LENI_KERNELS_TABLES                                                                                            \
+  extern const Kernels generic_kernels, avx2_kernels, avx512_kernels, avx512_bf16_kernels, amx_kernels;                \
+  inline const Kernels* const tables[kIsas] = {&generic_kernels, &avx2_kernels, &avx512_kernels, &avx512_bf16_kernels, \
+                                               &amx_kernels};

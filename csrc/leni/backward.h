@@ -14,16 +14,14 @@ LENI_KERNELS_BEGIN
 namespace leni_kernels::leni::inline LENI_KERNELS_TARGET {
 
 inline void weight_gradient(const GradientProblem& problem, const Host& host) {
-  for_kernel_size(problem.kernel_size, [&](auto branch) {
-    two_branch::weight_gradient<decltype(branch)>(problem, host);
-  });
+  for_kernel_size(problem.kernel_size,
+                  [&](auto branch) { two_branch::weight_gradient<decltype(branch)>(problem, host); });
 }
 
 inline void input_gradient(const GradientProblem& problem, const Host& host) {
   for_kernel_size(problem.kernel_size, [&]<int K>(Deconvolved<K>) {
-    for_scalar(problem.scalar, [&](auto x, auto scale) {
-      input_gradient<K, decltype(x), decltype(scale)>(problem, host);
-    });
+    for_scalar(problem.scalar,
+               [&](auto x, auto scale) { input_gradient<K, decltype(x), decltype(scale)>(problem, host); });
   });
 }
 

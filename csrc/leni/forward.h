@@ -1,4 +1,5 @@
-// LENI's forward pass, the folded form (two_branch/folded.h): all of inference, and what follows the statistics in training.
+// LENI's forward pass, the folded form (two_branch/folded.h): all of inference, and what follows the statistics in
+// training.
 #pragma once
 
 #include "kernels/kernel.h"

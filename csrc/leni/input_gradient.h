@@ -174,8 +174,7 @@ struct InputGradientJob {
     } else {
       Scale* to = s.negative + start;
       using Store = PlanarStore<Product, Scale, false, true>;
-      expanded.planar(
-          tile, Store{nullptr, to, sweeping.pixels, sweeping.pitch, x.channels, nullptr, constant});
+      expanded.planar(tile, Store{nullptr, to, sweeping.pixels, sweeping.pitch, x.channels, nullptr, constant});
     }
     multiply(start, count, s.grad, negative_weight, nullptr, s.negative);
   }
@@ -405,8 +404,9 @@ void input_gradient(const GradientProblem& problem, const Host& host) {
   pack_transposed(side, weight, 0, channels, transposed, positive);
   pack_transposed(side, weight, 1, channels, transposed, negative);
   std::fill(zeros, zeros + padded, Scale(0));
-  InputGradientJob<K, T, Scale> job{problem,  host,    {x, sloped, flipped}, sweeping, positive, negative, zeros,
-                                    straight, nullptr, nullptr, streams<T>(x)};
+  InputGradientJob<K, T, Scale> job{
+      problem, host,    {x, sloped, flipped}, sweeping, positive, negative, zeros, straight,
+      nullptr, nullptr, streams<T>(x)};
   const int64_t partial_size = job.partial_size();
   job.partial = static_cast<Scale*>(host.scratch(kPartial, chunks * partial_size * sizeof(Scale)));
   std::fill(job.partial, job.partial + chunks * partial_size, Scale(0));

@@ -171,8 +171,9 @@ Tensor folded_block(const Tensor& x, const Taps<Scale>& taps, const Scale* compr
   auto* weight = static_cast<Scale*>(host.scratch(kWeight, features * channels * sizeof(Scale)));
   std::vector<Scale> bias(channels), centre;
   fold(compress, compress_bias, scale, shift, weight, bias.data());
-  FoldedProblem problem{scalar_of(x), activation(x, channels_last), y.mutable_data_ptr(), weight,
-                        bias.data(),  taps.data,                    taps.kernel_size};
+  FoldedProblem problem{
+      scalar_of(x),    activation(x, channels_last), y.mutable_data_ptr(), weight, bias.data(), taps.data,
+      taps.kernel_size};
   if (mean != nullptr) {
     centre.assign(mean, mean + features);
     problem.positive_mean = centre.data();
@@ -283,8 +284,7 @@ LeniGradients leni_training_backward(const Tensor& grad, const Tensor& x, const 
       } else {
         std::fill_n(grad_weight, features * channels, Scale(0));
       }
-      const auto folded =
-          fold_backward(compress, scale, norms.fusion_bias, grad_weight, grad_bias.data());
+      const auto folded = fold_backward(compress, scale, norms.fusion_bias, grad_weight, grad_bias.data());
       const LeniNormGradients of_norms = norms_backward(norms, variance, folded.scale, folded.shift);
       result[2] = like(negative_weight, of_norms.negative_weight, x);
       result[3] = like(negative_bias, Vector(channels), x);  // β1 shifts what BN2 centres
@@ -299,8 +299,7 @@ LeniGradients leni_training_backward(const Tensor& grad, const Tensor& x, const 
     Tensor dx = empty_as(a, channels_last);
     std::vector<Scale> constant(features), slope(features), bias(channels);
     std::vector<Scale> grad_taps(channels * taps.kernel_size * taps.kernel_size);
-    through_statistics(mean, count, through.data(), through.data() + features, features, constant.data(),
-                       slope.data());
+    through_statistics(mean, count, through.data(), through.data() + features, features, constant.data(), slope.data());
     auto* weight = static_cast<Scale*>(host.scratch(kWeight, features * channels * sizeof(Scale)));
     fold(compress, Vector(channels), scale, norms.fusion_bias, weight, bias.data());
     problem.weight = weight;
@@ -321,9 +320,8 @@ LeniGradients leni_training_backward(const Tensor& grad, const Tensor& x, const 
 Tensor leni_eval(const Tensor& x, const Tensor& deconv_weight, const Tensor& negative_mean,
                  const Tensor& negative_variance, std::optional<Tensor> negative_weight,
                  std::optional<Tensor> negative_bias, const Tensor& fusion_mean, const Tensor& fusion_variance,
-                 std::optional<Tensor> fusion_weight, std::optional<Tensor> fusion_bias,
-                 const Tensor& compress_weight, std::optional<Tensor> compress_bias, double negative_eps,
-                 double fusion_eps, bool channels_last) {
+                 std::optional<Tensor> fusion_weight, std::optional<Tensor> fusion_bias, const Tensor& compress_weight,
+                 std::optional<Tensor> compress_bias, double negative_eps, double fusion_eps, bool channels_last) {
   constexpr const char* op = "leni_eval_cpp";
   check_activation(op, x, "x", channels_last);
   const int64_t channels = x.size(1), features = 2 * channels;

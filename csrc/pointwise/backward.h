@@ -1,7 +1,7 @@
 // AdaReLU, FullyParametricReLU and CReLU backward.
 //
-// T is the bytes of one activation. Reads x and dy and writes dx (3T; CReLU 4T), and sums the gradients of the parameters
-// meanwhile. That is the least, since each element is new. Saved for it: x.
+// T is the bytes of one activation. Reads x and dy and writes dx (3T; CReLU 4T), and sums the gradients of the
+// parameters meanwhile. That is the least, since each element is new. Saved for it: x.
 #pragma once
 
 #include <algorithm>

@@ -1,9 +1,9 @@
 // The elements of AdaReLU's, FullyParametricReLU's and CReLU's activations, as the kernels take them.
 //
 // A tensor is a sequence of elements in the order of y's memory, taken in blocks that fit in L1; a block of a strided
-// tensor is gathered there. Parameters stand either by rows (one to a run of elements, as in NCHW) or by columns (one to
-// an element, over and over, as in channels-last). Work is divided by the size of the problem alone and partial sums are
-// added in one order: equal bits for any number of threads.
+// tensor is gathered there. Parameters stand either by rows (one to a run of elements, as in NCHW) or by columns (one
+// to an element, over and over, as in channels-last). Work is divided by the size of the problem alone and partial sums
+// are added in one order: equal bits for any number of threads.
 #pragma once
 
 #include <algorithm>

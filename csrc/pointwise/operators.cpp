@@ -84,9 +84,7 @@ struct Steps {
 
   bool dense() const { return sizes.empty() || (sizes.size() == 1 && strides[0] == 1); }
 
-  Sequence sequence() const {
-    return {data, dense(), static_cast<int>(sizes.size()), sizes.data(), strides.data()};
-  }
+  Sequence sequence() const { return {data, dense(), static_cast<int>(sizes.size()), sizes.data(), strides.data()}; }
 
   // body(offset in elements) for each element.
   template <class Body>
@@ -360,8 +358,7 @@ std::tuple<Tensor, Tensor> ada_relu_backward(const Tensor& grad, const Tensor& x
 }
 
 Tensor fully_parametric_relu(const Tensor& x, const Tensor& positive_slope, const Tensor& negative_slope) {
-  return run_forward("fully_parametric_relu_cpp", Function::FullyParametricRelu, x,
-                     {&positive_slope, &negative_slope});
+  return run_forward("fully_parametric_relu_cpp", Function::FullyParametricRelu, x, {&positive_slope, &negative_slope});
 }
 
 std::tuple<Tensor, Tensor, Tensor> fully_parametric_relu_backward(const Tensor& grad, const Tensor& x,
@@ -391,8 +388,8 @@ Tensor crelu(const Tensor& x) {
   if (y.numel() == 0) return y;
   const Steps steps(x, order);
   const int64_t inner = inner_size(x, order);
-  chosen(tables, &Kernels::crelu, scalar)(
-      {scalar, steps.sequence(), x.numel() / inner, inner, y.mutable_data_ptr()}, Call());
+  chosen(tables, &Kernels::crelu, scalar)({scalar, steps.sequence(), x.numel() / inner, inner, y.mutable_data_ptr()},
+                                          Call());
   return y;
 }
 

@@ -177,7 +177,9 @@ Isa chosen_isa() {
 
 }  // namespace
 
-Call::Call() : Host{&leni_kernels::parallel_for, &leni_kernels::scratch, static_cast<int64_t>(torch::stable::get_num_threads())} {
+Call::Call()
+    : Host{&leni_kernels::parallel_for, &leni_kernels::scratch,
+           static_cast<int64_t>(torch::stable::get_num_threads())} {
   thread_scratch.enter();
 }
 

@@ -19,8 +19,8 @@ struct Call : Host {
 // The best instruction set of this CPU, or the lesser one that LENI_KERNELS_ISA names.
 Isa current_isa();
 
-// A mechanism's kernel for a pass, of the tables that its problem.h names: that of this CPU's instruction set, or of the
-// best lesser one that has it. Those beyond AVX-512 are for bfloat16 alone.
+// A mechanism's kernel for a pass, of the tables that its problem.h names: that of this CPU's instruction set, or of
+// the best lesser one that has it. Those beyond AVX-512 are for bfloat16 alone.
 template <class Kernels, class Kernel>
 Kernel chosen(const Kernels* const (&tables)[kIsas], Kernel Kernels::*pass, Scalar scalar) {
   const Isa best = scalar == Scalar::BFloat16 ? current_isa() : std::min(current_isa(), Isa::Avx512);

@@ -24,9 +24,9 @@ extern std::atomic<bool> fills_empty;
 // A dense tensor.
 inline Tensor empty_strided(Sizes sizes, Sizes strides, ScalarType type) {
   AtenTensorHandle tensor;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), aoti_torch_device_type_cpu(), 0, &tensor));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                  torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                                  aoti_torch_device_type_cpu(), 0, &tensor));
   Tensor result(tensor);
   if (fills_empty && result.numel() > 0) {
     std::memset(result.mutable_data_ptr(), 0xff, result.numel() * result.element_size());

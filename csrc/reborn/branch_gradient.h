@@ -132,8 +132,7 @@ void branch_gradient(const BranchGradientProblem& problem, const Host& host) {
 }
 
 inline void branch_gradient(const BranchGradientProblem& problem, const Host& host) {
-  for_scalar(problem.scalar,
-             [&](auto x, auto scale) { branch_gradient<decltype(x), decltype(scale)>(problem, host); });
+  for_scalar(problem.scalar, [&](auto x, auto scale) { branch_gradient<decltype(x), decltype(scale)>(problem, host); });
 }
 
 }  // namespace leni_kernels::reborn::inline LENI_KERNELS_TARGET

@@ -1,9 +1,9 @@
 // The last pass of Reborn's backward, where its deconvolution is dense and 3×3: the gradients of x and of D.
 //
-// Reads the gradients of z and of y and x, and writes x's gradient, 4T where T is the bytes of one activation tensor: what
-// goes through the deconvolution is written to no memory, since it meets the positive branch's gradient where its tiles
-// are transformed back, and D's gradient shares the transformed gradient of z. Overlaps of tiles come from cache, where
-// the transformed tiles stay. Saves nothing. In float.
+// Reads the gradients of z and of y and x, and writes x's gradient, 4T where T is the bytes of one activation tensor:
+// what goes through the deconvolution is written to no memory, since it meets the positive branch's gradient where its
+// tiles are transformed back, and D's gradient shares the transformed gradient of z. Overlaps of tiles come from cache,
+// where the transformed tiles stay. Saves nothing. In float.
 //
 // D's gradient is that of a convolution with x and z's gradient in each other's places: the tiles of z's gradient are
 // transformed as an input's, those of min(x, 0) as a gradient's.
@@ -127,9 +127,9 @@ inline void deconv_gradient(const DeconvGradientProblem& problem, const Host& ho
   const auto add = [&](int64_t begin, int64_t end) { run_chunks(job, end - begin, chunks, host, begin); };
   if (partial == nullptr) return add(0, pass.tiling.count);
   sum_in_parts(pass.tiling.count, pass.tiling.block, partial, size, chunks, host, add);
-  run_chunks(WinogradUnpacking{partial, channels, padded, pass.weight_size,
-                               static_cast<float*>(problem.ddeconv_weight)},
-             channels, std::min(channels, host.threads), host);
+  run_chunks(
+      WinogradUnpacking{partial, channels, padded, pass.weight_size, static_cast<float*>(problem.ddeconv_weight)},
+      channels, std::min(channels, host.threads), host);
 }
 
 }  // namespace leni_kernels::reborn::inline LENI_KERNELS_TARGET

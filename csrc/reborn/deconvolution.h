@@ -1,8 +1,8 @@
 // Reborn's dense 3×3 deconvolution in training, z = D ⋆ᵀ min(x, 0), and z's statistics.
 //
-// Reads x and writes z, 2T where T is the bytes of one activation tensor, the least: the statistics of z are summed where
-// its tiles are transformed back. Overlaps of tiles come from cache, where the transformed tiles stay. Saves nothing. In
-// float.
+// Reads x and writes z, 2T where T is the bytes of one activation tensor, the least: the statistics of z are summed
+// where its tiles are transformed back. Overlaps of tiles come from cache, where the transformed tiles stay. Saves
+// nothing. In float.
 #pragma once
 
 #include <algorithm>

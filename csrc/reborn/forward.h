@@ -1,5 +1,5 @@
-// Reborn's forward pass behind its deconvolution, the tail: the folded form (two_branch/folded.h) with a z that is given.
-// The deconvolution is deconvolution.h's or few.h's, or the library's.
+// Reborn's forward pass behind its deconvolution, the tail: the folded form (two_branch/folded.h) with a z that is
+// given. The deconvolution is deconvolution.h's or few.h's, or the library's.
 #pragma once
 
 #include "kernels/kernel.h"

@@ -205,7 +205,7 @@ using Integers = std::vector<int64_t>;
 
 Tensor convolution(const Tensor& x, const Tensor& weight, bool transposed, int64_t groups) {
   const Integers ones{1, 1}, padding(2, weight.size(2) / 2);
-  StableIValue stack[] = {from(x),    from(weight),     from(std::optional<Tensor>()), from(ones), from(padding),
+  StableIValue stack[] = {from(x),    from(weight),     from(std::optional<Tensor>()), from(ones),  from(padding),
                           from(ones), from(transposed), from(Integers{0, 0}),          from(groups)};
   return call("aten::convolution", stack);
 }
@@ -253,8 +253,8 @@ Tensor parameter_in(ScalarType type, const Tensor& parameter) {
   return result;
 }
 
-// z = D ⋆ᵀ min(x, 0) and the last pass of backward, in x's layout. A D of more precision than a bfloat16 x is rounded to
-// it, as autocast rounds it for the layer.
+// z = D ⋆ᵀ min(x, 0) and the last pass of backward, in x's layout. A D of more precision than a bfloat16 x is rounded
+// to it, as autocast rounds it for the layer.
 struct Deconvolution {
   Tensor weight;
   ScalarType given_type;
@@ -335,8 +335,8 @@ struct Deconvolution {
             : laid_out(convolution(grad_z, parameter_in(x.scalar_type(), weight), false, groups), channels_last);
     const Activation joined = activation(negative, channels_last);
     *dx = few ? negative : empty_as(x, channels_last);  // each element may take the place of the negative branch's
-    BranchGradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
-                                  compress, &joined};
+    BranchGradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last), compress,
+                                  &joined};
     problem.out = dx->mutable_data_ptr();
     run(&Kernels::branch_gradient, problem, host);
   }
@@ -425,10 +425,9 @@ Block block(const char* op, const Tensor& x, const Tensor& deconv_weight, const 
   return with_scale(a, [&](auto type) -> Block {
     using Scale = decltype(type);
     std::vector<Scale> moments(2 * channels);
-    const Tensor deconvolved =
-        z.has_value() ? *z
-                      : Deconvolution(op, a, deconv_weight, groups, channels_last, trains, host)
-                            .template forward<Scale>(a, mean.has_value() ? nullptr : &moments);
+    const Tensor deconvolved = z.has_value() ? *z
+                                             : Deconvolution(op, a, deconv_weight, groups, channels_last, trains, host)
+                                                   .template forward<Scale>(a, mean.has_value() ? nullptr : &moments);
     check_branches(op, a, deconvolved, channels_last);
     Vector statistics(moments.begin(), moments.end());
     if (mean.has_value()) {
@@ -537,8 +536,7 @@ RebornGradients reborn_training_backward(const Tensor& grad, const Tensor& x, co
     if (x.numel() > 0) {
       BranchGradientProblem problem{scalar_of(a), negative, activation(g, channels_last), weight};
       if (trains) {
-        through_statistics(mean, count, through.data(), through.data() + channels, channels, constant.data(),
-                           slope);
+        through_statistics(mean, count, through.data(), through.data() + channels, channels, constant.data(), slope);
         problem.constant = constant.data();
         problem.slope = slope;
       }

@@ -1,7 +1,7 @@
 // The folded form in one pass: y = weight · ([max(x, 0); z] − mean) + bias.
 //
-// LENI's reads x once and writes y once, 2T where T is the bytes of one activation tensor: no pass can do with less, since
-// every output needs an input and every input may matter. A tile of x is expanded into its positive part and its
+// LENI's reads x once and writes y once, 2T where T is the bytes of one activation tensor: no pass can do with less,
+// since every output needs an input and every input may matter. A tile of x is expanded into its positive part and its
 // deconvolved negative part, 2C values a pixel that stay in the L2 cache, and multiplied there by the packed weights.
 // Halo rows are read again from cache. Reborn's reads z beside x. Saves nothing.
 #pragma once
@@ -103,8 +103,8 @@ void planar_tile(const FoldedProblem& problem, const Packed<Product, Scale>& pac
   const Activation& x = problem.x;
   const int64_t plane = x.height * x.width, branch = packed.expansion.branch_steps;
   zero_planar_steps<Product>(packed.expansion, x.channels, pixels, expanded);
-  const Store store{expanded,   expanded + branch * pixels, pixels,
-                    tile.pitch, x.channels,                 packed.minus_mean, packed.minus_mean + x.channels};
+  const Store store{expanded,          expanded + branch * pixels,    pixels, tile.pitch, x.channels,
+                    packed.minus_mean, packed.minus_mean + x.channels};
   using Expander = typename Branch::template Planar<Product, T, Scale, Store>;
   Expander{x, packed.expansion, tile, store}.run();
   const Runs runs(x, tile);
@@ -126,8 +126,13 @@ void interleaved_tile(const FoldedProblem& problem, const Packed<Product, Scale>
   const int64_t steps = 2 * packed.expansion.branch_steps, branch = packed.expansion.branch_steps * Product::group;
   auto* values = reinterpret_cast<typename Store::Value*>(expanded);
   zero_interleaved_steps(branch, x.channels, tile.rows * tile.pitch, values);
-  const Store store{values,     values + branch,         Vec<Scale>::width,
-                    2 * branch, tile.pitch * 2 * branch, packed.minus_mean, packed.minus_mean + x.channels};
+  const Store store{values,
+                    values + branch,
+                    Vec<Scale>::width,
+                    2 * branch,
+                    tile.pitch * 2 * branch,
+                    packed.minus_mean,
+                    packed.minus_mean + x.channels};
   using Expander = typename Branch::template Interleaved<Product, T, Scale, Store>;
   Expander{x, packed.expansion, tile, store}.run();
   const Runs runs(x, tile);

@@ -16,8 +16,8 @@ struct Activation {
   bool channels_last;
 };
 
-// The problems below are of a = [max(x, 0); z]. LENI's z is taps ⋆ᵀ min(x, 0), with taps [C, k, k]; Reborn's is given, and
-// there are no taps. Parameters and statistics are contiguous, of double where x is, else of float.
+// The problems below are of a = [max(x, 0); z]. LENI's z is taps ⋆ᵀ min(x, 0), with taps [C, k, k]; Reborn's is given,
+// and there are no taps. Parameters and statistics are contiguous, of double where x is, else of float.
 
 // y = weight · (a − mean) + bias. weight [C, 2C], bias [C] and both halves of the mean, [C] each or null for 0. y is
 // contiguous in x's order.

@@ -199,9 +199,8 @@ void statistics(const StatisticsProblem& problem, const Host& host) {
 
 template <class Branch>
 void statistics(const StatisticsProblem& problem, const Host& host) {
-  for_scalar(problem.scalar, [&](auto x, auto scale) {
-    statistics<Branch, decltype(x), decltype(scale)>(problem, host);
-  });
+  for_scalar(problem.scalar,
+             [&](auto x, auto scale) { statistics<Branch, decltype(x), decltype(scale)>(problem, host); });
 }
 
 }  // namespace leni_kernels::two_branch::inline LENI_KERNELS_TARGET

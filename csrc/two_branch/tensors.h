@@ -146,9 +146,8 @@ void scatter(const From* from, const Tensor& tensor) {
 // A tensor's elements into another of its sizes.
 inline void copy(const Tensor& from, const Tensor& to) {
   if (from.is_contiguous()) {
-    with_type(from.scalar_type(), [&](auto type) {
-      scatter(static_cast<const decltype(type)*>(from.const_data_ptr()), to);
-    });
+    with_type(from.scalar_type(),
+              [&](auto type) { scatter(static_cast<const decltype(type)*>(from.const_data_ptr()), to); });
   } else {
     Vector values(from.numel());
     gather(from, values.data());
@@ -215,8 +214,8 @@ inline Activation activation(const Tensor& x, bool channels_last) {
     return x.size(dimension) == 1 ? of_one : x.stride(dimension);
   };
   const int64_t row = stride(2, 1), column = stride(3, channels_last ? row : 1);
-  return {x.const_data_ptr(), x.size(0), x.size(1), x.size(2), x.size(3), stride(0, 1), stride(1, 1), row, column,
-          channels_last};
+  return {x.const_data_ptr(), x.size(0),    x.size(1), x.size(2), x.size(3),
+          stride(0, 1),       stride(1, 1), row,       column,    channels_last};
 }
 
 // ---- norms -----------------------------------------------------------------------------------------------------

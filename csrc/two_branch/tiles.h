@@ -92,7 +92,6 @@ struct Runs {
         length(tile.columns == x.width ? tile.rows * tile.columns : tile.columns) {}
 };
 
-
 // A tile of an activation as [pixel][channels padded] (channels-last) or [channel][pixels] (NCHW), rows ``pitch``
 // apart.
 template <class T, class Scale>

@@ -130,10 +130,9 @@ void weight_gradient(const GradientProblem& problem, const Host& host) {
   auto* bias = static_cast<double*>(host.scratch(kPartialBias, chunks * padded * sizeof(double)));
   std::fill(bias, bias + chunks * padded, 0.0);
   const WeightGradientJob<Branch, T, Scale> job{problem, host, {x, problem.taps, memory, problem.z}, tiling, minus_mean,
-                                           partial, bias};
-  sum_in_parts(tiles, 1, partial, features * padded, chunks, host, [&](int64_t begin, int64_t end) {
-    run_chunks(job, end - begin, chunks, host, begin);
-  });
+                                                partial, bias};
+  sum_in_parts(tiles, 1, partial, features * padded, chunks, host,
+               [&](int64_t begin, int64_t end) { run_chunks(job, end - begin, chunks, host, begin); });
   for (int64_t o = 0; o < x.channels; ++o) {
     for (int64_t f = 0; f < features; ++f) {
       static_cast<Scale*>(problem.dweight)[o * features + f] = partial[f * padded + o];
@@ -146,9 +145,8 @@ void weight_gradient(const GradientProblem& problem, const Host& host) {
 
 template <class Branch>
 void weight_gradient(const GradientProblem& problem, const Host& host) {
-  for_scalar(problem.scalar, [&](auto x, auto scale) {
-    weight_gradient<Branch, decltype(x), decltype(scale)>(problem, host);
-  });
+  for_scalar(problem.scalar,
+             [&](auto x, auto scale) { weight_gradient<Branch, decltype(x), decltype(scale)>(problem, host); });
 }
 
 }  // namespace leni_kernels::two_branch::inline LENI_KERNELS_TARGET

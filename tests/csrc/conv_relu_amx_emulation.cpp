@@ -32,8 +32,14 @@ bool same(const Case& c, bool channels_last) {
   }
   ConvReluProblem problem{};
   problem.scalar = Scalar::BFloat16;
-  problem.x = {x.data(), c.batch, c.channels, {1, h, w}, c.channels * h * w, channels_last ? 1 : h * w,
-               {0, channels_last ? w * c.channels : w, channels_last ? c.channels : 1}, channels_last};
+  problem.x = {x.data(),
+               c.batch,
+               c.channels,
+               {1, h, w},
+               c.channels * h * w,
+               channels_last ? 1 : h * w,
+               {0, channels_last ? w * c.channels : w, channels_last ? c.channels : 1},
+               channels_last};
   problem.taps = list.data();
   problem.tap_count = taps;
   for (int d = 0; d < 3; ++d) problem.stride[d] = d == 0 ? 1 : c.stride;

@@ -1,6 +1,6 @@
-// Runs LENI's AMX kernel with its tile registers emulated, against the generic kernel, on inputs whose products and sums
-// are exact in bfloat16 and float: the results must be equal to the bit. Prints the number of cases, or the first that
-// differs. Built by test_amx_emulation.py from this file and csrc/leni/kernels.cpp for both instruction sets.
+// Runs LENI's AMX kernel with its tile registers emulated, against the generic kernel, on inputs whose products and
+// sums are exact in bfloat16 and float: the results must be equal to the bit. Prints the number of cases, or the first
+// that differs. Built by test_amx_emulation.py from this file and csrc/leni/kernels.cpp for both instruction sets.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
