@@ -82,6 +82,7 @@ class BuildIfPossible(BuildExtension):
             others = [source for source in extension.sources if source not in kernels]
             each = [for_each_instruction_set(Path(source), Path(self.build_temp)) for source in kernels]
             extension.sources = [*chain(*each), *others]
+            extension.depends = [*extension.depends, *kernels]
         super().build_extensions()
 
     def run(self) -> None:

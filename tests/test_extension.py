@@ -1,5 +1,6 @@
 """The C++ extension: built where that is possible and left out where it is not, and one build for every PyTorch."""
 
+import json
 import os
 import re
 import runpy
@@ -155,6 +156,16 @@ def test_a_compiler_that_fails_leaves_it_out_unless_it_is_required(checkout):
     assert extensions == []
     process, _ = build(checkout, "wheel", CXX="false", LENI_KERNELS_REQUIRE_EXTENSION="1")
     assert process.returncode != 0
+
+
+@pytest.mark.skipif(shutil.which(COMPILER[0]) is None, reason="no C++ compiler")
+def test_an_editor_is_told_how_files_are_compiled(checkout):
+    subprocess.run([sys.executable, "setup.py", "-q", "compile_commands"], cwd=checkout, check=True)
+    command, = json.loads((checkout / "compile_commands.json").read_text(encoding="utf-8"))
+    assert command["file"] == "csrc/module.cpp"
+    arguments = [*COMPILER, *command["arguments"][1:], "-fsyntax-only"]
+    process = subprocess.run(arguments, cwd=command["directory"], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
 
 
 # ---- one build for every PyTorch -----------------------------------------------------------------------------
