@@ -1,6 +1,7 @@
 """Learnable activations for CNNs at the price of a ReLU: LENI, Reborn, ConvReLU, AdaReLU, FullyParametricReLU."""
 
 from . import functional
+from ._version import __version__ as __version__
 from .backends import BackendUnavailableError, explain, use_backend
 from .conv_relu.modules import ConvReLU1d, ConvReLU2d, ConvReLU3d
 from .folding import fold
@@ -9,8 +10,6 @@ from .leni.reference import Norm
 from .pointwise.modules import AdaReLU, CReLU, FullyParametricReLU
 from .recipes import AlternatingSchedule, parameter_groups
 from .surgery import replace_relu
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AdaReLU",
