@@ -78,11 +78,10 @@ def why_not_build() -> str | None:
 
 def why_not_compile(compiler: list[str]) -> str | None:
     """The reason ``compiler``, a command and its first arguments, cannot compile the extension, or None."""
-    command = shlex.join(compiler)
     if shutil.which(compiler[0]) is None:
-        return f"there is no compiler '{command}'; {WANTED}"
+        return f"there is no compiler '{compiler[0]}'; {WANTED}"
     if not compiles(compiler, CPP20):
-        return f"'{command} {STANDARD}' compiles no C++20; {WANTED}"
+        return f"'{shlex.join(compiler)} {STANDARD}' compiles no C++20; {WANTED}"
     if not compiles(compiler, "#include <Python.h>"):
         return "Python.h is missing; the headers of this Python are wanted (python3-dev, for example)"
     return None
@@ -153,26 +152,25 @@ def described() -> str:
                         re.search(r'"(.+)"', version)[1])
 
 
-if __name__ == "__main__":
-    setup(
-        long_description=described(),
-        long_description_content_type="text/markdown",
-        ext_modules=[
-            CppExtension(
-                "leni_kernels._C",
-                csrc(".cpp"),
-                depends=csrc(".h"),
-                include_dirs=[str(ROOT / "csrc")],
-                define_macros=MACROS,
-                extra_compile_args=[
-                    *OPTIMISATION, STANDARD, "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall",
-                    # GCC 12's own AVX-512 intrinsics read a variable that they leave undefined on purpose.
-                    "-Wno-uninitialized", "-Wno-maybe-uninitialized",
-                ],
-                extra_link_args=LINKED,
-                py_limited_api=LIMITED_API,
-            )
-        ],
-        cmdclass={"build_ext": BuildIfPossible},
-        options={"bdist_wheel": {"py_limited_api": "cp310"}} if LIMITED_API else {},
-    )
+setup(
+    long_description=described(),
+    long_description_content_type="text/markdown",
+    ext_modules=[
+        CppExtension(
+            "leni_kernels._C",
+            csrc(".cpp"),
+            depends=csrc(".h"),
+            include_dirs=[str(ROOT / "csrc")],
+            define_macros=MACROS,
+            extra_compile_args=[
+                *OPTIMISATION, STANDARD, "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall",
+                # GCC 12's own AVX-512 intrinsics read a variable that they leave undefined on purpose.
+                "-Wno-uninitialized", "-Wno-maybe-uninitialized",
+            ],
+            extra_link_args=LINKED,
+            py_limited_api=LIMITED_API,
+        )
+    ],
+    cmdclass={"build_ext": BuildIfPossible},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if LIMITED_API else {},
+)

@@ -49,7 +49,7 @@ def questions() -> Iterator[tuple[str, Callable[[], str]]]:
 
 
 def answer(ask: Callable[[], str]) -> str:
-    """What ``ask`` returns, in one line of no great length; or the error it raises, since this is run where something is broken."""
+    """What ``ask`` returns, or the error that it raises, in one line: this is run where something is broken."""
     try:
         said = ask()
     except Exception as error:

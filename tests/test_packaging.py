@@ -1,10 +1,8 @@
 """The package as built and installed: archives, wheels, what a machine without a compiler gets, an import's effects."""
 
-import importlib.util
 import os
 import re
 import shutil
-import stat
 import subprocess
 import sys
 import tarfile
@@ -12,21 +10,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from setuptools import Distribution, Extension
 
 import leni_kernels
 
 ROOT = Path(__file__).parent.parent
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def setup():
-    """What setup.py defines; it builds something only where it is the program."""
-    spec = importlib.util.spec_from_file_location("leni_kernels_setup", ROOT / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +30,10 @@ def tracked():
 @pytest.fixture(scope="module")
 def old_compiler(tmp_path_factory):
     """A compiler that has not heard of C++20."""
-    return program(tmp_path_factory.mktemp("compiler") / "c++", '#!/bin/sh\ncase "$*" in *c++20*) exit 1;; esac\n')
-
-
-def program(path, text):
-    path.write_text(text, encoding="utf-8")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return path
+    compiler = tmp_path_factory.mktemp("compiler") / "c++"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *c++20*) exit 1;; esac\n', encoding="utf-8")
+    compiler.chmod(0o755)
+    return compiler
 
 
 def built(what, folder, out, **environment):
@@ -101,8 +86,8 @@ def test_the_wheel_holds_the_package_only(wheel, tracked):
     assert names == package | {"leni_kernels/_without_extension.txt"}
 
 
-def test_one_wheel_is_for_every_python(wheel, setup):
-    assert ("-cp310-abi3-" in wheel[0].name) == setup.LIMITED_API
+def test_one_wheel_is_for_every_python(wheel, setup_py):
+    assert ("-cp310-abi3-" in wheel[0].name) == setup_py()[0]["LIMITED_API"]
 
 
 def test_the_version_is_said_in_one_place(wheel):
@@ -112,12 +97,13 @@ def test_the_version_is_said_in_one_place(wheel):
     assert leni_kernels.__version__ not in PROJECT
 
 
-def test_pictures_and_links_work_on_an_index(setup):
-    page = setup.described()
+def test_pictures_and_links_work_on_an_index(setup_py):
+    names, arguments = setup_py()
+    page = arguments["long_description"]
     relative = re.compile(r'\]\((?!https?:|#)|<img [^>]*src="(?!https?:)')
     assert relative.search((ROOT / "README.md").read_text(encoding="utf-8")), "the README has no link to its files"
     assert not relative.search(page)
-    there = setup.for_an_index('![a](b/c.png) [d](e.md#f) [g](https://h/i) [j](#k) <img width="1" src="l.svg">'
+    there = names["for_an_index"]('![a](b/c.png) [d](e.md#f) [g](https://h/i) [j](#k) <img width="1" src="l.svg">'
                                ' [![m](n.svg)](o.md)', "https://host/us", "1.2")
     assert there == ('![a](https://host/us/raw/v1.2/b/c.png) [d](https://host/us/blob/v1.2/e.md#f) [g](https://h/i) '
                      '[j](#k) <img width="1" src="https://host/us/raw/v1.2/l.svg">'
@@ -150,65 +136,6 @@ def test_the_installed_package_remembers_why_it_has_no_extension(wheel, old_comp
                           check=True).stdout
     assert "runs on 'reference'" in said
     assert re.search(rf"not 'cpp': .*{re.escape(str(old_compiler))}.* compiles no C\+\+20", said)
-
-
-def test_what_cannot_compile_is_told_by_name(setup, old_compiler, tmp_path):
-    assert "no compiler 'nonexistent'" in setup.why_not_compile(["nonexistent"])
-    assert "compiles no C++20" in setup.why_not_compile([str(old_compiler)])
-    assert "compiles no C++20" in setup.why_not_compile([str(program(tmp_path / "text", "not a program"))])
-    headless = program(tmp_path / "headless", '#!/bin/sh\nfor last; do :; done\n! grep -q Python.h "$(dirname '
-                                              '"$last")"/*.cpp\n')
-    assert "Python.h is missing" in setup.why_not_compile([str(headless)])
-
-
-@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
-def test_a_compiler_of_cpp20_compiles(setup):
-    assert setup.why_not_compile(["c++"]) is None
-
-
-def building(setup, folder):
-    """The command that builds an extension of no sources, and the folder it builds into."""
-    extension = Extension("leni_kernels._C", [], py_limited_api=setup.LIMITED_API)
-    command = setup.BuildIfPossible(Distribution({"name": "leni-kernels", "ext_modules": [extension]}))
-    command.build_lib, command.build_temp = str(folder / "lib"), str(folder / "temp")
-    command.ensure_finalized()
-    return command, folder / "lib" / "leni_kernels"
-
-
-def test_where_the_extension_is_required_the_build_fails_with_the_same_line(setup, monkeypatch, tmp_path):
-    monkeypatch.setenv("CXX", "nonexistent")
-    monkeypatch.setenv("LENI_KERNELS_REQUIRE_EXTENSION", "1")
-    command, _ = building(setup, tmp_path)
-    with pytest.raises(SystemExit, match="the C\\+\\+ backend is required: there is no compiler 'nonexistent'"):
-        command.run()
-
-
-def test_no_earlier_builds_extension_or_reason_stays(setup, monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("CXX", "nonexistent")
-    monkeypatch.setenv("LENI_KERNELS_REQUIRE_EXTENSION", "")
-    command, package = building(setup, tmp_path)
-    extension, reason = Path(command.get_ext_fullpath("leni_kernels._C")), package / "_without_extension.txt"
-    package.mkdir(parents=True)
-    extension.touch()
-    command.run()
-    assert not extension.exists()
-    assert reason.read_text(encoding="utf-8") in capsys.readouterr().err
-
-    monkeypatch.setattr(setup, "why_not_build", lambda: None)
-    monkeypatch.setattr(setup.BuildExtension, "run", lambda command: None)
-    building(setup, tmp_path)[0].run()
-    assert not reason.exists()
-
-
-def test_without_csrc_nothing_is_built(setup, monkeypatch, tmp_path):
-    monkeypatch.setattr(setup, "ROOT", tmp_path)
-    assert setup.why_not_build() == "csrc/ is missing"
-
-
-def test_a_free_threaded_python_has_a_build_of_its_own(setup):
-    assert not setup.limited_api({"Py_GIL_DISABLED": 1})
-    assert setup.limited_api({"Py_GIL_DISABLED": 0})  # a Python that knows of both
-    assert setup.limited_api({})
 
 
 # ---- what the extension asks of a system -------------------------------------------------------------------
