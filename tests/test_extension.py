@@ -162,11 +162,11 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def build(checkout, kind, **environment):
+def build(checkout, kind):
     """What pip runs to build a "wheel" or an "editable", and the extensions that are installed by it."""
     code = f"from setuptools import build_meta; build_meta.build_{kind}('wheels')"
-    process = subprocess.run([sys.executable, "-c", code], cwd=checkout, env={**os.environ, **environment},
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.run([sys.executable, "-c", code], cwd=checkout, stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT, text=True)
     if kind == "editable":
         return process, sorted(path.name for path in (checkout / "leni_kernels").glob("_C.*"))
     names = [name for wheel in (checkout / "wheels").glob("*.whl") for name in ZipFile(wheel).namelist()]
