@@ -9,6 +9,8 @@
 #   make gpu-rehearse the same without a GPU, so that nothing of it is run there for the first time
 
 PYTHON ?= python3
+# Of .venv: any that is supported, at its choice.
+TORCH ?= torch>=2.11
 OUT ?= gpu-check
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,7 +33,7 @@ PYTEST := python -m pytest --numprocesses auto --dist worksteal
 install: $(VENV)/installed
 
 # One resolution for everything that depends on torch, so that no later step exchanges it.
-$(VENV)/prepared: PACKAGES := "torch>=2.11" torchvision timm
+$(VENV)/prepared: PACKAGES := "$(TORCH)" torchvision timm
 $(OLDEST)/prepared: PACKAGES := $(OLDEST_TORCH) torchvision==0.26.0 $(OLDEST_NUMPY) timm rich matplotlib pytest
 $(VENV)/prepared $(OLDEST)/prepared: pyproject.toml
 	$(PYTHON) -m venv $(@D)

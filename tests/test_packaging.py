@@ -114,6 +114,32 @@ def test_the_repository_has_one_address():
     (repository,) = re.findall(r'^Repository = "(.+)"$', PROJECT, re.MULTILINE)
     urls = PROJECT.split("[project.urls]")[1].split("\n[")[0]
     assert all(url.startswith(repository) for url in re.findall(r'"(https:.+)"', urls))
+    assert f"repository-code: {repository}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def loaded(path):
+    yaml = pytest.importorskip("yaml")
+    with path.open(encoding="utf-8") as file:
+        return yaml.safe_load(file)
+
+
+@pytest.mark.parametrize("path", [ROOT / "CITATION.cff", *sorted((ROOT / ".github").rglob("*.yml")),
+                                  *ROOT.glob(".pre-commit-config.yaml")], ids=lambda path: path.name)
+def test_it_parses(path):
+    assert isinstance(loaded(path), dict)
+
+
+@pytest.mark.skipif(not (ROOT / ".github").is_dir(), reason="an archive of the sources has no workflows")
+def test_continuous_integration_has_every_python_that_is_promised():
+    tested = loaded(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert tested == re.findall(r'"Programming Language :: Python :: (3\.\d+)"', PROJECT)
+    assert f'requires-python = ">={tested[0]}"' in PROJECT
+
+
+@pytest.mark.skipif(not (ROOT / ".github").is_dir(), reason="an archive of the sources has no forms")
+def test_every_form_asks_for_the_environment():
+    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        assert path.name == "config.yml" or "python -m leni_kernels" in str(loaded(path))
 
 
 # ---- what a machine gets that cannot compile it ------------------------------------------------------------
