@@ -72,7 +72,7 @@ test: install $(PARTS)/prepared
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/$(PYTEST)
 
-# With GCC. SANITIZE="--seconds 0 tests/leni/test_isa.py", for example, is for one suite and no fuzzer.
+# With GCC. SANITIZE="--seconds 0 tests/two_branch/test_isa.py", for example, is for one suite and no fuzzer.
 sanitize: sanitize-address sanitize-thread
 
 sanitize-address sanitize-thread: sanitize-%: install

@@ -23,7 +23,7 @@ from networks import first_activation
 from networks.training import trainable
 from torch import Tensor, nn
 
-from leni_kernels import extension
+from leni_kernels.common import extension
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 2

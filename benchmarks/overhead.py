@@ -38,8 +38,9 @@ from harness.report import number
 from torch import Tensor, nn
 
 import leni_kernels as lk
-from leni_kernels import extension
+from leni_kernels.common import extension
 from leni_kernels.leni import reference
+from leni_kernels.reborn import reference as reborn_reference
 
 RESULTS = Path(__file__).parent / "results"
 TITLE = "Call overhead"
@@ -69,7 +70,7 @@ def _composed_leni(block: nn.Module, x: Tensor) -> Tensor:
 
 
 def _composed_reborn(block: nn.Module, x: Tensor) -> Tensor:
-    return reference.reborn(x, block.deconv, block.bn_negative, block.compress)
+    return reborn_reference.reborn(x, block.deconv, block.bn_negative, block.compress)
 
 
 SUBJECTS = (

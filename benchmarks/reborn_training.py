@@ -19,7 +19,7 @@ from harness import blocks, parity, sides, timing
 from torch import Tensor
 
 import leni_kernels as lk
-from leni_kernels.leni import reference
+from leni_kernels.reborn import reference
 
 TITLE = "Reborn training step"
 SECONDS = {"cpu": 0.5, "cuda": 0.4, "quick": 0.4}

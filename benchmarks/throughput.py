@@ -31,7 +31,7 @@ from networks import comparison, first_activation, table1
 from networks import inference as networks_inference
 from networks import training as networks_training
 
-from leni_kernels import extension
+from leni_kernels.common import extension
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = {

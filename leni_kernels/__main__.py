@@ -13,7 +13,7 @@ import torch
 
 import leni_kernels as lk
 
-from . import backends, extension
+from .common import backends, extension
 
 VARIABLES = ("LENI_KERNELS_", "TRITON_", "OMP_", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 """How the names of environment variables begin that change what runs."""

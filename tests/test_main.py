@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import leni_kernels as lk
-from leni_kernels import __main__, backends, extension
+from leni_kernels import __main__
+from leni_kernels.common import backends, extension
 
 ROOT = Path(__file__).parent.parent
 

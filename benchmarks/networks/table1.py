@@ -15,7 +15,7 @@ from published import LENI_SPEED_CHANGE
 from torch import Tensor, nn
 
 import leni_kernels as lk
-from leni_kernels.surgery import Report
+from leni_kernels.networks.surgery import Report
 
 from . import comparison, first_activation, inference
 
