@@ -1,5 +1,5 @@
 # Everything starts here, on a machine with Python >= 3.10 and a C++ compiler:
-#   make test         the tests
+#   make test         the linter, the type checker, the tests
 #   make test-oldest  the same tests on the oldest PyTorch and Triton that the package supports
 #   make sanitize     the C++ kernels under sanitizers (make sanitize-address, sanitize-thread): suites and a fuzzer
 #   make throughput   the main benchmark, its picture and the README's numbers
@@ -67,6 +67,7 @@ test test-oldest: export OMP_WAIT_POLICY := passive
 
 test: install $(PARTS)/prepared
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 	$(BIN)/$(PYTEST)
 
 test-oldest: $(OLDEST)/installed
@@ -103,4 +104,4 @@ gpu-rehearse: $(OLDEST)/prepared
 	$(OLDEST)/bin/python benchmarks/gpu_check.py --rehearse --output "$(OUT)"
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(PARTS) build *.egg-info leni_kernels/*.so
+	rm -rf $(VENV) $(OLDEST) $(PARTS) build *.egg-info leni_kernels/*.so leni_kernels/_without_extension.txt .mypy_cache

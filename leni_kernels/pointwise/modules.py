@@ -7,6 +7,7 @@ Those that are parametrized are attributes only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,9 @@ class AdaReLU(nn.Module):
     Raises:
         ValueError: for an unknown ``threshold_init``; if an input does not fit; TypeError if its dtype does not.
     """
+
+    if TYPE_CHECKING:  # of nn.Module's own call, no type checker knows the result
+        def __call__(self, x: Tensor) -> Tensor: ...
 
     def __init__(self, shape: int | Sequence[int], device: object = None, dtype: object = None,
                  threshold_init: str = "zeros") -> None:
@@ -72,6 +76,9 @@ class FullyParametricReLU(nn.Module):
         ValueError: if an input does not fit; TypeError if its dtype does not.
     """
 
+    if TYPE_CHECKING:  # of nn.Module's own call, no type checker knows the result
+        def __call__(self, x: Tensor) -> Tensor: ...
+
     def __init__(self, channels: int, device: object = None, dtype: object = None) -> None:
         super().__init__()
         self.positive_slope = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
@@ -103,6 +110,9 @@ class CReLU(nn.Module):
     Raises:
         ValueError: if an input has no channels; TypeError if it is not floating-point.
     """
+
+    if TYPE_CHECKING:  # of nn.Module's own call, no type checker knows the result
+        def __call__(self, x: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.crelu(x)
