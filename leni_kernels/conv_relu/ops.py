@@ -13,8 +13,7 @@ from ..common import checks, extension
 from ..common.backends import Backend, Operation, gradients_of, with_reference
 from ..common.gpu import support
 from ..common.operators import differentiable, needed
-from . import reference
-from .gpu import backward, forward
+from . import gpu, reference
 from .gpu.configs import converts
 from .reference import Pads
 
@@ -113,7 +112,7 @@ if extension.why_missing is None:
 @support.operators_when_needed
 def _define_triton() -> None:
     global _TRITON
-    for launch in (forward.conv_relu, backward.conv_relu_backward, forward.conv_relu_taps):
+    for launch in (gpu.forward.conv_relu, gpu.backward.conv_relu_backward, gpu.forward.conv_relu_taps):
         support.define_operator(f"{launch.__name__}_triton", launch)
     _TRITON = _operators("triton")
 

@@ -44,10 +44,9 @@ from ..two_branch.ops import (
     why_no_layout,
     why_not_on_cpu,
 )
-from ..two_branch.reference import Layer
+from ..two_branch.reference import Layer, centred_bias, folding_dtype
 from ..two_branch.statistics import merged_over, summed_over
-from . import reference
-from .gpu import backward, forward, input_gradient, statistics, weight_gradient
+from . import gpu, reference
 from .reference import Folded
 
 KERNEL_SIZES = (3, 5, 7)
@@ -291,8 +290,8 @@ if extension.why_missing is None:
 def _define_triton() -> None:
     global _TRITON, _TRAINING_TRITON, _LAID_OUT_TRITON
     for name, launch in zip(Kernels._fields, (
-            forward.leni_folded, statistics.leni_statistics, weight_gradient.leni_weight_gradient,
-            input_gradient.leni_input_gradient), strict=True):
+            gpu.forward.leni_folded, gpu.statistics.leni_statistics, gpu.weight_gradient.leni_weight_gradient,
+            gpu.input_gradient.leni_input_gradient), strict=True):
         support.define_operator(f"leni_{name}_triton", launch)
     kernels = Kernels(*operators_of("leni", "triton", _FAKES, Kernels._fields))
     kernels = kernels._replace(
@@ -301,11 +300,11 @@ def _define_triton() -> None:
         input_gradient=with_reference("leni_input_gradient", "triton", kernels.input_gradient,
                                       _input_gradient_by_reference))
     _TRITON = _with_autograd(kernels)
-    support.define_operator("leni_laid_out_triton", forward.leni_laid_out)
+    support.define_operator("leni_laid_out_triton", gpu.forward.leni_laid_out)
     torch.library.register_fake("leni_kernels::leni_laid_out_triton", _fake_laid_out)
     _LAID_OUT_TRITON = without_gradients(torch.ops.leni_kernels.leni_laid_out_triton.default)
-    launches = Steps(forward.leni_eval, forward.leni_batch_statistics, forward.leni_training,
-                     backward.leni_training_backward, forward.leni_running_statistics)
+    launches = Steps(gpu.forward.leni_eval, gpu.forward.leni_batch_statistics, gpu.forward.leni_training,
+                     gpu.backward.leni_training_backward, gpu.forward.leni_running_statistics)
     for name, launch in launches._asdict().items():
         support.define_operator(f"leni_{name}_triton", launch, RUNNING if name == "running_statistics" else ())
     steps = steps_of("leni", "triton", _STEP_FAKES)
@@ -344,7 +343,7 @@ def _centred(x: Tensor, folded: Folded) -> tuple[Tensor, Tensor, Tensor, Tensor 
     taps, weight, bias, mean = folded
     if mean is None or not rounds_products(x):
         return taps, weight, bias, None
-    return taps, weight, reference.centred_bias(weight, bias, mean), mean
+    return taps, weight, centred_bias(weight, bias, mean), mean
 
 
 # ---- LENI in its folded form -------------------------------------------------------------------------------
@@ -369,7 +368,7 @@ def _run_folded_triton(call: FoldedCall) -> Tensor:
     if kept is None or torch.compiler.is_compiling() or wants_gradient(call.x, *folded):
         return _run(_TRITON, call, folded)
     x = read(call)
-    laid_out = kept.get(x.dtype, folded, lambda: forward.lay_out_folded(x.dtype, *_centred(x, folded)))
+    laid_out = kept.get(x.dtype, folded, lambda: gpu.forward.lay_out_folded(x.dtype, *_centred(x, folded)))
     return _LAID_OUT_TRITON(x, *laid_out, call.channels_last)
 
 
@@ -408,7 +407,7 @@ def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Ten
 def run_leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None,
                     kept: Kept | None = None) -> Tensor:
     """:func:`leni_folded` for a module that keeps what the kernel reads from one call to the next."""
-    channels, dtype = checks.feature_map("leni_folded", x), reference.folding_dtype(x.dtype)
+    channels, dtype = checks.feature_map("leni_folded", x), folding_dtype(x.dtype)
     size = taps.shape[-1] if taps.dim() == 3 else 0
     if not (size % 2 == 1 and taps.shape == (channels, size, size)
             and folded_fits(x, channels, dtype, taps, weight, bias)):

@@ -16,8 +16,7 @@ from ..common import checks, extension
 from ..common.backends import Backend, Operation, gradients_of, with_reference
 from ..common.gpu import support
 from ..common.operators import differentiable, needed, unframed
-from . import reference
-from .gpu import backward, forward, view
+from . import gpu, reference
 
 # ---- what a call must be -------------------------------------------------------------------------------------
 # Besides dtypes, which the functions compare, since autocast may be on at a call and not where it is traced. The C++
@@ -135,8 +134,9 @@ if extension.why_missing is None:
 @support.operators_when_needed
 def _define_triton() -> None:
     global _TRITON
-    for launch in (forward.ada_relu, forward.fully_parametric_relu, forward.crelu, backward.ada_relu_backward,
-                   backward.fully_parametric_relu_backward, backward.crelu_backward):
+    for launch in (gpu.forward.ada_relu, gpu.forward.fully_parametric_relu, gpu.forward.crelu,
+                   gpu.backward.ada_relu_backward, gpu.backward.fully_parametric_relu_backward,
+                   gpu.backward.crelu_backward):
         support.define_operator(f"{launch.__name__}_triton", launch)
     _TRITON = _operators("triton")
 
@@ -157,7 +157,7 @@ def _why_not_cpp(call: tuple[Tensor, ...]) -> str | None:
 
 
 def _why_not_triton(call: tuple[Tensor, ...]) -> str | None:
-    return support.why_not_here(call[0]) or view.why_not(*call)
+    return support.why_not_here(call[0]) or gpu.view.why_not(*call)
 
 
 def _operation(name: str) -> Operation:

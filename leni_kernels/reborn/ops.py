@@ -45,10 +45,9 @@ from ..two_branch.ops import (
     why_no_layout,
     why_not_on_cpu,
 )
-from ..two_branch.reference import Layer
+from ..two_branch.reference import Layer, folding_dtype
 from ..two_branch.statistics import FEW_VALUES, merged_over, summed_over
-from . import reference
-from .gpu import backward, forward, input_gradient, statistics, weight_gradient
+from . import gpu, reference
 
 # ---- the operators -----------------------------------------------------------------------------------------
 # A block is one operator, and its backward another: the deconvolution, which makes z = D ⋆ᵀ min(x, 0), the norm, and
@@ -235,7 +234,7 @@ class Passes(NamedTuple):
 
 
 def _parameter_of(x: Tensor, *shape: int) -> Tensor:
-    return x.new_empty(shape, dtype=reference.folding_dtype(x.dtype))
+    return x.new_empty(shape, dtype=folding_dtype(x.dtype))
 
 
 def _fake_deconvolve(x: Tensor, deconv_weight: Tensor, channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -284,15 +283,15 @@ if extension.why_missing is None:
 def _define_triton() -> None:
     global _TRITON
     passes = {  # the library deconvolves
-        "tail": forward.reborn_tail, "statistics": statistics.reborn_statistics,
-        "weight_gradient": weight_gradient.reborn_weight_gradient,
-        "negative_gradient": input_gradient.reborn_negative_gradient,
-        "input_gradient": input_gradient.reborn_input_gradient}
+        "tail": gpu.forward.reborn_tail, "statistics": gpu.statistics.reborn_statistics,
+        "weight_gradient": gpu.weight_gradient.reborn_weight_gradient,
+        "negative_gradient": gpu.input_gradient.reborn_negative_gradient,
+        "input_gradient": gpu.input_gradient.reborn_input_gradient}
     for name, launch in passes.items():
         support.define_operator(f"reborn_{name}_triton", launch)
     operators_of("reborn", "triton", _PASS_FAKES, tuple(passes))
-    launches = Steps(forward.reborn_eval, forward.reborn_batch_statistics, forward.reborn_training,
-                     backward.reborn_training_backward, forward.reborn_running_statistics)
+    launches = Steps(gpu.forward.reborn_eval, gpu.forward.reborn_batch_statistics, gpu.forward.reborn_training,
+                     gpu.backward.reborn_training_backward, gpu.forward.reborn_running_statistics)
     for name, launch in launches._asdict().items():
         support.define_operator(f"reborn_{name}_triton", launch,
                                 ("mean", "variance", "batches") if name == "running_statistics" else ())
@@ -502,7 +501,7 @@ def reborn_features_folded(x: Tensor, taps: Tensor, shift: Tensor, groups: int =
     checks.shape(name, "shift", shift, (channels,))
     checks.same_device(name, x=x, taps=taps, shift=shift)
     operand = checks.autocast_dtype(x)
-    checks.dtype_in(name, (operand, reference.folding_dtype(operand)), taps=taps, shift=shift)
+    checks.dtype_in(name, (operand, folding_dtype(operand)), taps=taps, shift=shift)
     return _REBORN_FEATURES_FOLDED((x, taps, shift, groups))
 
 
@@ -528,5 +527,5 @@ def run_reborn_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, gro
     checks.groups("reborn_folded", groups, channels)
     checks.odd_kernel("reborn_folded", "taps", taps, (channels, channels // groups, "k", "k"))
     check_folded("reborn_folded", x, taps, weight, bias)
-    dtype = reference.folding_dtype(x.dtype)
+    dtype = folding_dtype(x.dtype)
     return _REBORN_FOLDED(RebornFoldedCall(x, taps.to(dtype), weight.to(dtype), bias.to(dtype), groups, kept))

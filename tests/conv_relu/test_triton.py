@@ -507,20 +507,20 @@ WIDE_CASE = ((1, 256, 5, 4), (256, 256, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1),
 
 
 @pytest.mark.parametrize(("case", "channels_last", "copies", "kernel"), [
-    ("2d", True, [], "forward_kernel"), ("2d", False, [], "forward_kernel"),
-    ("2d depthwise", True, [], "forward_kernel"), (WIDE_CASE, True, [], "looped_kernel"),
-    (WIDE_CASE, False, ["_to_channels_last_kernel"], "looped_kernel")])
+    ("2d", True, [], "forward"), ("2d", False, [], "forward"), ("2d depthwise", True, [], "forward"),
+    (WIDE_CASE, True, [], "looped_forward"), (WIDE_CASE, False, ["to_channels_last"], "looped_forward")])
 def test_a_step_is_seven_launches_and_copies(case, channels_last, copies, kernel):
     tensors, (stride, pads, dilation, groups) = inputs(case, torch.float16, channels_last)
     x, weight, threshold, bias = (tensor.detach() for tensor in tensors)
     options = stride, [count for pair in pads for count in pair], dilation, groups, channels_last
-    with Launches() as forward:
+    with Launches() as seen:
         y = forward.conv_relu(x, weight, threshold, bias, *options)
-    with Launches() as backward:
+    copies = [f"conv_relu_{copy}_kernel" for copy in copies]
+    assert seen.kernels == [*copies, "conv_relu_lay_out_kernel", f"conv_relu_{kernel}_kernel"]
+    assert not seen.of_torch
+    with Launches() as seen:
         backward.conv_relu_backward(y, x, weight, threshold, *options, True, True, True, True)
-    assert forward.kernels == [*copies, "_lay_out_kernel", kernel]
-    assert not forward.of_torch
-    correlation = "depthwise_correlation_kernel" if groups > 1 else "correlation_kernel"
-    assert backward.kernels == [*copies * 2, "_lay_out_kernel", "input_gradient_kernel", correlation, "bias_kernel",
-                                "sum_kernel"]
-    assert not backward.of_torch
+    of_weight = "depthwise_weight_gradient" if groups > 1 else "weight_gradient"
+    assert seen.kernels == [*copies * 2, *(f"conv_relu_{name}_kernel" for name in (
+        "lay_out", "input_gradient", of_weight, "bias_gradient", "sum"))]
+    assert not seen.of_torch

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from leni_kernels.common.gpu import support
 from leni_kernels.leni import ops, reference
-from leni_kernels.leni.gpu import forward
-from leni_kernels.leni.gpu.configs import folded
+from leni_kernels.leni.gpu import configs, forward
 from leni_kernels.leni.reference import Folded
 from leni_kernels.two_branch.reference import centred_bias, folding_dtype
 
@@ -109,9 +108,10 @@ def test_right_over_several_blocks_of_channels(channels, dtype, channels_last):
 @layouts
 def test_the_tilings_of_architectures_are_right(channels_last, monkeypatch):
     """The rule gives each architecture tilings of its own: some are run on whatever runs this test."""
+    chosen = configs.folded
     for architecture in ("sm_80", "sm_90"):
         rooms.replace(monkeypatch, "leni", "folded", lambda c, k, operand, _, layout, target=architecture:
-                      folded(c, k, operand, target, layout))
+                      chosen(c, k, operand, target, layout))
         for channels, kernel_size, height in ((72, 3, 3), (17, 7, 3), (200, 3, 3), (200, 3, 7), (260, 3, 3)):
             x = feature_map(1, channels, height, 8, dtype=torch.float16, channels_last=channels_last)
             assert_right(x, parameters(channels, kernel_size, x.dtype), channels_last)

@@ -41,16 +41,15 @@ def test_launches_can_be_traced_without_a_gpu():
 @pytest.mark.parametrize(("dtype", "casts"), [(torch.float32, 0), (torch.float16, 1)], ids=str)
 def test_launches(dtype, casts):
     """One forward; one backward, a sum for each parameter, and a cast of it in half precision."""
-
     x, slopes = torch.randn(2, 16, 5, 8).to(dtype), torch.randn(2, 16).to(dtype)
-    with Launches() as forward:
+    with Launches() as of_forward:
         forward.ada_relu(x, slopes[0])
         forward.fully_parametric_relu(x, *slopes)
         forward.crelu(x)
-    with Launches() as backward:
+    with Launches() as of_backward:
         backward.ada_relu_backward(x, x, slopes[0], True, True)
         backward.fully_parametric_relu_backward(x, x, *slopes, True, True)
-    assert len(forward.kernels) == 3
-    assert not forward.of_torch
-    assert len(backward.kernels) == 2
-    assert len(backward.of_torch) == 3 * (1 + casts)
+    assert len(of_forward.kernels) == 3
+    assert not of_forward.of_torch
+    assert len(of_backward.kernels) == 2
+    assert len(of_backward.of_torch) == 3 * (1 + casts)
