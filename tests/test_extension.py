@@ -184,6 +184,8 @@ def test_one_that_does_not_compile_is_left_out_and_none_stays_from_before(checko
     assert "broken on purpose" in process.stdout
     assert process.stdout.count("installing without the C++ backend: it did not compile (pip install --verbose") == 1
     assert extensions == []
+    if kind == "editable":
+        assert "it did not compile" in (checkout / "leni_kernels" / "_without_extension.txt").read_text()
 
 
 # ---- one build for every PyTorch -----------------------------------------------------------------------------
