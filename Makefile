@@ -7,6 +7,7 @@
 #   make predict      counts the instructions of the GPU kernels at full size, and predicts their times: minutes, no GPU
 #   make gpu-check    on a machine with a GPU: proves the kernels within 7 minutes, without a network, into $OUT
 #   make gpu-rehearse the same without a GPU, so that nothing of it is run there for the first time
+#   make compile-commands   writes compile_commands.json, for an editor's clangd
 
 PYTHON ?= python3
 # Of .venv: any that is supported, at its choice.
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 # Of the oldest versions, for tests on the newest: PyTorch's headers, in torch/include, and Triton, in python.
 PARTS := .oldest
-SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
+SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*/*)
 
 # The oldest versions of what the package runs on, and the newest NumPy that this Triton's interpreter runs with.
 OLDEST_TORCH := torch==2.11.0
@@ -28,7 +29,7 @@ PIP_INSTALL := pip install --quiet --disable-pip-version-check
 PYTEST := python -m pytest --numprocesses auto --dist worksteal
 
 .PHONY: install test test-oldest sanitize sanitize-address sanitize-thread throughput readme codegen predict
-.PHONY: gpu-check gpu-rehearse clean
+.PHONY: gpu-check gpu-rehearse compile-commands clean
 
 install: $(VENV)/installed
 
@@ -103,5 +104,10 @@ gpu-check:
 gpu-rehearse: $(OLDEST)/prepared
 	$(OLDEST)/bin/python benchmarks/gpu_check.py --rehearse --output "$(OUT)"
 
+# What clangd needs to know of the files in csrc/.
+compile-commands: $(VENV)/prepared
+	$(BIN)/python setup.py -q compile_commands
+
 clean:
-	rm -rf $(VENV) $(OLDEST) $(PARTS) build *.egg-info leni_kernels/*.so leni_kernels/_without_extension.txt .mypy_cache
+	rm -rf $(VENV) $(OLDEST) $(PARTS) build *.egg-info leni_kernels/*.so leni_kernels/_without_extension.txt .mypy_cache \
+		compile_commands.json

@@ -9,6 +9,7 @@ Where the extension cannot be built, or does not compile, the package is install
 instead, as it should for a wheel that goes to others.
 """
 
+import json
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -107,8 +109,37 @@ def limited_api(config: Mapping[str, Any]) -> bool:
 LIMITED_API = limited_api(sysconfig.get_config_vars())
 
 
+# ---- how it is built ----------------------------------------------------------------------------------------
+
+# As csrc/kernels/target.h names them. One that a mechanism has no kernels for makes an object with an empty table.
+INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
+
+
+def for_each_instruction_set(source: Path, folder: Path) -> list[str]:
+    """A mechanism's csrc/<mechanism>/kernels.cpp, once for each instruction set, as sources in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = []
+    for isa in INSTRUCTION_SETS:
+        path = folder / f"{source.parent.name}_{isa}.cpp"
+        text = (f"#define LENI_KERNELS_ISA LENI_KERNELS_{isa.upper()}\n"
+                f'#include "{source.parent.name}/{source.name}"\n')
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:  # else it would be compiled again
+            path.write_text(text, encoding="utf-8")
+        sources.append(str(path))
+    return sources
+
+
 class BuildIfPossible(BuildExtension):
     """Builds the extension, or leaves the package without it and writes down why."""
+
+    def build_extensions(self) -> None:
+        for extension in self.extensions:
+            kernels = [source for source in extension.sources if Path(source).name == "kernels.cpp"]
+            others = [source for source in extension.sources if source not in kernels]
+            each = [for_each_instruction_set(Path(source), Path(self.build_temp)) for source in kernels]
+            extension.sources = [*chain(*each), *others]
+            extension.depends = [*extension.depends, *kernels]
+        super().build_extensions()
 
     def run(self) -> None:
         reason = why_not_build()
@@ -131,6 +162,20 @@ class BuildIfPossible(BuildExtension):
         note.write_text(reason, encoding="utf-8")
         self.extensions = []
         print(f"leni_kernels: installing without the C++ backend: {reason}.", file=sys.stderr)
+
+
+class CompileCommands(BuildExtension):
+    """Writes compile_commands.json: how each file of csrc/ is compiled, for editors; kernels as generic ones."""
+
+    def build_extensions(self) -> None:
+        extension, = self.extensions
+        folders = [f"-I{folder}" for folder in (*extension.include_dirs, *self.compiler.include_dirs)]
+        macros = [f"-D{name}" if value is None else f"-D{name}={value}" for name, value in extension.define_macros]
+        command = ["c++", *folders, *macros, *extension.extra_compile_args]
+        files = [("c++", file) for file in extension.sources] + [("c++-header", file) for file in extension.depends]
+        commands = [{"directory": str(Path.cwd()), "file": file, "arguments": [*command, "-x", kind, file]}
+                    for kind, file in files]
+        Path("compile_commands.json").write_text(json.dumps(commands, indent=1), encoding="utf-8")
 
 
 # ---- the page on a package index ---------------------------------------------------------------------------
@@ -163,14 +208,12 @@ setup(
             include_dirs=[str(ROOT / "csrc")],
             define_macros=MACROS,
             extra_compile_args=[
-                *OPTIMISATION, STANDARD, "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall",
-                # GCC 12's own AVX-512 intrinsics read a variable that they leave undefined on purpose.
-                "-Wno-uninitialized", "-Wno-maybe-uninitialized",
+                *OPTIMISATION, STANDARD, "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall", "-Wextra",
             ],
             extra_link_args=LINKED,
             py_limited_api=LIMITED_API,
         )
     ],
-    cmdclass={"build_ext": BuildIfPossible},
+    cmdclass={"build_ext": BuildIfPossible, "compile_commands": CompileCommands},
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if LIMITED_API else {},
 )

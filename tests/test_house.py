@@ -1,6 +1,7 @@
 """The plan of the house: every mechanism has the same rooms, and imports point one way."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -58,5 +59,16 @@ def test_a_room_imports_only_those_below_it(folder):
 def test_a_mechanism_has_the_same_rooms_as_every_other(mechanism):
     rooms = [f"leni_kernels/{mechanism}/{room}" for room in (
         "reference.py", "ops.py", "modules.py", "gpu/forward.py", "gpu/backward.py", "gpu/cases.py")]
+    rooms += [f"csrc/{mechanism}/{room}" for room in (
+        "problem.h", "operators.cpp", "kernels.cpp", "forward.h", "backward.h")]
     rooms += [f"tests/{mechanism}/{room}" for room in ("test_definition.py", "test_triton.py")]
     assert [room for room in rooms if not (ROOT / room).is_file()] == []
+
+
+@pytest.mark.parametrize("folder", ["kernels", "pytorch", "two_branch", *MECHANISMS])
+def test_a_folder_of_csrc_includes_only_what_is_below_it(folder):
+    allowed = {"kernels": set(), "pytorch": {"kernels"}, "pointwise": {"kernels", "pytorch"},
+               "two_branch": {"kernels", "pytorch"}, "conv_relu": {"kernels", "pytorch"}}
+    below = allowed.get(folder, {"kernels", "pytorch", "two_branch"}) | {folder}
+    for path in (ROOT / "csrc" / folder).iterdir():
+        assert set(re.findall(r'#include "(\w+)/', path.read_text(encoding="utf-8"))) <= below, path

@@ -1,7 +1,6 @@
 """The C++ kernels of ConvReLU forward against the definition in float64."""
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -268,16 +267,3 @@ def test_parity_on_every_instruction_set(isa):
     process = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent)], cwd=ROOT, env=environment,
                              capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-
-
-@pytest.mark.skipif(ISAS.index(extension.cpu_isa() or "generic") < ISAS.index("avx512_bf16"),
-                    reason="the emulation runs on AVX-512-BF16")
-def test_amx_kernel_with_emulated_tiles(tmp_path):
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    sources = ["csrc/conv_relu_amx.cpp", "csrc/conv_relu_generic.cpp", "tests/csrc/conv_relu_amx_emulation.cpp"]
-    build = [compiler, "-O1", "-std=c++20", "-DLENI_AMX_EMULATION", "-Icsrc", "-w", *sources, "-o", tmp_path / "run"]
-    subprocess.run(build, cwd=ROOT, check=True)
-    process = subprocess.run([tmp_path / "run"], capture_output=True, text=True)
-    assert process.returncode == 0, process.stdout

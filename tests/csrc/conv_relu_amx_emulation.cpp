@@ -1,57 +1,45 @@
 // Runs ConvReLU's AMX kernel with its tile registers emulated, against the generic kernel, on inputs whose products and
 // sums are exact in bfloat16 and float: the results must be equal to the bit. Prints the number of cases, or the first
-// that differs. Built by test_kernel_forward.py from this file, conv_relu_amx.cpp (with LENI_AMX_EMULATION) and
-// conv_relu_generic.cpp.
+// that differs. Built by test_amx_emulation.py from this file and csrc/conv_relu/kernels.cpp for both instruction sets.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <random>
 #include <vector>
 
-#include "bfloat16.h"
-#include "conv_relu.h"
+#include "conv_relu/problem.h"
+#include "emulation_host.h"
+#include "kernels/bfloat16.h"
+
+using namespace leni_kernels;
+using namespace leni_kernels::conv_relu;
 
 namespace {
-
-void serial_for(int64_t count, const void* context, void (*body)(const void*, int64_t, int64_t)) {
-  body(context, 0, count);
-}
-
-// Each call gets new memory full of NaN, so that what the kernel reads without having written it shows.
-void* poisoned_scratch(int slot, int64_t bytes) {
-  static std::vector<char> buffers[leni::kScratchSlots];
-  buffers[slot].assign(bytes + 64, static_cast<char>(0xff));
-  const auto address = reinterpret_cast<uintptr_t>(buffers[slot].data());
-  return reinterpret_cast<void*>((address + 63) / 64 * 64);
-}
-
-std::vector<float> integers(int64_t count, int low, int high) {
-  static std::mt19937 generator(0);
-  std::vector<float> values(count);
-  for (float& value : values) value = static_cast<float>(std::uniform_int_distribution<int>(low, high)(generator));
-  return values;
-}
 
 struct Case {
   int64_t batch, channels, outputs, groups, height, width, kernel, stride;
 };
 
 bool same(const Case& c, bool channels_last) {
-  const leni::Host host{&serial_for, &poisoned_scratch, 2};
   const int64_t h = c.height, w = c.width, padding = c.kernel / 2, taps = c.kernel * c.kernel;
   const int64_t out_h = (h - 1) / c.stride + 1, out_w = (w - 1) / c.stride + 1, inputs = c.channels / c.groups;
-  std::vector<leni::BFloat16> x, y(c.batch * c.outputs * out_h * out_w, {0xffff}), expected = y;
-  for (const float value : integers(c.batch * c.channels * h * w, -2, 2)) x.push_back(leni::to_bfloat16(value));
+  std::vector<BFloat16> x, y(c.batch * c.outputs * out_h * out_w, {0xffff}), expected = y;
+  for (const float value : integers(c.batch * c.channels * h * w, -2, 2)) x.push_back(to_bfloat16(value));
   const auto weight = integers(c.outputs * inputs * taps, -1, 1), bias = integers(c.outputs, -4, 4);
   const auto threshold = integers(c.channels * taps, -1, 1);
-  std::vector<leni::Tap> list;
+  std::vector<Tap> list;
   for (int64_t i = 0; i < c.kernel; ++i) {
     for (int64_t j = 0; j < c.kernel; ++j) list.push_back({{0, i - padding, j - padding}, j == 1});
   }
-  leni::ConvReluProblem problem{};
-  problem.scalar = leni::Scalar::BFloat16;
-  problem.x = {x.data(), c.batch, c.channels, {1, h, w}, c.channels * h * w, channels_last ? 1 : h * w,
-               {0, channels_last ? w * c.channels : w, channels_last ? c.channels : 1}, channels_last};
+  ConvReluProblem problem{};
+  problem.scalar = Scalar::BFloat16;
+  problem.x = {x.data(),
+               c.batch,
+               c.channels,
+               {1, h, w},
+               c.channels * h * w,
+               channels_last ? 1 : h * w,
+               {0, channels_last ? w * c.channels : w, channels_last ? c.channels : 1},
+               channels_last};
   problem.taps = list.data();
   problem.tap_count = taps;
   for (int d = 0; d < 3; ++d) problem.stride[d] = d == 0 ? 1 : c.stride;
@@ -63,9 +51,9 @@ bool same(const Case& c, bool channels_last) {
   problem.threshold = threshold.data();
   problem.bias = bias.data();
   problem.y = y.data();
-  leni::conv_relu_amx(problem, host);
+  amx_kernels.forward(problem, kEmulationHost);
   problem.y = expected.data();
-  leni::generic_conv_relu_kernels.forward(problem, host);
+  generic_kernels.forward(problem, kEmulationHost);
   for (size_t i = 0; i < y.size(); ++i) {
     if (y[i].bits != expected[i].bits) {
       std::printf("differs at %zu: C=%ld O=%ld groups=%ld H=%ld W=%ld k=%ld stride=%ld channels_last=%d\n", i,

@@ -1,7 +1,6 @@
 """Every instruction set of the C++ kernels gives the right answer, not only the one this CPU would choose."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,16 +107,3 @@ def test_an_instruction_set_that_does_not_exist_is_refused():
                              cwd=ROOT, env={**os.environ, "LENI_KERNELS_ISA": "mmx"}, capture_output=True, text=True)
     assert process.returncode != 0
     assert "the names are generic, avx2, avx512, avx512_bf16, amx" in process.stderr
-
-
-@pytest.mark.skipif(ISAS.index(extension.cpu_isa() or "generic") < ISAS.index("avx512_bf16"),
-                    reason="the emulation runs on AVX-512-BF16")
-def test_amx_kernel_with_emulated_tiles(tmp_path):
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    sources = ["csrc/leni_amx.cpp", "csrc/leni_generic.cpp", "tests/csrc/amx_emulation.cpp"]
-    build = [compiler, "-O1", "-std=c++20", "-DLENI_AMX_EMULATION", "-Icsrc", "-w", *sources, "-o", tmp_path / "run"]
-    subprocess.run(build, cwd=ROOT, check=True)
-    process = subprocess.run([tmp_path / "run"], capture_output=True, text=True)
-    assert process.returncode == 0, process.stdout
