@@ -208,7 +208,8 @@ setup(
             include_dirs=[str(ROOT / "csrc")],
             define_macros=MACROS,
             extra_compile_args=[
-                *OPTIMISATION, STANDARD, "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall", "-Wextra",
+                *OPTIMISATION, STANDARD, "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall",
+                "-Wextra",
             ],
             extra_link_args=LINKED,
             py_limited_api=LIMITED_API,
