@@ -109,4 +109,5 @@ gpu-rehearse: $(OLDEST)/prepared
 	$(OLDEST)/bin/python benchmarks/gpu_check.py --rehearse --output "$(OUT)"
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(PARTS) build site *.egg-info leni_kernels/*.so leni_kernels/_without_extension.txt .mypy_cache
+	rm -rf $(VENV) $(OLDEST) $(PARTS) build site *.egg-info leni_kernels/*.so leni_kernels/_without_extension.txt \
+		.mypy_cache
