@@ -1,5 +1,5 @@
 # Everything starts here, on a machine with Python >= 3.10 and a C++ compiler:
-#   make test         the tests
+#   make test         the linter, the type checker, the tests
 #   make test-oldest  the same tests on the oldest PyTorch and Triton that the package supports
 #   make sanitize     the C++ kernels under sanitizers (make sanitize-address, sanitize-thread): suites and a fuzzer
 #   make throughput   the main benchmark, its picture and the README's numbers
@@ -11,6 +11,8 @@
 #   make compile-commands   writes compile_commands.json, for an editor's clangd
 
 PYTHON ?= python3
+# Of .venv: any that is supported, at its choice.
+TORCH ?= torch>=2.11
 OUT ?= gpu-check
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,7 +35,7 @@ PYTEST := python -m pytest --numprocesses auto --dist worksteal
 install: $(VENV)/installed
 
 # One resolution for everything that depends on torch, so that no later step exchanges it.
-$(VENV)/prepared: PACKAGES := "torch>=2.11" torchvision timm
+$(VENV)/prepared: PACKAGES := "$(TORCH)" torchvision timm
 $(OLDEST)/prepared: PACKAGES := $(OLDEST_TORCH) torchvision==0.26.0 $(OLDEST_NUMPY) timm rich matplotlib pytest
 $(VENV)/prepared $(OLDEST)/prepared: pyproject.toml
 	$(PYTHON) -m venv $(@D)
@@ -67,6 +69,7 @@ test test-oldest: export OMP_WAIT_POLICY := passive
 
 test: install $(PARTS)/prepared
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 	$(BIN)/$(PYTEST)
 
 test-oldest: $(OLDEST)/installed
@@ -111,4 +114,5 @@ compile-commands: $(VENV)/prepared
 	$(BIN)/python setup.py -q compile_commands
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(PARTS) build site *.egg-info leni_kernels/*.so compile_commands.json
+	rm -rf $(VENV) $(OLDEST) $(PARTS) build site *.egg-info leni_kernels/*.so leni_kernels/_without_extension.txt \
+		.mypy_cache compile_commands.json

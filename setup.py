@@ -1,20 +1,27 @@
 """Builds the C++ backend where that is possible; the package works without it, on its reference backend.
 
 The extension uses only PyTorch's stable ABI and Python's limited API, so one build serves every
-Python >= 3.10 and every torch >= 2.11. No GPU is needed and nothing is downloaded.
+Python >= 3.10 and every torch >= 2.11; a free-threaded Python, which has no limited API, gets a build of its own.
+No GPU is needed and nothing is downloaded.
 
-Where the extension cannot be built, or does not compile, the package is installed without it and one line says why.
-With LENI_KERNELS_REQUIRE_EXTENSION=1 in the environment the installation fails instead, as it should for a wheel
-that goes to others.
+Where the extension cannot be built, or does not compile, the package is installed without it, one line says why, and
+`leni_kernels.explain` repeats it. With LENI_KERNELS_REQUIRE_EXTENSION=1 in the environment the installation fails
+instead, as it should for a wheel that goes to others.
 """
 
 import json
 import os
+import re
+import shlex
 import shutil
+import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from setuptools import setup
 
@@ -28,7 +35,9 @@ except (ImportError, OSError):
 
     HAS_TORCH = False
 
+ROOT = Path(__file__).parent
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11
+STANDARD = "-std=c++20"
 
 # What tests/sanitize.py builds with: "address,undefined" or "thread".
 SANITIZERS = os.environ.get("LENI_KERNELS_SANITIZE", "")
@@ -43,17 +52,64 @@ if SANITIZERS == "thread":
     MACROS.append(("LENI_STD_THREADS", None))
 
 
+def csrc(suffix: str) -> list[str]:
+    """The files in csrc/ that end so, relative to this folder, as setuptools wants them."""
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob(f"*{suffix}"))
+
+
+# ---- can it be built? --------------------------------------------------------------------------------------
+
+WANTED = "a compiler of C++20 is wanted (GCC 12, for example), and the environment variable CXX names it"
+CPP20 = """
+#include <concepts>
+template <std::integral T> constexpr T twice(T x) { return 2 * x; }
+static_assert(twice(1) == 2);
+"""
+
+
 def why_not_build() -> str | None:
     """The reason the C++ extension cannot be built here, or None."""
     if sys.platform == "win32":
         return "the C++ backend is not supported on Windows"
-    compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
-    if not any(shutil.which(name) for name in (compiler.split()[0], "c++", "g++", "clang++")):
-        return "no C++ compiler was found"
+    if not csrc(".cpp"):
+        return "csrc/ is missing"
     if not HAS_TORCH:
         return "torch cannot be imported in the build environment"
+    return why_not_compile(shlex.split(os.environ.get("CXX") or "c++"))
+
+
+def why_not_compile(compiler: list[str]) -> str | None:
+    """The reason ``compiler``, a command and its first arguments, cannot compile the extension, or None."""
+    if shutil.which(compiler[0]) is None:
+        return f"there is no compiler '{compiler[0]}'; {WANTED}"
+    if not compiles(compiler, CPP20):
+        return f"'{shlex.join(compiler)} {STANDARD}' compiles no C++20; {WANTED}"
+    if not compiles(compiler, "#include <Python.h>"):
+        return "Python.h is missing; the headers of this Python are wanted (python3-dev, for example)"
     return None
 
+
+def compiles(compiler: list[str], source: str) -> bool:
+    include = f"-I{sysconfig.get_path('include')}"
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "probe.cpp")
+        path.write_text(source, encoding="utf-8")
+        command = [*compiler, STANDARD, include, "-c", str(path), "-o", str(path.with_suffix(".o"))]
+        try:
+            return subprocess.run(command, capture_output=True, check=False).returncode == 0
+        except OSError:  # a file that is no program
+            return False
+
+
+def limited_api(config: Mapping[str, Any]) -> bool:
+    """Whether a Python with this ``sysconfig`` has the limited API: a free-threaded one has not."""
+    return not config.get("Py_GIL_DISABLED")
+
+
+LIMITED_API = limited_api(sysconfig.get_config_vars())
+
+
+# ---- how it is built ----------------------------------------------------------------------------------------
 
 # As csrc/kernels/target.h names them. One that a mechanism has no kernels for makes an object with an empty table.
 INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
@@ -74,7 +130,7 @@ def for_each_instruction_set(source: Path, folder: Path) -> list[str]:
 
 
 class BuildIfPossible(BuildExtension):
-    """Builds the extension, or leaves the package without it."""
+    """Builds the extension, or leaves the package without it and writes down why."""
 
     def build_extensions(self) -> None:
         for extension in self.extensions:
@@ -88,18 +144,22 @@ class BuildIfPossible(BuildExtension):
     def run(self) -> None:
         reason = why_not_build()
         required = os.environ.get("LENI_KERNELS_REQUIRE_EXTENSION") == "1"
-        built = [Path(self.get_ext_fullpath(extension.name)) for extension in self.extensions]
+        built = Path(self.get_ext_fullpath("leni_kernels._C"))
+        note = built.with_name("_without_extension.txt")  # leni_kernels/common/extension.py reads it
         if reason is None:
             try:
-                return super().run()
+                super().run()
+                note.unlink(missing_ok=True)
+                return
             except Exception:  # compilers, linkers and ninja fail in classes of their own
                 if required:
                     raise
                 reason = "it did not compile (pip install --verbose shows the compiler's output)"
         if required:
             raise SystemExit(f"leni_kernels: the C++ backend is required: {reason}.")
-        for path in built:  # an earlier build's
-            path.unlink(missing_ok=True)
+        built.unlink(missing_ok=True)  # an earlier build's
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(reason, encoding="utf-8")
         self.extensions = []
         print(f"leni_kernels: installing without the C++ backend: {reason}.", file=sys.stderr)
 
@@ -118,22 +178,43 @@ class CompileCommands(BuildExtension):
         Path("compile_commands.json").write_text(json.dumps(commands, indent=1), encoding="utf-8")
 
 
+# ---- the page on a package index ---------------------------------------------------------------------------
+
+
+def for_an_index(readme: str, repository: str, version: str) -> str:
+    """The README with its pictures, and its links to files, where an index's page finds them."""
+    relative = r"(?!\w+:|#)([^)\"\s]+)"
+    for before, kind in ((r"!\[[^]]*\]\(", "raw"), (r'<img [^>]*src="', "raw"), (r"\]\(", "blob")):
+        readme = re.sub(f"({before}){relative}", rf"\1{repository}/{kind}/v{version}/\2", readme)
+    return readme
+
+
+def described() -> str:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    version = (ROOT / "leni_kernels" / "_version.py").read_text(encoding="utf-8")
+    return for_an_index((ROOT / "README.md").read_text(encoding="utf-8"),
+                        re.search(r'^Repository = "(.+)"$', project, re.MULTILINE)[1],
+                        re.search(r'"(.+)"', version)[1])
+
+
 setup(
+    long_description=described(),
+    long_description_content_type="text/markdown",
     ext_modules=[
         CppExtension(
             "leni_kernels._C",
-            sorted(str(path) for path in Path("csrc").rglob("*.cpp")),
-            depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
-            include_dirs=[str(Path("csrc").resolve())],
+            csrc(".cpp"),
+            depends=csrc(".h"),
+            include_dirs=[str(ROOT / "csrc")],
             define_macros=MACROS,
             extra_compile_args=[
-                *OPTIMISATION, "-std=c++20", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall",
+                *OPTIMISATION, STANDARD, "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall",
                 "-Wextra",
             ],
             extra_link_args=LINKED,
-            py_limited_api=True,
+            py_limited_api=LIMITED_API,
         )
     ],
     cmdclass={"build_ext": BuildIfPossible, "compile_commands": CompileCommands},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if LIMITED_API else {},
 )

@@ -6,4 +6,11 @@ PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "_C", "The C++ operators of leni_kernels.", -1, nullptr, nullptr, nullptr, nullptr, nullptr};
 }
 
-PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__C() {
+  PyObject* created = PyModule_Create(&module);
+#if defined(Py_GIL_DISABLED)
+  // A free-threaded Python would otherwise take its lock back; nothing here is Python's.
+  if (created != nullptr) PyUnstable_Module_SetGIL(created, Py_MOD_GIL_NOT_USED);
+#endif
+  return created;
+}

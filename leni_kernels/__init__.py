@@ -1,6 +1,7 @@
 """Learnable activations for CNNs at the price of a ReLU: LENI, Reborn, ConvReLU, AdaReLU, FullyParametricReLU."""
 
 from . import functional
+from ._version import __version__ as __version__
 from .common.backends import BackendUnavailableError, explain, use_backend
 from .common.norm import Norm
 from .conv_relu.modules import ConvReLU1d, ConvReLU2d, ConvReLU3d
@@ -11,8 +12,6 @@ from .networks.recipes import AlternatingSchedule, parameter_groups
 from .networks.surgery import replace_relu
 from .pointwise.modules import AdaReLU, CReLU, FullyParametricReLU
 from .reborn.modules import Reborn2d
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AdaReLU",

@@ -1,6 +1,7 @@
 """What every test shares: a fixed seed, uninitialised memory that shows, and Triton's interpreter."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -70,5 +71,20 @@ def run_in_interpreter():
                                   text=True)
         assert finished.returncode == 0, finished.stdout + finished.stderr
         assert " passed" in finished.stdout
+
+    return run
+
+
+@pytest.fixture
+def setup_py(monkeypatch):
+    """setup.py's names, and the arguments with which it called setup()."""
+    monkeypatch.chdir(Path(__file__).parents[1])
+
+    def run():
+        calls = []
+        monkeypatch.setattr("setuptools.setup", lambda **arguments: calls.append(arguments))
+        names = runpy.run_path(str(Path(__file__).parents[1] / "setup.py"))
+        arguments, = calls
+        return names, arguments
 
     return run

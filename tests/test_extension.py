@@ -3,8 +3,8 @@
 import json
 import os
 import re
-import runpy
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +20,7 @@ from leni_kernels.common import extension
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc").rglob("*.cpp"))
 COMPILER = os.environ.get("CXX", "c++").split()
+needs_compiler = pytest.mark.skipif(shutil.which(COMPILER[0]) is None, reason="no C++ compiler")
 
 
 def everything_in(path, found=()):
@@ -35,33 +36,30 @@ def includes_pytorch(path):
     return any("#include <torch/" in file.read_text(encoding="utf-8") for file in everything_in(path))
 
 
-@pytest.fixture
-def setup_py(monkeypatch):
-    """setup.py's names, and the arguments with which it called setup()."""
-    monkeypatch.chdir(ROOT)
-
-    def run():
-        calls = []
-        monkeypatch.setattr("setuptools.setup", lambda **arguments: calls.append(arguments))
-        names = runpy.run_path(str(ROOT / "setup.py"))
-        arguments, = calls
-        return names, arguments
-
-    return run
-
-
 # ---- setup.py ----------------------------------------------------------------------------------------------
 
 
-def test_with_a_compiler_it_builds_one_stable_extension(setup_py, monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+@needs_compiler
+def test_with_a_compiler_it_builds_one_stable_extension(setup_py):
     names, arguments = setup_py()
     assert names["why_not_build"]() is None
     built, = arguments["ext_modules"]
     assert built.name == "leni_kernels._C"
-    assert built.py_limited_api
+    assert built.py_limited_api == names["LIMITED_API"]
     assert {name for name, _ in built.define_macros} >= {"TORCH_TARGET_VERSION"}
     assert {Path(source).parts[0] for source in built.sources} == {"csrc"}
+
+
+def test_a_free_threaded_python_has_a_build_of_its_own(setup_py, monkeypatch):
+    limited_api = setup_py()[0]["limited_api"]
+    assert limited_api({})
+    assert limited_api({"Py_GIL_DISABLED": 0})  # a Python that knows of both
+    assert not limited_api({"Py_GIL_DISABLED": 1})
+    monkeypatch.setattr("sysconfig.get_config_vars", lambda: {"Py_GIL_DISABLED": 1})
+    _, arguments = setup_py()
+    built, = arguments["ext_modules"]
+    assert not built.py_limited_api
+    assert not arguments["options"]
 
 
 @pytest.fixture
@@ -74,7 +72,7 @@ def finalized(setup_py, tmp_path):
         command.build_lib = str(tmp_path)
         command.ensure_finalized()
         stale = Path(command.get_ext_fullpath("leni_kernels._C"))
-        stale.parent.mkdir()
+        stale.parent.mkdir(exist_ok=True)
         stale.touch()
         return command, stale
 
@@ -83,14 +81,50 @@ def finalized(setup_py, tmp_path):
 
 def test_without_a_compiler_it_is_left_out(finalized, monkeypatch, capsys):
     command, stale = finalized()
-    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setenv("CXX", "nonexistent --flag")
     command.run()
-    assert capsys.readouterr().err.count("installing without the C++ backend: no C++ compiler was found.") == 1
+    line = "installing without the C++ backend: there is no compiler 'nonexistent'; a compiler of C++20 is wanted"
+    assert capsys.readouterr().err.count(line) == 1
     assert not stale.exists()
 
 
+def test_the_package_keeps_the_reason_until_it_is_built(finalized, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "nonexistent")
+    command, stale = finalized()
+    command.run()
+    reason = stale.with_name("_without_extension.txt")
+    assert f"the C++ backend: {reason.read_text(encoding='utf-8')}." in capsys.readouterr().err
+    command, _ = finalized()
+    monkeypatch.setitem(command.run.__globals__, "why_not_build", lambda: None)
+    monkeypatch.setattr(type(command).__bases__[0], "run", lambda command: None)
+    command.run()
+    assert not reason.exists()
+
+
+def program(path, text):
+    path.write_text(text, encoding="utf-8")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@pytest.mark.parametrize(("script", "reason"), [
+    ('#!/bin/sh\ncase "$*" in *c++20*) exit 1;; esac\n', "compiles no C++20; a compiler of C++20 is wanted"),
+    ("not a program", "compiles no C++20; a compiler of C++20 is wanted"),
+    ('#!/bin/sh\nfor last; do :; done\n! grep -q Python.h "$(dirname "$last")"/*.cpp\n', "Python.h is missing"),
+])
+def test_a_compiler_that_will_not_do_is_told_before_the_build(setup_py, monkeypatch, tmp_path, script, reason):
+    compiler = program(tmp_path / "c++", script)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert reason in setup_py()[0]["why_not_build"]()
+
+
+def test_without_its_sources_it_is_left_out(setup_py, monkeypatch, tmp_path):
+    why_not_build = setup_py()[0]["why_not_build"]
+    monkeypatch.setitem(why_not_build.__globals__, "ROOT", tmp_path)
+    assert why_not_build() == "csrc/ is missing"
+
+
 def test_without_torch_it_is_left_out(finalized, monkeypatch, capsys):
-    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setitem(sys.modules, "torch.utils.cpp_extension", None)
     command, stale = finalized()
     command.run()
@@ -108,9 +142,21 @@ def test_on_windows_it_is_left_out(finalized, monkeypatch, capsys):
 
 def test_where_it_cannot_be_built_a_required_one_fails(finalized, monkeypatch):
     command, _ = finalized()
-    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setenv("CXX", "nonexistent")
     monkeypatch.setenv("LENI_KERNELS_REQUIRE_EXTENSION", "1")
-    with pytest.raises(SystemExit, match=r"the C\+\+ backend is required: no C\+\+ compiler was found"):
+    with pytest.raises(SystemExit, match=r"the C\+\+ backend is required: there is no compiler 'nonexistent'"):
+        command.run()
+
+
+def test_where_it_does_not_compile_a_required_one_fails(finalized, monkeypatch):
+    def broken(command):
+        raise RuntimeError("of the compiler's own")
+
+    command, _ = finalized()
+    monkeypatch.setitem(command.run.__globals__, "why_not_build", lambda: None)
+    monkeypatch.setattr(type(command).__bases__[0], "run", broken)
+    monkeypatch.setenv("LENI_KERNELS_REQUIRE_EXTENSION", "1")
+    with pytest.raises(RuntimeError, match="of the compiler's own"):
         command.run()
 
 
@@ -126,11 +172,11 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def build(checkout, kind, **environment):
+def build(checkout, kind):
     """What pip runs to build a "wheel" or an "editable", and the extensions that are installed by it."""
     code = f"from setuptools import build_meta; build_meta.build_{kind}('wheels')"
-    process = subprocess.run([sys.executable, "-c", code], cwd=checkout, env={**os.environ, **environment},
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.run([sys.executable, "-c", code], cwd=checkout, stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT, text=True)
     if kind == "editable":
         return process, sorted(path.name for path in (checkout / "leni_kernels").glob("_C.*"))
     names = [name for wheel in (checkout / "wheels").glob("*.whl") for name in ZipFile(wheel).namelist()]
@@ -148,17 +194,11 @@ def test_one_that_does_not_compile_is_left_out_and_none_stays_from_before(checko
     assert "broken on purpose" in process.stdout
     assert process.stdout.count("installing without the C++ backend: it did not compile (pip install --verbose") == 1
     assert extensions == []
+    if kind == "editable":
+        assert "it did not compile" in (checkout / "leni_kernels" / "_without_extension.txt").read_text()
 
 
-def test_a_compiler_that_fails_leaves_it_out_unless_it_is_required(checkout):
-    process, extensions = build(checkout, "wheel", CXX="false")
-    assert process.returncode == 0, process.stdout
-    assert extensions == []
-    process, _ = build(checkout, "wheel", CXX="false", LENI_KERNELS_REQUIRE_EXTENSION="1")
-    assert process.returncode != 0
-
-
-@pytest.mark.skipif(shutil.which(COMPILER[0]) is None, reason="no C++ compiler")
+@needs_compiler
 def test_an_editor_is_told_how_files_are_compiled(checkout):
     subprocess.run([sys.executable, "setup.py", "-q", "compile_commands"], cwd=checkout, check=True)
     command, = json.loads((checkout / "compile_commands.json").read_text(encoding="utf-8"))
@@ -187,7 +227,7 @@ def test_the_oldest_pytorch_is_the_one_that_setup_py_targets(setup_py):
 
 
 @needs_headers
-@pytest.mark.skipif(shutil.which(COMPILER[0]) is None, reason="no C++ compiler")
+@needs_compiler
 @pytest.mark.parametrize("path", [path for path in SOURCES if includes_pytorch(path)],
                          ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_it_compiles_with_the_oldest_pytorchs_headers(setup_py, path):

@@ -1,11 +1,11 @@
 #include "pytorch/host.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <exception>
 #include <iterator>
 #include <memory>
-#include <mutex>
 #include <string>
 
 #include "pytorch/stable.h"
@@ -115,13 +115,13 @@ void in_threads(int64_t count, const Body& body) {
 // An exception is carried to the caller here: on its way through PyTorch's C interface it would lose its message.
 void parallel_for(int64_t count, const void* context, void (*body)(const void*, int64_t, int64_t)) {
   std::exception_ptr failure;
-  std::once_flag failed;
+  std::atomic_flag failed;  // not std::once_flag, whose pthread_once would need glibc 2.34 where it is built on that
   in_threads(count, [&](int64_t begin, int64_t end) {
     const Part part;
     try {
       body(context, begin, end);
     } catch (...) {
-      std::call_once(failed, [&] { failure = std::current_exception(); });
+      if (!failed.test_and_set()) failure = std::current_exception();
     }
   });
   if (failure) std::rethrow_exception(failure);

@@ -22,7 +22,7 @@ Isa current_isa();
 // A mechanism's kernel for a pass, of the tables that its problem.h names: that of this CPU's instruction set, or of
 // the best lesser one that has it. Those beyond AVX-512 are for bfloat16 alone.
 template <class Kernels, class Kernel>
-Kernel chosen(const Kernels* const (&tables)[kIsas], Kernel Kernels::*pass, Scalar scalar) {
+Kernel chosen(const Kernels* const (&tables)[kIsas], Kernel Kernels::* pass, Scalar scalar) {
   const Isa best = scalar == Scalar::BFloat16 ? current_isa() : std::min(current_isa(), Isa::Avx512);
   int isa = static_cast<int>(best);
   while (tables[isa]->*pass == nullptr) --isa;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 import torch
 
 why_missing: str | None = None
@@ -11,6 +13,9 @@ try:
     import leni_kernels._C  # noqa: F401
 except ImportError as error:
     why_missing = f"the C++ extension is not available in this installation ({error})"
+    note = files("leni_kernels") / "_without_extension.txt"
+    if note.is_file():
+        why_missing = f"this package was installed without its C++ extension: {note.read_text(encoding='utf-8')}"
 
 
 def fill_empty(fill: bool) -> None:

@@ -24,6 +24,9 @@ class _ConvReLU(nn.modules.conv._ConvNd):
     _convolution: ClassVar[type[nn.Module]]
     _function: ClassVar[Callable[..., Tensor]]
 
+    if TYPE_CHECKING:  # of nn.Module's own call, no type checker knows the result
+        def __call__(self, x: Tensor) -> Tensor: ...
+
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | Sequence[int],
                  stride: int | Sequence[int] = 1, padding: int | Sequence[int] | str = 0,
                  dilation: int | Sequence[int] = 1, groups: int = 1, bias: bool = True,

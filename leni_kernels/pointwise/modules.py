@@ -7,6 +7,7 @@ Those that are parametrized are attributes only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,9 @@ class AdaReLU(nn.Module):
         ValueError: for an unknown ``threshold_init``, or an input that does not fit.
         TypeError: for an input whose dtype does not fit.
     """
+
+    if TYPE_CHECKING:  # of nn.Module's own call, no type checker knows the result
+        def __call__(self, x: Tensor) -> Tensor: ...
 
     def __init__(self, shape: int | Sequence[int], device: object = None, dtype: object = None,
                  threshold_init: str = "zeros") -> None:
@@ -79,6 +83,9 @@ class FullyParametricReLU(nn.Module):
         TypeError: for an input whose dtype does not fit.
     """
 
+    if TYPE_CHECKING:  # of nn.Module's own call, no type checker knows the result
+        def __call__(self, x: Tensor) -> Tensor: ...
+
     def __init__(self, channels: int, device: object = None, dtype: object = None) -> None:
         super().__init__()
         self.positive_slope = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
@@ -111,6 +118,9 @@ class CReLU(nn.Module):
         ValueError: for an input without channels.
         TypeError: for an input that is not floating-point.
     """
+
+    if TYPE_CHECKING:  # of nn.Module's own call, no type checker knows the result
+        def __call__(self, x: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.crelu(x)

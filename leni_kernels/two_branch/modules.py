@@ -6,7 +6,7 @@ parametrized, is an attribute.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, distributed, nn
 
@@ -64,6 +64,9 @@ def _plain(layer: nn.Module) -> bool:
 
 class Block(nn.Module):
     """What LENI2d and Reborn2d share: the deconvolution and its norm."""
+
+    if TYPE_CHECKING:  # of nn.Module's own call, no type checker knows the result
+        def __call__(self, x: Tensor) -> Tensor: ...
 
     def __init__(self, channels: int, kernel_size: int, groups: int, eps: float, momentum: float | None,
                  device: object, dtype: object) -> None:

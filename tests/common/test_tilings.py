@@ -271,11 +271,3 @@ def test_a_folder_that_cannot_be_written_is_an_oserror(folder):
 
 def test_the_packages_table_is_this_versions():
     assert tilings.read(Path(tilings.__file__).with_name(tilings.NAME), __version__) == tilings.packaged()
-
-
-def test_the_packages_table_is_installed(tmp_path):
-    command = [sys.executable, "-c", "from setuptools import setup; setup()", "--quiet", "egg_info", "--egg-base",
-               str(tmp_path), "build_py", "--build-lib", str(tmp_path / "installed")]
-    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
-    place = Path("leni_kernels", "common", "gpu", tilings.NAME)
-    assert (tmp_path / "installed" / place).read_bytes() == (ROOT / place).read_bytes()
