@@ -1,0 +1,1 @@
+"""What is measured: a folder for each mechanism, the same files in each."""
