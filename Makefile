@@ -3,6 +3,7 @@
 #   make test-oldest  the same tests on the oldest PyTorch and Triton that the package supports
 #   make sanitize     the C++ kernels under sanitizers (make sanitize-address, sanitize-thread): suites and a fuzzer
 #   make throughput   the main benchmark, its picture and the README's numbers
+#   make docs         the documentation, into site/, with warnings as errors
 #   make codegen      compiles every GPU kernel for every GPU, without one, on the newest Triton and the oldest: hours
 #   make predict      counts the instructions of the GPU kernels at full size, and predicts their times: minutes, no GPU
 #   make gpu-check    on a machine with a GPU: proves the kernels within 7 minutes, without a network, into $OUT
@@ -25,7 +26,7 @@ OLDEST_NUMPY := "numpy<2.4"
 PIP_INSTALL := pip install --quiet --disable-pip-version-check
 PYTEST := python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: install test test-oldest sanitize sanitize-address sanitize-thread throughput readme codegen predict
+.PHONY: install test test-oldest docs sanitize sanitize-address sanitize-thread throughput readme codegen predict
 .PHONY: gpu-check gpu-rehearse clean
 
 install: $(VENV)/installed
@@ -44,7 +45,7 @@ $(VENV)/installed: $(VENV)/prepared
 $(OLDEST)/installed: $(OLDEST)/prepared
 $(VENV)/installed $(OLDEST)/installed: $(SOURCES)
 	rm -f $(VENV)/installed $(OLDEST)/installed
-	LENI_KERNELS_REQUIRE_EXTENSION=1 $(@D)/bin/$(PIP_INSTALL) --no-build-isolation --editable ".[benchmark,test]"
+	LENI_KERNELS_REQUIRE_EXTENSION=1 $(@D)/bin/$(PIP_INSTALL) --no-build-isolation --editable ".[benchmark,docs,test]"
 	touch $@
 
 # Of macOS' wheel, a sixth the size of Linux': the headers of the stable ABI are the same in every one.
@@ -69,6 +70,10 @@ test: install $(PARTS)/prepared
 
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/$(PYTEST)
+
+# The variable keeps an announcement of Material's out of the output; it is no warning of the pages.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # With GCC. SANITIZE="--seconds 0 tests/leni/test_isa.py", for example, is for one suite and no fuzzer.
 sanitize: sanitize-address sanitize-thread
@@ -101,4 +106,4 @@ gpu-rehearse: $(OLDEST)/prepared
 	$(OLDEST)/bin/python benchmarks/gpu_check.py --rehearse --output "$(OUT)"
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(PARTS) build *.egg-info leni_kernels/*.so
+	rm -rf $(VENV) $(OLDEST) $(PARTS) build site *.egg-info leni_kernels/*.so

@@ -1,7 +1,7 @@
-"""Writes the measured numbers into README.md, between its markers, from the JSON files of benchmarks/results.
+"""Writes the measured numbers into README.md and docs/performance.md, between their markers, from benchmarks/results.
 
-python benchmarks/readme.py          rewrites the README
-python benchmarks/readme.py --check  exits with 1 if the README says anything else than the results
+python benchmarks/readme.py          rewrites the pages: all tables in docs/performance.md, a dozen numbers in README.md
+python benchmarks/readme.py --check  exits with 1 if a page says anything else than the results
 """
 
 from __future__ import annotations
@@ -16,39 +16,91 @@ import bars
 import memory
 import overhead
 import throughput
-from harness import machine
+from harness import machine, report
 from harness.blocks import Table
 from harness.report import number
 from networks import table1
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
 CPUS, GPUS = [f"cpu-{isa}" for isa in machine.ISAS], ["cuda"]
 BEGIN, END = "<!-- measured: written by benchmarks/readme.py -->", "<!-- end of measured -->"
 NOTHING = "Nothing has been measured yet: `make throughput` measures, and writes this section.\n"
 
 
 def main() -> int:
-    """Rewrite or check the README; returns the exit status."""
-    written = README.read_text(encoding="utf-8")
-    wanted = replaced(written, section(ROOT / "benchmarks" / "results"))
+    """Rewrite or check the pages; returns the exit status."""
+    wanted = pages(ROOT / "benchmarks" / "results")
     if "--check" in sys.argv[1:]:
-        return int(written != wanted)
-    README.write_text(wanted, encoding="utf-8")
+        return int(any(path.read_text(encoding="utf-8") != page for path, page in wanted.items()))
+    for path, page in wanted.items():
+        path.write_text(page, encoding="utf-8")
     return 0
 
 
-def replaced(readme: str, measured: str) -> str:
-    """The README with ``measured`` between its markers.
+def pages(results: Path) -> dict[Path, str]:
+    """The pages that show measured numbers, as a folder of results wants them."""
+    # Links are relative to the page.
+    measured = {ROOT / "README.md": summary(results),
+                ROOT / "docs" / "performance.md": section(results).replace("](benchmarks/", "](../benchmarks/")}
+    return {path: replaced(path.read_text(encoding="utf-8"), text) for path, text in measured.items()}
+
+
+def replaced(page: str, measured: str) -> str:
+    """A page with ``measured`` between its markers.
 
     Raises:
-        ValueError: if the README lacks a marker.
+        ValueError: if the page lacks a marker.
     """
-    before, begin, rest = readme.partition(BEGIN)
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md must have the markers {BEGIN!r} and {END!r}")
+        raise ValueError(f"a page of measured numbers must have the markers {BEGIN!r} and {END!r}")
     return f"{before}{BEGIN}\n{measured}{END}{after}"
+
+
+SUMMARY = (
+    ("LENI, inference", "leni_inference", {
+        "eager/ours": "times faster than the block of PyTorch layers",
+        "compiled/ours": "times faster than the same, folded by hand, under `torch.compile`"}),
+    ("LENI, training step", "leni_training", {
+        "eager/ours": "times faster than the block of PyTorch layers",
+        "compiled/ours": "times faster than the same under `torch.compile`"}),
+    ("Reborn, training step", "reborn_training", {"composed/ours": "times faster than the block of PyTorch layers"}),
+    ("ConvReLU, inference", "conv_relu_inference", {
+        "ours/relu_conv": "of the time of ReLU and convolution", "composed/ours": "times faster than composed"}),
+    ("ConvReLU, training step", "conv_relu_training", {
+        "ours/relu_conv": "of the time of ReLU and convolution", "composed/ours": "times faster than composed"}),
+    ("AdaReLU, forward and step", "pointwise", {"AdaReLU/ReLU": "of the time of ReLU"}),
+    ("FullyParametricReLU, forward and step", "pointwise", {"FPReLU/ReLU": "of the time of ReLU"}),
+)
+"""What the README shows: of each part of the benchmark some ratios, and what they say."""
+
+
+def summary(results: Path) -> str:
+    """The newest run on a CPU in a dozen numbers, as Markdown."""
+    runs = _read(results, "throughput", CPUS)
+    if not runs:
+        return NOTHING
+    path = max(runs, key=lambda path: runs[path]["date"])
+    picture = _link(path).with_suffix(".png")
+    lines = [f"\n![LENI inference: time of every contender in multiples of the limit]({picture})",
+             f"\n{throughput.title(runs[path])}, float32:\n"]
+    lines += _table(("", "geometric mean", "range", ""), _summary_cells(runs[path]))
+    for memory_run in _read(results, "memory", ("cpu",)).values():
+        block = memory_run["blocks"][-1]
+        times = (block["bytes"][side] / block["bytes"]["relu"] for side in ("ours", "composed"))
+        lines.append("\nKept for backward by a LENI block: {:.2f} times what a ReLU keeps; composed, {:.2f} times."
+                     .format(*times))
+    return "\n".join(lines) + "\n"
+
+
+def _summary_cells(run: dict[str, Any]) -> Iterator[list[str]]:
+    for work, part, ratios in SUMMARY:
+        for ratio, meaning in ratios.items():
+            found = [row["ratios"][ratio] for row in run[part] if row["dtype"] == "float32" and ratio in row["ratios"]]
+            if found:
+                yield [work, number(report.geometric_mean(found)), f"{number(min(found))} – {number(max(found))}",
+                       meaning]
 
 
 def section(results: Path) -> str:

@@ -251,16 +251,15 @@ def test_the_facts_name_the_machine():
     assert facts["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
-# ---- the README --------------------------------------------------------------------------------------------
+# ---- the README and the page of all numbers ---------------------------------------------------------------------
 
 
-def test_the_readme_says_what_the_results_say():
-    written = (ROOT / "README.md").read_text(encoding="utf-8")
-    wanted = readme.replaced(written, readme.section(ROOT / "benchmarks" / "results"))
-    assert written == wanted, "run `python benchmarks/readme.py`"
+def test_the_pages_say_what_the_results_say():
+    for path, wanted in readme.pages(ROOT / "benchmarks" / "results").items():
+        assert path.read_text(encoding="utf-8") == wanted, f"{path.name}: run `python benchmarks/readme.py`"
 
 
-def test_the_readme_is_generated_from_the_results(tmp_path, results):
+def test_the_tables_are_generated_from_the_results(tmp_path, results):
     folder = tmp_path / "benchmarks" / "results"
     older = {**results, "kernels_isa": "amx", "date": "2000-01-01", "commit": "0ld", "leni_inference": [],
              "left_out": {"bfloat16": "none here"}}
@@ -280,6 +279,6 @@ def test_the_readme_is_generated_from_the_results(tmp_path, results):
     assert readme.section(tmp_path) == readme.NOTHING
 
 
-def test_a_readme_without_markers_is_refused():
+def test_a_page_without_markers_is_refused():
     with pytest.raises(ValueError, match="markers"):
         readme.replaced("# nothing here", "")

@@ -1,0 +1,43 @@
+"""A hook of MkDocs: pages may link to files of the checkout that are not in ``docs/``, as they do where it is browsed.
+
+What a page shows of ``benchmarks/results`` becomes a part of the site. A file that the site holds as a page (README,
+CONTRIBUTING, CHANGELOG) is that page.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+INCLUDED = re.compile(r'--8<-- "(?P<path>[^"]+)"')
+LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)(?P<path>[^)#\s]+)(?=[)#])")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the results to the site's files."""
+    from mkdocs.structure.files import File
+
+    for path in sorted((ROOT / "benchmarks" / "results").iterdir()):
+        if path.suffix in (".json", ".png"):
+            files.append(File(path.relative_to(ROOT).as_posix(), str(ROOT), config.site_dir, config.use_directory_urls))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Put in the file that a page includes, and let links to the checkout lead to where the site has what they name."""
+    source = page.file.src_uri
+    folder = posixpath.join("docs", posixpath.dirname(source))
+    included = INCLUDED.fullmatch(markdown.strip())
+    if included:
+        folder, markdown = ".", (ROOT / included["path"]).read_text(encoding="utf-8")
+    return LINK.sub(lambda match: _in_site(match["path"], folder, source), markdown)
+
+
+def _in_site(link: str, folder: str, source: str) -> str:
+    path = posixpath.normpath(posixpath.join(folder, link))
+    target = PAGES.get(path, path.removeprefix("docs/"))
+    return posixpath.relpath(target, posixpath.dirname(source) or ".")
