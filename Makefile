@@ -75,7 +75,7 @@ test-oldest: $(OLDEST)/installed
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-# With GCC. SANITIZE="--seconds 0 tests/leni/test_isa.py", for example, is for one suite and no fuzzer.
+# With GCC. SANITIZE="--seconds 0 tests/two_branch/test_isa.py", for example, is for one suite and no fuzzer.
 sanitize: sanitize-address sanitize-thread
 
 sanitize-address sanitize-thread: sanitize-%: install

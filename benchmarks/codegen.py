@@ -5,7 +5,7 @@
 
 For each kernel, configuration, dtype and layout: registers, stack, spills (STL and LDL in the SASS), shared
 memory, matrix instructions, and the widths of the global loads in the hot loop. The kernels come from each
-Triton room's ``compile_cases``; compiled files go to a temporary folder unless TRITON_CACHE_DIR names one.
+mechanism's ``gpu/cases.py``; compiled files go to a temporary folder unless TRITON_CACHE_DIR names one.
 ``--counts`` keeps how many compiled, and which did not or spill, in a file by Triton's version and architecture:
 ``results/codegen.json`` is what ``make codegen`` found. Exits with 1 if a case did not compile.
 
@@ -31,28 +31,18 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from gpu import machine_code
+from gpu import machine_code, rooms
 from gpu.machine_code import Instruction
 from harness import machine
 
-from leni_kernels import triton_packed, triton_support
-from leni_kernels.architectures import is_amd, operand_types, shared_memory, warp_size
-from leni_kernels.conv_relu import triton_kernels as conv_relu
-from leni_kernels.leni import triton_algebra as leni_algebra
-from leni_kernels.leni import triton_input_gradient as leni_input_gradient
-from leni_kernels.leni import triton_kernels as leni
-from leni_kernels.leni import triton_tail as reborn
-from leni_kernels.leni import triton_training as leni_training
-from leni_kernels.pointwise import triton_kernels as pointwise
-from leni_kernels.triton_support import CompileCase
-
-ROOMS = (leni, leni_training, leni_input_gradient, leni_algebra, reborn, conv_relu, pointwise)
-"""The modules whose ``compile_cases(architecture)`` are compiled; a new mechanism adds its own here."""
+from leni_kernels.common.gpu import packed, support
+from leni_kernels.common.gpu.architectures import is_amd, operand_types, shared_memory, warp_size
+from leni_kernels.common.gpu.support import CompileCase
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx1100")
 """What is compiled unless ``--arch`` says otherwise; Triton may know more."""
 
-SAMPLE = r"^(leni|reborn) .*C=(64|256)( k=3)?$|(64→64|256→256) k=3×3|^(ada|fully|crelu)| wide$"
+SAMPLE = r"^(norms|leni|reborn) .*C=(64|256)( k=3)?$|(64→64|256→256) k=3×3|^(ada|fully|crelu)| wide$"
 """What a sample has of each kernel: a width whose weights fit on the chip, and one whose do not; 64-bit offsets."""
 
 
@@ -90,8 +80,9 @@ class Failure:
 
 @cache
 def cases(architecture: str, match: str = "", sample: bool = False) -> list[CompileCase]:
-    """The compile cases of every room whose name, with its operand type, contains ``match``."""
-    found = [case for room in ROOMS for case in room.compile_cases(architecture) if match in full_name(case)]
+    """The compile cases of every mechanism whose name, with its operand type, contains ``match``."""
+    found = [case for mechanism in rooms.mechanisms()
+             for case in rooms.cases_of(mechanism).compile_cases(architecture) if match in full_name(case)]
     return [case for case in found if in_sample(case, architecture)] if sample else found
 
 
@@ -115,7 +106,7 @@ def compile_case(architecture: str, case: CompileCase) -> Report:
     options = {"num_warps": case.warps, "num_stages": case.stages}
     log = io.StringIO()
     with (contextlib.redirect_stdout(log), knobs.nvidia.scope(), knobs.compilation.scope(),
-          triton_packed.compiled_for(nvidia=not is_amd(architecture))):
+          packed.compiled_for(nvidia=not is_amd(architecture))):
         knobs.nvidia.dump_ptxas_log = True
         knobs.compilation.always_compile = True
         compiled = triton.compile(source, target=target(architecture), options=options)
@@ -139,7 +130,7 @@ def parse_case(architecture: str, case: CompileCase) -> None:
     ir.load_dialects(context)
     backend.load_dialects(context)
     functions = backend.get_codegen_implementation(options)
-    with triton_packed.compiled_for(nvidia=not is_amd(architecture)):
+    with packed.compiled_for(nvidia=not is_amd(architecture)):
         _source(case).make_ir(gpu, options, functions, backend.get_module_map(), context)
 
 
@@ -320,8 +311,8 @@ def main() -> int:
     parser.add_argument("--predict", metavar="CARD", choices=("h100", "h200", "a100"),
                         help="count instructions of launches at full size, and predict their times on this card")
     arguments = parser.parse_args()
-    if triton_support.why_missing is not None:
-        sys.exit(triton_support.why_missing)
+    if support.why_missing is not None:
+        sys.exit(support.why_missing)
     if arguments.predict:
         from gpu import predict  # which imports this module
 

@@ -13,8 +13,8 @@ stopped goes on where it was; what the list has is done again where the rule has
 first, until the budget is spent. A tiling counts whose outputs are as near the definition in float64 as the rule's; it
 replaces the rule's if it is faster by more than 2 % and by more than the times spread. Results go to
 ``tune-<architecture>.json`` in ``benchmarks/results`` or FOLDER, subject by subject, in the form of
-``leni_kernels/tilings.json``. ``--save`` puts them into the user's table, ``--adopt`` a file's into the package's. What
-is faster in bfloat16 also gets float16's entry, once its outputs there are right.
+``leni_kernels/common/gpu/tilings.json``. ``--save`` puts them into the user's table, ``--adopt`` a file's into the
+package's. What is faster in bfloat16 also gets float16's entry, once its outputs there are right.
 
 ``--rehearse`` does the same on a CPU, in Triton's interpreter, with tiny shapes: its times mean nothing.
 """
@@ -34,8 +34,8 @@ from harness import machine, report
 from tuning import candidates, race, subjects
 from tuning.workers import Workers
 
-from leni_kernels import tilings, triton_support
-from leni_kernels.architectures import why_unsupported
+from leni_kernels.common.gpu import support, tilings
+from leni_kernels.common.gpu.architectures import why_unsupported
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,14 +43,14 @@ ROOT = Path(__file__).parents[1]
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     options = _options(arguments)
-    if triton_support.why_missing is not None:
-        print(triton_support.why_missing, file=sys.stderr)
+    if support.why_missing is not None:
+        print(support.why_missing, file=sys.stderr)
         return 1
     if options.adopt:
         return _adopt(options.adopt)
     if options.prepare:
         return _prepare(options)
-    if options.rehearse and not triton_support.interpreting:
+    if options.rehearse and not support.interpreting:
         return _in_the_interpreter(arguments)
     return _tune(options)
 
@@ -118,7 +118,7 @@ def _tune(options: argparse.Namespace) -> int:
         print("--device cuda: PyTorch sees no CUDA or ROCm device", file=sys.stderr)
         return 1
     device = torch.device("cpu" if options.rehearse else "cuda")
-    architecture = triton_support.architecture(torch.empty(0, device=device))
+    architecture = support.architecture(torch.empty(0, device=device))
     if why_unsupported(architecture) is not None:
         print(f"--device cuda: {why_unsupported(architecture)}", file=sys.stderr)
         return 1

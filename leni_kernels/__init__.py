@@ -1,14 +1,16 @@
 """Learnable activations for CNNs at the price of a ReLU: LENI, Reborn, ConvReLU, AdaReLU, FullyParametricReLU."""
 
 from . import functional
-from .backends import BackendUnavailableError, explain, use_backend
+from .common.backends import BackendUnavailableError, explain, use_backend
+from .common.norm import Norm
 from .conv_relu.modules import ConvReLU1d, ConvReLU2d, ConvReLU3d
-from .folding import fold
-from .leni.modules import LENI2d, Reborn2d
-from .leni.reference import Norm
+from .leni.modules import LENI2d
+from .networks import surgery
+from .networks.folding import fold
+from .networks.recipes import AlternatingSchedule, parameter_groups
+from .networks.surgery import replace_relu
 from .pointwise.modules import AdaReLU, CReLU, FullyParametricReLU
-from .recipes import AlternatingSchedule, parameter_groups
-from .surgery import replace_relu
+from .reborn.modules import Reborn2d
 
 __version__ = "0.1.0"
 
@@ -29,5 +31,6 @@ __all__ = [
     "functional",
     "parameter_groups",
     "replace_relu",
+    "surgery",
     "use_backend",
 ]

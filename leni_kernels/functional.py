@@ -2,8 +2,8 @@
 
 from .conv_relu.ops import conv_relu1d, conv_relu2d, conv_relu3d
 from .leni.ops import leni, leni_folded
-from .leni.reborn_ops import reborn
 from .pointwise.ops import ada_relu, crelu, fully_parametric_relu
+from .reborn.ops import reborn
 
 __all__ = [
     "ada_relu",

@@ -19,9 +19,9 @@ torch.backends.cudnn.allow_tf32 = False
 
 from gpu import interpreter  # noqa: E402  (not before the environment is as it shall be)
 
-from leni_kernels import triton_support  # noqa: E402
+from leni_kernels.common.gpu import support  # noqa: E402
 
-if triton_support.interpreting and triton_support.why_missing is None:
+if support.interpreting and support.why_missing is None:
     interpreter.patch_once()
 
 LONG = ("test_in_the_interpreter", "test_a_short_rehearsal_runs_every_step", "test_on_the_oldest_triton",
@@ -49,7 +49,7 @@ def _seeded():
 @pytest.fixture(autouse=True)
 def _empty_is_nan():
     """New memory is filled with NaN, so that an element no kernel wrote fails the comparison."""
-    from leni_kernels import extension  # not before the environment is as it shall be
+    from leni_kernels.common import extension  # not before the environment is as it shall be
 
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -6,7 +6,7 @@ import sys
 import torch
 
 import leni_kernels as lk
-from leni_kernels import extension
+from leni_kernels.common import extension
 
 BLOCKS = (lk.LENI2d, lk.Reborn2d, lambda channels: lk.ConvReLU2d(channels, 3, 3, padding=1), lk.AdaReLU,
           lk.FullyParametricReLU, lambda channels: lk.CReLU())

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from leni_kernels import triton_support
+from leni_kernels.common.gpu import support
 
 FREE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach", "view", "_unsafe_view",
         "alias", "expand", "as_strided", "unbind", "slice", "select", "split", "split_with_sizes", "permute",
@@ -21,7 +21,7 @@ class Launches(TorchDispatchMode):
         super().__init__()
         self.kernels: list[str] = []
         self.of_torch: list[str] = []
-        self._noting = triton_support.launches_noted("sm_90", lambda kernel, *_: self.kernels.append(kernel.__name__))
+        self._noting = support.launches_noted("sm_90", lambda kernel, *_: self.kernels.append(kernel.__name__))
 
     def __enter__(self) -> Launches:
         self._noting.__enter__()

@@ -11,15 +11,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from leni_kernels import triton_support
+from leni_kernels.common.gpu import support
 
-if triton_support.why_missing is not None:
-    pytest.skip(triton_support.why_missing, allow_module_level=True)
+if support.why_missing is not None:
+    pytest.skip(support.why_missing, allow_module_level=True)
 
-GPU = torch.cuda.is_available() and not triton_support.interpreting
+GPU = torch.cuda.is_available() and not support.interpreting
 DEVICE = "cuda" if GPU else "cpu"
 
-runs_kernels = pytest.mark.skipif(not (GPU or triton_support.interpreting),
+runs_kernels = pytest.mark.skipif(not (GPU or support.interpreting),
                                   reason="no GPU; runs in the interpreter, through test_in_the_interpreter")
 needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
 
@@ -27,7 +27,7 @@ needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
 def in_the_interpreter(file: str) -> Callable[..., None]:
     """The test that runs ``file`` in the interpreter."""
 
-    @pytest.mark.skipif(GPU or triton_support.interpreting, reason="the tests of this file run directly")
+    @pytest.mark.skipif(GPU or support.interpreting, reason="the tests of this file run directly")
     def test(run_in_interpreter):
         run_in_interpreter(file)
 

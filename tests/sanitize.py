@@ -1,7 +1,7 @@
 """Runs the suites of the C++ kernels, and the fuzzer, on a build of the extension with GCC's sanitizers.
 
     python tests/sanitize.py address   # AddressSanitizer and UndefinedBehaviorSanitizer
-    python tests/sanitize.py thread --seconds 0 tests/leni/test_isa.py   # ThreadSanitizer; one suite, no fuzzer
+    python tests/sanitize.py thread --seconds 0 tests/two_branch/test_isa.py   # ThreadSanitizer; one suite, no fuzzer
 
 Once on this CPU's best instruction set and once on the generic kernels. What is built is a copy of the checkout, in
 build/sanitize-<kind>, of which the next run compiles what has changed. A report fails the run.
@@ -27,8 +27,8 @@ SANITIZERS = {"address": "address,undefined", "thread": "thread"}
 RUNTIMES = {"address": "libasan.so", "thread": "libtsan.so"}
 
 SUITES = ("tests/conv_relu/test_kernel_forward.py", "tests/conv_relu/test_kernel_gradients.py",
-          "tests/leni/test_isa.py", "tests/leni/test_parity.py", "tests/leni/test_bounds.py",
-          "tests/leni/test_training.py", "tests/leni/test_reborn_folded.py", "tests/leni/test_reborn_training.py",
+          "tests/two_branch/test_isa.py", "tests/leni/test_parity.py", "tests/two_branch/test_bounds.py",
+          "tests/leni/test_training.py", "tests/reborn/test_folded.py", "tests/reborn/test_training.py",
           "tests/pointwise/test_isa.py", "tests/pointwise/test_parity.py")
 
 
@@ -74,7 +74,7 @@ def environment(kind: str, folder: Path) -> dict[str, str]:
 
 def best_isa(folder: Path, environment: dict[str, str]) -> str:
     """This CPU's best instruction set, as the build in ``folder`` names it; fails if another build is loaded."""
-    script = ("import sys; from leni_kernels import extension; isa = extension.cpu_isa(); "
+    script = ("import sys; from leni_kernels.common import extension; isa = extension.cpu_isa(); "
               "assert sys.modules['leni_kernels._C'].__file__.startswith(sys.argv[1]); print(isa)")
     command = [sys.executable, "-c", script, str(folder)]
     finished = subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)

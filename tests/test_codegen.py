@@ -21,16 +21,17 @@ from pathlib import Path
 import oldest
 import pytest
 
-from leni_kernels import triton_support
-from leni_kernels.architectures import is_amd, operand_types, shared_memory, warp_size
+from leni_kernels.common.gpu import support
+from leni_kernels.common.gpu.architectures import is_amd, operand_types, shared_memory, warp_size
 
-if triton_support.why_missing is not None:
-    pytest.skip(triton_support.why_missing, allow_module_level=True)
-if triton_support.interpreting:
+if support.why_missing is not None:
+    pytest.skip(support.why_missing, allow_module_level=True)
+if support.interpreting:
     pytest.skip("with TRITON_INTERPRET=1 there is nothing to compile", allow_module_level=True)
 
 import codegen
 import triton
+from gpu import rooms
 
 ROOT = Path(__file__).parents[1]
 ON_THE_OLDEST = triton.__version__.startswith("3.6.")
@@ -135,14 +136,14 @@ def test_spills_are_seen():
 
 
 @pytest.mark.parametrize("operand", operand_types("sm_90"))
-@pytest.mark.parametrize("room", codegen.ROOMS, ids=lambda room: room.__name__.removeprefix("leni_kernels."))
-def test_the_front_end_takes_every_kind_of_case(room, operand):
+@pytest.mark.parametrize("mechanism", rooms.mechanisms())
+def test_the_front_end_takes_every_kind_of_case(mechanism, operand):
     """Of cases that differ in their channels alone, the first, or on the oldest Triton the last.
 
     ``make codegen`` compiles all.
     """
     kinds = {}
-    for case in room.compile_cases("sm_90"):
+    for case in rooms.cases_of(mechanism).compile_cases("sm_90"):
         if case.operand == operand:
             kinds.setdefault(re.sub(r"C=\d+|\d+→\d+", "", case.name), []).append(case)
     if not kinds:

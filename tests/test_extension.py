@@ -14,7 +14,7 @@ import torch
 from oldest import HEADERS, needs_headers
 from setuptools import Distribution
 
-from leni_kernels import extension
+from leni_kernels.common import extension
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc").rglob("*.cpp"))

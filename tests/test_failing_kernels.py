@@ -15,12 +15,20 @@ import torch
 from on_triton import DEVICE, runs_kernels
 
 import leni_kernels as lk
-from leni_kernels import BackendUnavailableError, backends, extension
-from leni_kernels.conv_relu import triton_gradients
-from leni_kernels.conv_relu import triton_kernels as conv_relu
-from leni_kernels.leni import triton_input_gradient, triton_tail, triton_training
-from leni_kernels.leni import triton_kernels as leni
-from leni_kernels.pointwise import triton_kernels as pointwise
+from leni_kernels import BackendUnavailableError
+from leni_kernels.common import backends, extension
+from leni_kernels.conv_relu.gpu.forward import conv_relu_forward_kernel
+from leni_kernels.conv_relu.gpu.input_gradient import conv_relu_input_gradient_kernel
+from leni_kernels.conv_relu.gpu.weight_gradient import conv_relu_weight_gradient_kernel
+from leni_kernels.leni.gpu.forward import leni_folded_contiguous_kernel
+from leni_kernels.leni.gpu.input_gradient import leni_input_gradient_kernel, leni_negative_gradient_kernel
+from leni_kernels.leni.gpu.statistics import leni_statistics_kernel
+from leni_kernels.leni.gpu.weight_gradient import leni_weight_gradient_kernel
+from leni_kernels.pointwise.gpu.backward import crelu_backward_kernel, pointwise_backward_kernel
+from leni_kernels.pointwise.gpu.forward import crelu_forward_kernel, pointwise_forward_kernel
+from leni_kernels.reborn.gpu.forward import reborn_tail_kernel
+from leni_kernels.reborn.gpu.input_gradient import reborn_branch_gradient_kernel
+from leni_kernels.reborn.gpu.weight_gradient import reborn_weight_gradient_kernel
 
 test_in_the_interpreter = on_triton.in_the_interpreter(__file__)
 
@@ -89,14 +97,14 @@ def random(module):
 
 
 CASES = {
-    "leni": (lambda: lk.LENI2d(3, device=DEVICE), triton_training._statistics_kernel),
-    "leni_after_statistics": (lambda: lk.LENI2d(3, device=DEVICE), leni._contiguous_kernel),
-    "leni_eval": (lambda: lk.LENI2d(3, device=DEVICE).eval(), leni._contiguous_kernel),
-    "leni_folded": (folded_leni, leni._contiguous_kernel),
-    "reborn": (lambda: lk.Reborn2d(3, device=DEVICE), triton_tail._tail_kernel),
-    "conv_relu2d": (lambda: lk.ConvReLU2d(3, 4, 3, padding=1, device=DEVICE), conv_relu.forward_kernel),
-    "ada_relu": (lambda: lk.AdaReLU(3, device=DEVICE), pointwise._forward_kernel),
-    "crelu": (lk.CReLU, pointwise._crelu_kernel),
+    "leni": (lambda: lk.LENI2d(3, device=DEVICE), leni_statistics_kernel),
+    "leni_after_statistics": (lambda: lk.LENI2d(3, device=DEVICE), leni_folded_contiguous_kernel),
+    "leni_eval": (lambda: lk.LENI2d(3, device=DEVICE).eval(), leni_folded_contiguous_kernel),
+    "leni_folded": (folded_leni, leni_folded_contiguous_kernel),
+    "reborn": (lambda: lk.Reborn2d(3, device=DEVICE), reborn_tail_kernel),
+    "conv_relu2d": (lambda: lk.ConvReLU2d(3, 4, 3, padding=1, device=DEVICE), conv_relu_forward_kernel),
+    "ada_relu": (lambda: lk.AdaReLU(3, device=DEVICE), pointwise_forward_kernel),
+    "crelu": (lk.CReLU, crelu_forward_kernel),
 }
 forwards = pytest.mark.parametrize("name", CASES)
 
@@ -172,7 +180,7 @@ def test_a_forward_asked_for_by_name_raises(name, fail):
 
 @runs_kernels
 def test_other_kinds_of_calls_are_tried(fail):
-    fail(pointwise._forward_kernel)
+    fail(pointwise_forward_kernel)
     slim, wide = lk.AdaReLU(3, device=DEVICE), lk.AdaReLU(5, device=DEVICE)
     with warned_once("ada_relu", "_forward_kernel") as caught:
         slim(inputs(2, 3, 4))
@@ -186,7 +194,7 @@ def test_other_kinds_of_calls_are_tried(fail):
 @runs_kernels
 def test_one_warning_for_each_operation_and_kind_of_failure(fail):
     def messages(channels, error, module=lk.AdaReLU):
-        fail(pointwise._forward_kernel, error)
+        fail(pointwise_forward_kernel, error)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             module(channels, device=DEVICE)(inputs(2, channels, 4))
@@ -201,23 +209,23 @@ def test_one_warning_for_each_operation_and_kind_of_failure(fail):
 # ---- backward ----------------------------------------------------------------------------------------------
 
 PASSES = {
-    "leni, weight": (CASES["leni"][0], triton_training._weight_gradient_kernel, "leni_training_backward"),
-    "leni, z": (CASES["leni"][0], triton_input_gradient._negative_gradient_kernel, "leni_training_backward"),
-    "leni, input": (CASES["leni"][0], triton_input_gradient._input_gradient_kernel, "leni_training_backward"),
-    "leni_eval, weight": (CASES["leni_eval"][0], triton_training._weight_gradient_kernel, "leni_weight_gradient"),
-    "leni_folded, input": (folded_leni, triton_input_gradient._input_gradient_kernel, "leni_input_gradient"),
-    "reborn, weight": (CASES["reborn"][0], triton_tail._weight_gradient_kernel, "reborn_training_backward"),
-    "reborn, both branches": (CASES["reborn"][0], triton_tail._branch_gradient_kernel,
+    "leni, weight": (CASES["leni"][0], leni_weight_gradient_kernel, "leni_training_backward"),
+    "leni, z": (CASES["leni"][0], leni_negative_gradient_kernel, "leni_training_backward"),
+    "leni, input": (CASES["leni"][0], leni_input_gradient_kernel, "leni_training_backward"),
+    "leni_eval, weight": (CASES["leni_eval"][0], leni_weight_gradient_kernel, "leni_weight_gradient"),
+    "leni_folded, input": (folded_leni, leni_input_gradient_kernel, "leni_input_gradient"),
+    "reborn, weight": (CASES["reborn"][0], reborn_weight_gradient_kernel, "reborn_training_backward"),
+    "reborn, both branches": (CASES["reborn"][0], reborn_branch_gradient_kernel,
                               "reborn_training_backward"),
-    "conv_relu, input": (CASES["conv_relu2d"][0], triton_gradients.input_gradient_kernel, "conv_relu_backward"),
-    "conv_relu, weight and threshold": (CASES["conv_relu2d"][0], triton_gradients.correlation_kernel,
+    "conv_relu, input": (CASES["conv_relu2d"][0], conv_relu_input_gradient_kernel, "conv_relu_backward"),
+    "conv_relu, weight and threshold": (CASES["conv_relu2d"][0], conv_relu_weight_gradient_kernel,
                                         "conv_relu_backward"),
     "conv_relu, groups": (partial(lk.ConvReLU2d, 6, 3, (2, 3), stride=(2, 1), padding=(0, 2), dilation=(1, 2), groups=3,
-                                  device=DEVICE), triton_gradients.correlation_kernel, "conv_relu_backward"),
-    "ada_relu": (CASES["ada_relu"][0], pointwise._backward_kernel, "ada_relu_backward"),
-    "fully_parametric_relu": (lambda: lk.FullyParametricReLU(3, device=DEVICE), pointwise._backward_kernel,
+                                  device=DEVICE), conv_relu_weight_gradient_kernel, "conv_relu_backward"),
+    "ada_relu": (CASES["ada_relu"][0], pointwise_backward_kernel, "ada_relu_backward"),
+    "fully_parametric_relu": (lambda: lk.FullyParametricReLU(3, device=DEVICE), pointwise_backward_kernel,
                               "fully_parametric_relu_backward"),
-    "crelu": (lk.CReLU, pointwise._crelu_backward_kernel, "crelu_backward"),
+    "crelu": (lk.CReLU, crelu_backward_kernel, "crelu_backward"),
 }
 passes = pytest.mark.parametrize("name", PASSES)
 
@@ -309,7 +317,7 @@ def test_what_failed_before_is_no_obstacle_to_the_compiler(name, fail):
 @runs_kernels
 def test_a_compiled_function_takes_the_next_backend_after_a_failure(fail):
     module, x = lk.AdaReLU(3, device=DEVICE), inputs(2, 3, 4)
-    tried = fail(pointwise._forward_kernel)
+    tried = fail(pointwise_forward_kernel)
     with warned_once("ada_relu", "_forward_kernel"):
         wanted = module(x)
     torch.testing.assert_close(torch.compile(module, fullgraph=True, backend="aot_eager")(x), wanted)
@@ -325,9 +333,9 @@ def test_a_compiled_function_takes_the_next_backend_after_a_failure(fail):
     RuntimeError("Triton Error [CUDA]: out of memory"), torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
     KeyboardInterrupt(), ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)"),
 ], ids=repr)
-@pytest.mark.parametrize("kernel", ["_forward_kernel", "_backward_kernel"])
+@pytest.mark.parametrize("kernel", [pointwise_forward_kernel, pointwise_backward_kernel], ids=["forward", "backward"])
 def test_other_errors_are_not_caught(error, kernel, fail):
-    fail(getattr(pointwise, kernel), error)
+    fail(kernel, error)
     with pytest.raises(type(error)) as caught:
         step(lk.AdaReLU(3, device=DEVICE), inputs(2, 3, 4))
     assert caught.value is error

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from leni_kernels.triton_support import float32_operand
+from leni_kernels.common.gpu.support import float32_operand
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import leni_kernels as lk
-from leni_kernels import extension
+from leni_kernels.common import extension
 
 pytestmark = [pytest.mark.huge,
               pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))]

@@ -6,11 +6,11 @@ import importlib.util
 
 import pytest
 
-from leni_kernels import triton_support
+from leni_kernels.common.gpu import support
 
-if triton_support.why_missing is not None:
-    pytest.skip(triton_support.why_missing, allow_module_level=True)
-if triton_support.interpreting:
+if support.why_missing is not None:
+    pytest.skip(support.why_missing, allow_module_level=True)
+if support.interpreting:
     pytest.skip("with TRITON_INTERPRET=1 there is nothing to compile", allow_module_level=True)
 
 import codegen

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import leni_kernels as lk
-from leni_kernels import backends, extension
+from leni_kernels.common import backends, extension
 
 pytestmark = [pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing)),
               pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux says what a process holds")]

@@ -16,9 +16,9 @@ def test_the_version_is_the_projects():
 
 
 def test_type_hints_and_tilings_are_shipped():
-    for name in ("py.typed", "tilings.json"):
+    for name in ("py.typed", "common/gpu/tilings.json"):
         assert (Path(leni_kernels.__file__).parent / name).is_file()
-    assert 'leni_kernels = ["py.typed", "tilings.json"]' in PROJECT
+    assert 'leni_kernels = ["py.typed", "common/gpu/tilings.json"]' in PROJECT
 
 
 def test_public_names_exist():

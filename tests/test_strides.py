@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import leni_kernels as lk
-from leni_kernels import extension, functional
-from leni_kernels.leni.reborn_ops import reborn_folded
-from leni_kernels.leni.reference import Norm
+from leni_kernels import functional
+from leni_kernels.common import extension
+from leni_kernels.common.norm import Norm
+from leni_kernels.reborn.ops import reborn_folded
 
 pytestmark = pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
 

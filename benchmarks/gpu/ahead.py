@@ -30,7 +30,8 @@ from harness import machine
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from leni_kernels import triton_support, use_backend
+from leni_kernels import use_backend
+from leni_kernels.common.gpu import support
 
 from . import records
 from .device import Gpu
@@ -148,7 +149,7 @@ def noted(architecture: str, work: Callable[[], Any], note: Callable[..., Noted]
     from torch._subclasses import FakeTensorMode
 
     found: list[Noted] = []
-    with (triton_support.launches_noted(architecture, lambda *launch: found.append(note(*launch))),
+    with (support.launches_noted(architecture, lambda *launch: found.append(note(*launch))),
           use_backend("triton"), FakeTensorMode(), _Bodies(), _modules_of_fakes(),
           torch.autograd.set_multithreading_enabled(False)):
         work()
@@ -257,7 +258,7 @@ def _architecture(rehearses: bool) -> str:
 
 
 def _ask_architecture() -> str:
-    return triton_support.architecture(torch.empty(1, device="cuda"))
+    return support.architecture(torch.empty(1, device="cuda"))
 
 
 def run_all(path: Path, here: Gpu, steps: Iterable[str], short: bool, until: float) -> None:

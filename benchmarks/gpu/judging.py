@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import leni_kernels as lk
 from leni_kernels.leni import reference
+from leni_kernels.reborn import reference as reborn_reference
 
 HALVES = ("bfloat16", "float16")
 BOUNDS = {"float64": 1e-11, "float32": 2e-5, "tf32": 2e-3, "bfloat16": 2**-7, "float16": 2**-10}
@@ -89,12 +90,12 @@ def definition_of(block: nn.Module) -> Callable[[Tensor], Tensor]:
         return sides.composed(block)
 
     def deconv(x: Tensor) -> Tensor:
-        weight = reference.flipped(block.deconv.weight, block.deconv.groups)
+        weight = reborn_reference.flipped(block.deconv.weight, block.deconv.groups)
         return F.conv2d(x, weight, padding=block.deconv.padding, groups=block.deconv.groups)
 
     if isinstance(block, lk.LENI2d):
         return lambda x: reference.leni(x, deconv, block.bn_negative, block.bn_fusion, block.compress)
-    return lambda x: reference.reborn(x, deconv, block.bn_negative, block.compress)
+    return lambda x: reborn_reference.reborn(x, deconv, block.bn_negative, block.compress)
 
 
 def step_of_definition(block: nn.Module) -> sides.Step:

@@ -29,7 +29,7 @@ import torch
 from harness import machine
 from torch.utils._pytree import tree_leaves
 
-from leni_kernels.architectures import shared_memory
+from leni_kernels.common.gpu.architectures import shared_memory
 
 from . import ahead, machine_code, speed
 from .machine_code import Instruction

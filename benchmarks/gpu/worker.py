@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from leni_kernels import triton_support
+from leni_kernels.common.gpu import support
 
 from . import device, interpreter, plan, records
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = options.output / f"{options.step}.jsonl"
     step = importlib.import_module(f"gpu.{options.step}")
     here = device.here(options.rehearse)
-    if triton_support.interpreting:
+    if support.interpreting:
         interpreter.patch_once()
     _prepare(timed=options.step in ("speed", "kernels", "whole"))
     if options.step == "ahead":

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from leni_kernels import extension
+from leni_kernels.common import extension
 
 ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "generic", "None")
-"""What :func:`leni_kernels.extension.cpu_isa` may say, the best first."""
+"""What :func:`leni_kernels.common.extension.cpu_isa` may say, the best first."""
 
 _ISA = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
 _PACKAGES = ("torch", "torchvision", "timm", "triton", "leni-kernels")

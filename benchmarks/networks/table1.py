@@ -14,7 +14,7 @@ from harness import sides
 from torch import Tensor, nn
 
 import leni_kernels as lk
-from leni_kernels.surgery import Report
+from leni_kernels.networks.surgery import Report
 
 from . import comparison, first_activation, inference
 from .published import LENI_SPEED_CHANGE

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import codegen
+from gpu import rooms
 
-from leni_kernels import tilings
-from leni_kernels.architectures import shared_memory, warp_size
+from leni_kernels.common.gpu import tilings
+from leni_kernels.common.gpu.architectures import shared_memory, warp_size
 
 from .subjects import KERNELS, Subject
 from .workers import Failure, Workers
@@ -98,7 +99,7 @@ def compiled(subject: Subject, tiling: Any) -> Compiled:
     names = [case.format(layout=subject.layout, channels=subject.channels) for case in kernel.cases]
     reports = []
     with tilings.override(subject.key, tiling):
-        cases = [case for case in kernel.room.compile_cases(subject.architecture)
+        cases = [case for case in rooms.cases_of(kernel.mechanism).compile_cases(subject.architecture)
                  if case.name in names and case.operand == subject.operand]
     for case in cases:
         report = codegen.compile_case(subject.architecture, case)

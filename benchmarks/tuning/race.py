@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from harness import parity, timing
 
-from leni_kernels import tilings
+from leni_kernels.common.gpu import tilings
 
 from . import candidates
 from .subjects import OPERANDS, SIZES, Inputs, Outputs, Subject, subjects

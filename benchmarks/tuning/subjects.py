@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leni_kernels import tilings
+from leni_kernels.common.gpu import tilings
 from leni_kernels.conv_relu import reference as conv_relu_reference
-from leni_kernels.conv_relu import triton_configs as conv_relu_configs
-from leni_kernels.conv_relu import triton_kernels as conv_relu
-from leni_kernels.leni import reference, triton_configs
-from leni_kernels.leni import triton_input_gradient as input_gradient
-from leni_kernels.leni import triton_kernels as leni
-from leni_kernels.leni import triton_tail as reborn
-from leni_kernels.leni import triton_training as training
+from leni_kernels.conv_relu.gpu import configs as conv_relu_configs
+from leni_kernels.leni import reference
+from leni_kernels.leni.gpu import configs as leni_configs
+from leni_kernels.reborn.gpu import configs as reborn_configs
+from leni_kernels.two_branch.reference import split_signs
 
 SIZES = {16: 112, 32: 112, 64: 112, 128: 28, 256: 14}
 """H = W of the papers' layers of so many channels."""
@@ -62,9 +59,9 @@ class Kernel(NamedTuple):
     name: str
     """As tables call it."""
     taps: int
-    room: ModuleType
+    mechanism: str
     cases: tuple[str, ...]
-    """The names of its cases in the room's ``compile_cases``."""
+    """The names of its cases in the mechanism's ``compile_cases``."""
     choose: Callable[[int, str, str, bool], Any]
     """The tiling of C channels, an operand, an architecture and channels-last or not."""
     run: Callable[[Inputs, bool], Outputs]
@@ -82,7 +79,7 @@ def _leni_weight_gradient(i: Inputs) -> Outputs:
 
 def _leni_input_gradient(i: Inputs) -> Outputs:
     """That of the folded form, whose outputs are joined by one of gradient 1 and by both branches."""
-    positive, negative = reference.split_signs(i.x)
+    positive, negative = split_signs(i.x)
     # Written as PyTorch runs it faster: the transposed convolution is one with flipped taps.
     negative = F.conv2d(negative, i.taps.flip(-1, -2)[:, None], padding=KERNEL_SIZE // 2, groups=i.x.shape[1])
     grad = torch.cat([i.grad, torch.ones_like(i.x[:, :1]), positive, negative], 1)
@@ -139,44 +136,44 @@ def _conv_relu_gradients(i: Inputs, *wanted: str) -> Outputs:
 _launch = torch.ops.leni_kernels
 
 
-def _of_leni(name: str, room: ModuleType, case: str, choose: Callable[..., Any], run: Callable[[Inputs, bool], Outputs],
+def _of_leni(name: str, case: str, choose: Callable[..., Any], run: Callable[[Inputs, bool], Outputs],
              truth: Callable[[Inputs], Outputs]) -> Kernel:
-    return Kernel(f"leni {name}", KERNEL_SIZE**2, room, (f"leni {case}{{layout}} C={{channels}} k={KERNEL_SIZE}",),
+    return Kernel(f"leni {name}", KERNEL_SIZE**2, "leni", (f"leni {case}{{layout}} C={{channels}} k={KERNEL_SIZE}",),
                   lambda channels, *where: choose(channels, KERNEL_SIZE, *where), run, truth)
 
 
 def _of_reborn(name: str, cases: tuple[str, ...], choose: Callable[..., Any], run: Callable[[Inputs, bool], Outputs],
                truth: Callable[[Inputs], Outputs]) -> Kernel:
-    return Kernel(f"reborn {name}", 1, reborn, tuple(f"reborn {case} {{layout}} C={{channels}}" for case in cases),
+    return Kernel(f"reborn {name}", 1, "reborn", tuple(f"reborn {case} {{layout}} C={{channels}}" for case in cases),
                   choose, run, truth)
 
 
 def _of_conv_relu(name: str, cases: tuple[str, ...], run: Callable[[Inputs, bool], Outputs],
                   truth: Callable[[Inputs], Outputs]) -> Kernel:
     window = f"{{channels}}→{{channels}} k={KERNEL_SIZE}×{KERNEL_SIZE}"
-    return Kernel(f"conv_relu {name}", KERNEL_SIZE**2, conv_relu,
+    return Kernel(f"conv_relu {name}", KERNEL_SIZE**2, "conv_relu",
                   tuple(f"conv_relu {case} {{layout}} {window}" for case in cases),
                   lambda channels, *where: conv_relu_configs.choose(name, channels, channels, KERNEL_SIZE**2, *where),
                   run, truth)
 
 
 KERNELS = (
-    _of_leni("folded", leni, "", triton_configs.choose,
+    _of_leni("folded", "", leni_configs.folded,
              lambda i, last: (_launch.leni_folded_triton(i.x, i.taps, i.weight, i.bias, last, i.mean),),
              lambda i: (reference.leni_folded(i.x, i.taps, i.weight, _less_mean(i, i.mean)),)),
     _of_conv_relu("forward", ("forward",),
                   lambda i, last: (_launch.conv_relu_triton(i.x, i.filters, i.threshold, i.bias, *_OPTIONS, last),),
                   lambda i: (_conv_relu(i.x, i.filters, i.threshold, i.bias),)),
-    *(_of_leni(name, input_gradient, f"{name} ", choose,
+    *(_of_leni(name, f"{name} ", choose,
                lambda i, last: _launch.leni_input_gradient_triton(
                    i.grad, i.x, i.taps, i.weight, i.constant, i.slope, last),
                _leni_input_gradient)
-      for name, choose in (("negative gradient", triton_configs.negative_gradient),
-                           ("input gradient", triton_configs.input_gradient))),
-    _of_leni("weight gradient", training, "weight gradient ", triton_configs.weight_gradient,
+      for name, choose in (("negative gradient", leni_configs.negative_gradient),
+                           ("input gradient", leni_configs.input_gradient))),
+    _of_leni("weight gradient", "weight gradient ", leni_configs.weight_gradient,
              lambda i, last: _launch.leni_weight_gradient_triton(i.grad, i.x, i.taps, last, i.mean),
              _leni_weight_gradient),
-    _of_leni("statistics", training, "statistics ", triton_configs.statistics,
+    _of_leni("statistics", "statistics ", leni_configs.statistics,
              lambda i, last: _launch.leni_statistics_triton(i.x, i.taps, last),
              lambda i: reference.leni_statistics(i.x, i.taps)),
     _of_conv_relu("input", ("input",),
@@ -187,17 +184,17 @@ KERNELS = (
                   lambda i, last: _launch.conv_relu_backward_triton(
                       i.grad, i.x, i.filters, i.threshold, *_OPTIONS, last, False, True, True, False)[1:3],
                   lambda i: _conv_relu_gradients(i, "filters", "threshold")),
-    _of_reborn("tail", ("tail",), triton_configs.tail,
+    _of_reborn("tail", ("tail",), reborn_configs.tail,
                lambda i, last: (_launch.reborn_tail_triton(i.x, i.z, i.weight, i.bias, last, _mean_of_z(i)),),
                lambda i: (F.conv2d(_features(i), i.weight[:, :, None, None], _less_mean(i, _mean_of_z(i))),)),
-    _of_reborn("gradient", ("negative gradient", "input gradient"), triton_configs.tail_gradient,
+    _of_reborn("gradient", ("negative gradient", "input gradient"), reborn_configs.branch_gradient,
                lambda i, last: (_launch.reborn_negative_gradient_triton(i.grad, i.z, i.weight, *_of_z(i), last),
                                 _launch.reborn_input_gradient_triton(i.grad, i.x, i.negative, i.weight, last)),
                _reborn_gradient),
-    _of_reborn("weight gradient", ("weight gradient",), triton_configs.tail_weight_gradient,
+    _of_reborn("weight gradient", ("weight gradient",), reborn_configs.weight_gradient,
                lambda i, last: _launch.reborn_weight_gradient_triton(i.grad, i.x, i.z, i.mean, last),
                _reborn_weight_gradient),
-    _of_reborn("statistics", ("statistics",), triton_configs.tail_statistics,
+    _of_reborn("statistics", ("statistics",), reborn_configs.statistics,
                lambda i, last: _launch.reborn_statistics_triton(i.z, last), _reborn_statistics),
 )
 """Every kernel that has tilings, the more important first."""
@@ -273,6 +270,6 @@ def _places(channels: Iterable[int]) -> list[tuple[int, int, str]]:
 
     def importance(place: tuple[int, int, str]) -> tuple[bool, bool, bool]:
         kernel, count, layout = place
-        return layout == "NCHW", count > 64, KERNELS[kernel].room is reborn
+        return layout == "NCHW", count > 64, KERNELS[kernel].mechanism == "reborn"
 
     return sorted(places, key=importance)

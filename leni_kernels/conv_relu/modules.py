@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import checks, thresholds
+from ..common import checks
+from ..pointwise import thresholds
 from . import ops
 
 if TYPE_CHECKING:

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import checks, extension, triton_support
-from ..backends import Backend, Operation, gradients_of, with_reference
-from ..operators import differentiable, needed
-from . import reference, triton_kernels
+from ..common import checks, extension
+from ..common.backends import Backend, Operation, gradients_of, with_reference
+from ..common.gpu import support
+from ..common.operators import differentiable, needed
+from . import gpu, reference
+from .gpu.configs import converts
 from .reference import Pads
-from .triton_configs import converts
 
 # ---- the operators -----------------------------------------------------------------------------------------
 # Of each backend: conv_relu with autograd, its backward, and its general form, without. Options are a convolution's,
@@ -108,11 +109,11 @@ if extension.why_missing is None:
     _CPP = _operators("cpp")
 
 
-@triton_support.operators_when_needed
+@support.operators_when_needed
 def _define_triton() -> None:
     global _TRITON
-    for launch in (triton_kernels.conv_relu, triton_kernels.conv_relu_backward, triton_kernels.conv_relu_taps):
-        triton_support.define_operator(f"{launch.__name__}_triton", launch)
+    for launch in (gpu.forward.conv_relu, gpu.backward.conv_relu_backward, gpu.forward.conv_relu_taps):
+        support.define_operator(f"{launch.__name__}_triton", launch)
     _TRITON = _operators("triton")
 
 
@@ -165,7 +166,7 @@ def why_not_cpp(x: Tensor) -> str | None:
 
 def why_not_triton(x: Tensor) -> str | None:
     """Why the Triton kernels cannot read x, or None if they can."""
-    return triton_support.why_not_here(x) or _why_no_kernel(x)
+    return support.why_not_here(x) or _why_no_kernel(x)
 
 
 def _run(kernels: Kernels, call: ConvReluCall) -> Tensor:
@@ -178,7 +179,7 @@ def _run(kernels: Kernels, call: ConvReluCall) -> Tensor:
 
 def how_triton(x: Tensor, channels: int, taps: int) -> tuple[str, ...]:
     """What is worth knowing of a call with so many channels in a group on Triton's kernels."""
-    how = triton_support.how_multiplied(x, checks.autocast_dtype(x))
+    how = support.how_multiplied(x, checks.autocast_dtype(x))
     if not _channels_last(x) and converts(channels, taps):
         how += ("x, and in backward y's gradient, is copied to channels innermost first, which takes less time than "
                 "reading single elements; a network in channels-last needs no copies",)

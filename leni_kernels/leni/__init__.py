@@ -1,1 +1,1 @@
-"""LENI and Reborn: rebuild what ReLU discards from the negative part."""
+"""LENI: rebuild what ReLU discards, by a depthwise deconvolution of the negative part."""

@@ -1,13 +1,11 @@
 """LENI as PyTorch operators: schemas, fakes, autograd, autocast and the choice of backend.
 
-No arithmetic here: the definitions and the folding are in ``reference.py``, the kernels in ``csrc/``,
-``triton_kernels.py``, ``triton_training.py`` and ``triton_input_gradient.py``, whole steps on a GPU in
-``triton_steps.py``. Reborn's operators, in ``reborn_ops.py``, take what both share from here.
+No arithmetic here: the definitions and the folding are in ``reference.py``, the kernels in ``csrc/leni/`` and ``gpu/``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,13 +13,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import checks, extension, triton_support
-from ..backends import Backend, Operation, with_reference
-from ..kept import Kept
-from ..operators import define, differentiable, eager, needed, once_differentiable, without_gradients
-from . import reference, triton_input_gradient, triton_kernels, triton_steps, triton_training
-from .batch_norms import merged_over, summed_over
-from .reference import Folded, Layer, Norm
+from ..common import checks, extension
+from ..common.backends import Backend, Operation, with_reference
+from ..common.gpu import support
+from ..common.kept import Kept
+from ..common.norm import Norm
+from ..common.operators import define, differentiable, once_differentiable, without_gradients
+from ..two_branch.ops import (
+    DOUBLE_BACKWARD,
+    GIVEN,
+    check_block,
+    check_folded,
+    check_values,
+    deconv_layer,
+    empty_as,
+    fake_parameter_gradients,
+    folded_fits,
+    gradient_of,
+    how_triton,
+    is_channels_last,
+    laid_out,
+    norm_fits,
+    only_first_differentiable,
+    only_needed,
+    operators_of,
+    read,
+    steps_of,
+    tensors_fit,
+    wants_gradient,
+    why_no_layout,
+    why_not_on_cpu,
+)
+from ..two_branch.reference import Layer, centred_bias, folding_dtype
+from ..two_branch.statistics import merged_over, summed_over
+from . import gpu, reference
+from .reference import Folded
 
 KERNEL_SIZES = (3, 5, 7)
 """The deconvolution sizes that the fused kernels have; the reference takes any odd one."""
@@ -44,10 +70,6 @@ class Kernels(NamedTuple):
     """(grad, x, taps, channels_last, mean=None) -> weight's gradient, for features less their mean, and bias's"""
     input_gradient: Any
     """(grad, x, taps, weight, constant, slope, channels_last) -> x's gradient, taps' gradient"""
-
-
-def empty_as(x: Tensor, channels_last: bool) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def _fake_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, channels_last: bool,
@@ -80,23 +102,6 @@ def _fake_input_gradient(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, 
 _FAKES = Kernels(_fake_folded, _fake_statistics, _fake_weight_gradient, _fake_input_gradient)
 
 
-def no_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError("leni_kernels: double backward through the training kernels is not supported; "
-                              "use_backend('reference') supports it")
-
-
-def operators_of(mechanism: str, backend: str, fakes: Any, names: tuple[str, ...]) -> list[Any]:
-    """The operators leni_kernels::<mechanism>_<name>_<backend>, with their fakes registered."""
-    operators = []
-    for name in names:
-        qualified = f"leni_kernels::{mechanism}_{name}_{backend}"
-        torch.library.register_fake(qualified, getattr(fakes, name))
-        if name != "folded":
-            torch.library.register_autograd(qualified, no_double_backward, setup_context=lambda *_, **__: None)
-        operators.append(getattr(torch.ops.leni_kernels, f"{mechanism}_{name}_{backend}").default)
-    return operators
-
-
 def _save_folded(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, taps, weight, _, ctx.channels_last, mean = inputs
     ctx.save_for_backward(x, taps, weight, mean)
@@ -120,10 +125,6 @@ def _backward_by_kernels(kernels: Kernels, ctx: Any, grad: Tensor) -> tuple[Tens
 
 def _with_autograd(kernels: Kernels) -> Kernels:
     return kernels._replace(folded=differentiable(kernels.folded, _save_folded, partial(_backward_by_kernels, kernels)))
-
-
-def laid_out(x: Tensor, channels_last: bool) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def _weight_gradient_by_reference(grad: Tensor, x: Tensor, taps: Tensor, channels_last: bool,
@@ -180,19 +181,6 @@ def _fake_training_backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, *res
             *fake_parameter_gradients(x, parameters, 4 * x.shape[1], needs_parameters))
 
 
-def gradient_of(parameter: Tensor | None, x: Tensor, needed: bool) -> Tensor:
-    """What a parameter's gradient is written to; empty if there is none."""
-    return parameter.new_empty(parameter.shape) if needed and parameter is not None else x.new_empty(0)
-
-
-def fake_parameter_gradients(x: Tensor, parameters: Sequence[Tensor | None], statistics: int,
-                             needed: bool) -> tuple[Tensor, ...]:
-    """Those of the parameters, of which P is the last, of c, and of the statistics."""
-    of_bias = parameters[-1].new_empty(x.shape[1]) if needed else x.new_empty(0)
-    of_statistics = x.new_empty(statistics, dtype=torch.float64) if needed else x.new_empty(0)
-    return *(gradient_of(parameter, x, needed) for parameter in parameters), of_bias, of_statistics
-
-
 def _fake_running_statistics(*arguments: Any) -> None:
     return None
 
@@ -200,42 +188,8 @@ def _fake_running_statistics(*arguments: Any) -> None:
 RUNNING = ("negative_mean", "negative_variance", "negative_batches", "fusion_mean", "fusion_variance",
            "fusion_batches")
 """What ``running_statistics`` changes."""
-
 _STEP_FAKES = Steps(_fake_eval, _fake_batch_statistics, _fake_training, _fake_training_backward,
                     _fake_running_statistics)
-
-DOUBLE_BACKWARD = ("leni_kernels: double backward through the training kernels is not supported; "
-                   "use_backend('reference') supports it")
-GIVEN = ("leni_kernels: a step with statistics that are given is a part of one over several processes, and has no "
-         "gradient by itself")
-
-
-def steps_of(mechanism: str, backend: str, fakes: Any) -> Any:
-    """The operators leni_kernels::<mechanism>_<name>_<backend> of whole blocks, with their fakes registered."""
-    steps = []
-    for name, fake in fakes._asdict().items():
-        torch.library.register_fake(f"leni_kernels::{mechanism}_{name}_{backend}", fake)
-        steps.append(getattr(torch.ops.leni_kernels, f"{mechanism}_{name}_{backend}").default)
-    steps = type(fakes)(*steps)
-    return steps._replace(
-        eval=eager(steps.eval), batch_statistics=eager(steps.batch_statistics),
-        training_backward=once_differentiable(steps.training_backward, DOUBLE_BACKWARD),
-        running_statistics=without_gradients(steps.running_statistics))
-
-
-def only_first_differentiable(ctx: Any, output: tuple[Tensor, ...]) -> None:
-    """Say that what comes with y, and is no use of the caller's, has no gradient, and let none be made of zeros."""
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def only_needed(gradients: tuple[Tensor, ...], needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    """Of an operator's gradients, for the first of its inputs, those that are needed; None for all other inputs."""
-    asked = needs[:len(gradients)]
-    others = (None,) * (len(needs) - len(gradients))
-    if False not in asked:  # as nearly always
-        return *gradients, *others
-    return *needed(gradients, asked), *others
 
 
 def _save_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -332,13 +286,13 @@ if extension.why_missing is None:
     _TRAINING_CPP = _define_training("cpp", steps_of("leni", "cpp", _STEP_FAKES))
 
 
-@triton_support.operators_when_needed
+@support.operators_when_needed
 def _define_triton() -> None:
     global _TRITON, _TRAINING_TRITON, _LAID_OUT_TRITON
     for name, launch in zip(Kernels._fields, (
-            triton_kernels.leni_folded, triton_training.leni_statistics, triton_training.leni_weight_gradient,
-            triton_input_gradient.leni_input_gradient), strict=True):
-        triton_support.define_operator(f"leni_{name}_triton", launch)
+            gpu.forward.leni_folded, gpu.statistics.leni_statistics, gpu.weight_gradient.leni_weight_gradient,
+            gpu.input_gradient.leni_input_gradient), strict=True):
+        support.define_operator(f"leni_{name}_triton", launch)
     kernels = Kernels(*operators_of("leni", "triton", _FAKES, Kernels._fields))
     kernels = kernels._replace(
         weight_gradient=with_reference("leni_weight_gradient", "triton", kernels.weight_gradient,
@@ -346,33 +300,17 @@ def _define_triton() -> None:
         input_gradient=with_reference("leni_input_gradient", "triton", kernels.input_gradient,
                                       _input_gradient_by_reference))
     _TRITON = _with_autograd(kernels)
-    triton_support.define_operator("leni_laid_out_triton", triton_kernels.leni_laid_out)
+    support.define_operator("leni_laid_out_triton", gpu.forward.leni_laid_out)
     torch.library.register_fake("leni_kernels::leni_laid_out_triton", _fake_laid_out)
     _LAID_OUT_TRITON = without_gradients(torch.ops.leni_kernels.leni_laid_out_triton.default)
-    for name in Steps._fields:
-        triton_support.define_operator(f"leni_{name}_triton", getattr(triton_steps, f"leni_{name}"),
-                                       RUNNING if name == "running_statistics" else ())
+    launches = Steps(gpu.forward.leni_eval, gpu.forward.leni_batch_statistics, gpu.forward.leni_training,
+                     gpu.backward.leni_training_backward, gpu.forward.leni_running_statistics)
+    for name, launch in launches._asdict().items():
+        support.define_operator(f"leni_{name}_triton", launch, RUNNING if name == "running_statistics" else ())
     steps = steps_of("leni", "triton", _STEP_FAKES)
     _TRAINING_TRITON = _define_training("triton", steps._replace(
         training_backward=with_reference("leni_training_backward", "triton", steps.training_backward,
                                          reference.leni_training_backward)))
-
-
-# ---- which backend, and why --------------------------------------------------------------------------------
-
-
-def values_of(x: Tensor) -> int:
-    """How many values of x a channel has."""
-    return x.numel() // x.shape[1]
-
-
-def is_channels_last(x: Tensor) -> bool | None:
-    """Whether the kernels read x with channels (True) or columns (False) at stride 1; None if neither is."""
-    _, channel, _, column = x.stride()
-    if column == 1 or channel == 1:
-        return column != 1
-    # The stride of a dimension of size 1 says nothing.
-    return False if x.shape[3] == 1 else True if x.shape[1] == 1 else None
 
 
 def _why_no_size(kernel_size: int) -> str | None:
@@ -381,36 +319,12 @@ def _why_no_size(kernel_size: int) -> str | None:
     return None
 
 
-def why_no_layout(call: Any) -> str | None:
-    if call.channels_last is None:
-        return "x has stride 1 neither along channels nor along columns, and the kernels do not copy"
-    return None
-
-
-_CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-
-
-def why_not_on_cpu(call: Any) -> str | None:
-    if extension.why_missing is not None:
-        return extension.why_missing
-    if not call.x.is_cpu:
-        return f"x is on {call.x.device.type}"
-    if call.dtype not in _CPU_DTYPES:
-        return f"the CPU kernels take float32, bfloat16 and float64, not {call.dtype}"
-    return why_no_layout(call)
-
-
 def _why_not_cpp(call: FoldedCall | LeniCall) -> str | None:
     return why_not_on_cpu(call) or _why_no_size(call.kernel_size)
 
 
 def _why_not_triton(call: FoldedCall | LeniCall) -> str | None:
-    return triton_support.why_not_here(call.x) or _why_no_size(call.kernel_size) or why_no_layout(call)
-
-
-def read(call: Any) -> Tensor:
-    """A call's x as the kernels read it."""
-    return checks.in_dtype(call.x, call.dtype, call.channels_last)
+    return support.why_not_here(call.x) or _why_no_size(call.kernel_size) or why_no_layout(call)
 
 
 def rounds_products(x: Tensor) -> bool:
@@ -429,7 +343,7 @@ def _centred(x: Tensor, folded: Folded) -> tuple[Tensor, Tensor, Tensor, Tensor 
     taps, weight, bias, mean = folded
     if mean is None or not rounds_products(x):
         return taps, weight, bias, None
-    return taps, weight, reference.centred_bias(weight, bias, mean), mean
+    return taps, weight, centred_bias(weight, bias, mean), mean
 
 
 # ---- LENI in its folded form -------------------------------------------------------------------------------
@@ -454,17 +368,8 @@ def _run_folded_triton(call: FoldedCall) -> Tensor:
     if kept is None or torch.compiler.is_compiling() or wants_gradient(call.x, *folded):
         return _run(_TRITON, call, folded)
     x = read(call)
-    laid_out = kept.get(x.dtype, folded, lambda: triton_kernels.laid_out(x.dtype, *_centred(x, folded)))
+    laid_out = kept.get(x.dtype, folded, lambda: gpu.forward.lay_out_folded(x.dtype, *_centred(x, folded)))
     return _LAID_OUT_TRITON(x, *laid_out, call.channels_last)
-
-
-def how_triton(call: Any) -> tuple[str, ...]:
-    """What is worth knowing of a call on Triton's kernels."""
-    return triton_support.how_multiplied(call.x, call.dtype)
-
-
-def wants_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 _LENI_FOLDED = Operation(
@@ -502,7 +407,7 @@ def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Ten
 def run_leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None,
                     kept: Kept | None = None) -> Tensor:
     """:func:`leni_folded` for a module that keeps what the kernel reads from one call to the next."""
-    channels, dtype = checks.feature_map("leni_folded", x), reference.folding_dtype(x.dtype)
+    channels, dtype = checks.feature_map("leni_folded", x), folding_dtype(x.dtype)
     size = taps.shape[-1] if taps.dim() == 3 else 0
     if not (size % 2 == 1 and taps.shape == (channels, size, size)
             and folded_fits(x, channels, dtype, taps, weight, bias)):
@@ -519,25 +424,6 @@ def run_leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean:
             mean = mean.detach()
     return _LENI_FOLDED(FoldedCall(x, checks.autocast_dtype(x), is_channels_last(x), Folded(taps, weight, bias, mean),
                                    kept))
-
-
-def folded_fits(x: Tensor, channels: int, dtype: torch.dtype, taps: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    """Whether folded tensors are of the dtype that kernels take and on x's device, and fit x, as they nearly always
-    do; where they do not, :func:`check_folded` finds the words."""
-    device = x.device
-    return (taps.dtype == weight.dtype == bias.dtype == dtype
-            and taps.device == weight.device == bias.device == device
-            and weight.shape == (channels, 2 * channels) and bias.shape == (channels,))
-
-
-def check_folded(name: str, x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """What the folded forms of LENI and Reborn ask of their tensors alike."""
-    channels = x.shape[1]
-    checks.shape(name, "weight", weight, (channels, 2 * channels))
-    checks.shape(name, "bias", bias, (channels,))
-    checks.same_device(name, x=x, taps=taps, weight=weight, bias=bias)
-    operand = checks.autocast_dtype(x)
-    checks.dtype_in(name, (operand, reference.folding_dtype(operand)), taps=taps, weight=weight, bias=bias)
 
 
 # ---- LENI --------------------------------------------------------------------------------------------------
@@ -614,12 +500,6 @@ def _run_leni_triton(call: LeniCall) -> Tensor:
     return _run_eval(call, _TRAINING_TRITON.steps, _TRITON)
 
 
-def check_values(x: Tensor, group: str) -> None:
-    """What batch norm asks of a batch in training."""
-    if x.numel() == x.shape[1] and not group:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
-
-
 def _run_eval(call: LeniCall, steps: Steps, kernels: Kernels) -> Tensor:
     if torch.is_grad_enabled():  # the folding has gradients of its own
         return _run(kernels, call, reference.fold_leni(*call.parameters))
@@ -691,43 +571,3 @@ def run_leni(x: Tensor, parameters: LeniParameters | None,
         checks.norm("leni", "fusion_norm", parameters.fusion_norm, 2 * channels)
     return _LENI(LeniCall(x, checks.autocast_dtype(x), is_channels_last(x), parameters,
                           layers or parameters.layers(), obstacle, group))
-
-
-def deconv_layer(weight: Tensor, groups: int) -> Layer:
-    return partial(F.conv_transpose2d, weight=weight, padding=weight.shape[-1] // 2, groups=groups)
-
-
-def tensors_fit(x: Tensor, parameters: Any, channels: int, of_group: int) -> bool:
-    """Whether D, P of 1×1 and c have one dtype and device with x, and their shapes, as they nearly always do.
-
-    Where they do not, :func:`check_block` says why, unless autocast makes them alike.
-    """
-    deconv, compress, bias = parameters.deconv_weight, parameters.compress_weight, parameters.compress_bias
-    shape, dtype, on_cpu = deconv.shape, x.dtype, x.is_cpu  # which takes less time to say than a device
-    size = shape[-1] if shape else 0
-    return (size % 2 == 1 and shape == (channels, of_group, size, size)
-            and compress is not None and compress.shape == (channels, 2 * channels, 1, 1)
-            and deconv.dtype is dtype and compress.dtype is dtype
-            and ((on_cpu and deconv.is_cpu and compress.is_cpu) or deconv.device == compress.device == x.device)
-            and (bias is None or (bias.shape == (channels,) and bias.dtype is dtype
-                                  and ((on_cpu and bias.is_cpu) or bias.device == x.device))))
-
-
-def norm_fits(norm: Norm, channels: int) -> bool:
-    """Whether a norm's tensors have one entry per channel."""
-    size, (mean, variance, weight, bias) = (channels,), norm[:4]
-    return ((mean is None or mean.shape == size) and (variance is None or variance.shape == size)
-            and (weight is None or weight.shape == size) and (bias is None or bias.shape == size))
-
-
-def check_block(name: str, x: Tensor, parameters: Any, channels: int, deconv_channels: tuple[int, int]) -> None:
-    """What LENI and Reborn ask of their tensors alike."""
-    weight, bias = parameters.compress_weight, parameters.compress_bias
-    checks.odd_kernel(name, "deconv_weight", parameters.deconv_weight, (*deconv_channels, "k", "k"))
-    checks.norm(name, "negative_norm", parameters.negative_norm, channels)
-    tensors = {"x": x, "deconv_weight": parameters.deconv_weight, "compress_weight": weight, "compress_bias": bias}
-    if bias is not None:
-        checks.shape(name, "compress_bias", bias, (channels,))
-    given = {what: tensor for what, tensor in tensors.items() if tensor is not None}
-    checks.same_device(name, **given)
-    checks.same_dtype(name, **given)

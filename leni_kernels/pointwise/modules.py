@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .. import thresholds
-from . import ops
+from . import ops, thresholds
 
 
 class AdaReLU(nn.Module):

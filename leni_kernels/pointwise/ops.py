@@ -1,6 +1,6 @@
 """AdaReLU, FullyParametricReLU and CReLU as PyTorch operators: schemas, fakes, autograd and the choice of backend.
 
-No arithmetic here: the definitions are in ``reference.py``, the kernels in ``csrc/`` and ``triton_kernels.py``.
+No arithmetic here: the definitions are in ``reference.py``, the kernels in ``csrc/pointwise/`` and ``gpu/``.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks, extension, triton_support
-from ..backends import Backend, Operation, gradients_of, with_reference
-from ..operators import differentiable, needed, unframed
-from . import reference, triton_kernels
+from ..common import checks, extension
+from ..common.backends import Backend, Operation, gradients_of, with_reference
+from ..common.gpu import support
+from ..common.operators import differentiable, needed, unframed
+from . import gpu, reference
 
 # ---- what a call must be -------------------------------------------------------------------------------------
 # Besides dtypes, which the functions compare, since autocast may be on at a call and not where it is traced. The C++
@@ -130,11 +131,13 @@ if extension.why_missing is None:
     _CPP = _operators("cpp")
 
 
-@triton_support.operators_when_needed
+@support.operators_when_needed
 def _define_triton() -> None:
     global _TRITON
-    for launch in triton_kernels.LAUNCHES:
-        triton_support.define_operator(f"{launch.__name__}_triton", launch)
+    for launch in (gpu.forward.ada_relu, gpu.forward.fully_parametric_relu, gpu.forward.crelu,
+                   gpu.backward.ada_relu_backward, gpu.backward.fully_parametric_relu_backward,
+                   gpu.backward.crelu_backward):
+        support.define_operator(f"{launch.__name__}_triton", launch)
     _TRITON = _operators("triton")
 
 
@@ -154,7 +157,7 @@ def _why_not_cpp(call: tuple[Tensor, ...]) -> str | None:
 
 
 def _why_not_triton(call: tuple[Tensor, ...]) -> str | None:
-    return triton_support.why_not_here(call[0]) or triton_kernels.why_not(*call)
+    return support.why_not_here(call[0]) or gpu.view.why_not(*call)
 
 
 def _operation(name: str) -> Operation:

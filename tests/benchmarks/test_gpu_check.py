@@ -17,10 +17,10 @@ from gpu import ahead, kernels, plan, records, sanitize, speed, summary
 from gpu.device import Gpu, Kernel, StandIn
 from gpu.plan import Step
 
-from leni_kernels import triton_support
+from leni_kernels.common.gpu import support
 
 ROOT = Path(__file__).parents[2]
-needs_triton = pytest.mark.skipif(triton_support.why_missing is not None, reason=str(triton_support.why_missing))
+needs_triton = pytest.mark.skipif(support.why_missing is not None, reason=str(support.why_missing))
 
 
 def run(*command, **environment):
@@ -67,7 +67,8 @@ def test_without_a_gpu_the_check_says_so_and_ends(tmp_path):
 COMPARE = """
 import sys, torch
 from gpu import ahead, smoke
-from leni_kernels import triton_support, use_backend
+from leni_kernels import use_backend
+from leni_kernels.common.gpu import support
 
 def real(kernel, grid, arguments, options):
     noted = ahead.launch_of(kernel, grid, arguments, options)
@@ -87,7 +88,7 @@ chosen = [smoke.Case(operator, shape, layout, dtype) for operator, shape, layout
     *((operator, "typical", "channels_last", "float32") for operator in smoke.VARIANTS))]
 for number, case in enumerate(chosen):
     found, keys = [], []
-    with triton_support.launches_noted("sm_90", real), use_backend("triton"):
+    with support.launches_noted("sm_90", real), use_backend("triton"):
         smoke.launch(case, here)
     planned = ahead.launches("sm_90", lambda: smoke.launch(case, here))
     assert planned, case

@@ -7,7 +7,7 @@ from harness import report, sides
 from networks import first_activation
 from torch import nn
 
-from leni_kernels import extension
+from leni_kernels.common import extension
 
 CPU = torch.device("cpu")
 

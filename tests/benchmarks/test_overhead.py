@@ -14,7 +14,7 @@ from harness import sides
 from torch import nn
 
 import leni_kernels as lk
-from leni_kernels import extension
+from leni_kernels.common import extension
 
 CPU = torch.device("cpu")
 SUBJECTS = {subject.name: subject for subject in overhead.SUBJECTS}

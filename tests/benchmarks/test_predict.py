@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from leni_kernels import triton_support
+from leni_kernels.common.gpu import support
 
-if triton_support.why_missing is not None:
-    pytest.skip(triton_support.why_missing, allow_module_level=True)
-if triton_support.interpreting:
+if support.why_missing is not None:
+    pytest.skip(support.why_missing, allow_module_level=True)
+if support.interpreting:
     pytest.skip("with TRITON_INTERPRET=1 there is nothing to compile", allow_module_level=True)
 
 import codegen
@@ -173,17 +173,18 @@ RESNET, VGG = "ResNet 64 → 64, 3×3, at 56 64×56²", "VGG 256 → 256, 3×3, 
 
 
 @pytest.mark.parametrize(("case", "kernels", "most"), [
-    ("leni_inference 64×56² channels_last", ("_channels_last_kernel",), 0.93),
-    ("leni_inference 256×14² channels_last", ("_channels_last_kernel",), 0.9),
-    ("leni_training 64×56² channels_last", ("_negative_gradient_kernel", "_input_gradient_kernel"), 2.8),
-    ("leni_training 64×56² channels_first", ("_negative_gradient_kernel", "_input_gradient_kernel"), 3.5),
-    ("leni_training 64×56² channels_last", ("_weight_gradient_kernel",), 1.2),
-    (f"conv_relu_inference {RESNET} channels_last", ("forward_kernel",), 1.0),
-    (f"conv_relu_inference {VGG} channels_last", ("looped_kernel",), 1.7),
-    (f"conv_relu_inference {VGG} channels_first", ("_to_channels_last_kernel", "looped_kernel"), 2.5),
-    (f"conv_relu_training {RESNET} channels_last", ("correlation_kernel",), 1.0),
-    (f"conv_relu_training {VGG} channels_last", ("correlation_kernel",), 4.0),
-    (f"conv_relu_training {RESNET} channels_last", ("input_gradient_kernel",), 2.5),
+    ("leni_inference 64×56² channels_last", ("leni_folded_channels_last_kernel",), 0.93),
+    ("leni_inference 256×14² channels_last", ("leni_folded_channels_last_kernel",), 0.9),
+    ("leni_training 64×56² channels_last", ("leni_negative_gradient_kernel", "leni_input_gradient_kernel"), 2.8),
+    ("leni_training 64×56² channels_first", ("leni_negative_gradient_kernel", "leni_input_gradient_kernel"), 3.5),
+    ("leni_training 64×56² channels_last", ("leni_weight_gradient_kernel",), 1.2),
+    (f"conv_relu_inference {RESNET} channels_last", ("conv_relu_forward_kernel",), 1.0),
+    (f"conv_relu_inference {VGG} channels_last", ("conv_relu_looped_forward_kernel",), 1.7),
+    (f"conv_relu_inference {VGG} channels_first",
+     ("conv_relu_to_channels_last_kernel", "conv_relu_looped_forward_kernel"), 2.5),
+    (f"conv_relu_training {RESNET} channels_last", ("conv_relu_weight_gradient_kernel",), 1.0),
+    (f"conv_relu_training {VGG} channels_last", ("conv_relu_weight_gradient_kernel",), 4.0),
+    (f"conv_relu_training {RESNET} channels_last", ("conv_relu_input_gradient_kernel",), 2.5),
 ])
 def test_instructions_an_element(case, kernels, most):
     launches = [launch for launch in ROWS[f"{case} bfloat16 large"]["launches"] if launch["kernel"] in kernels]

@@ -4,7 +4,7 @@ import pytest
 import reborn_training
 import torch
 
-from leni_kernels import extension
+from leni_kernels.common import extension
 
 CPU = torch.device("cpu")
 

@@ -13,15 +13,16 @@ import on_triton  # noqa: F401  (skips where there is no Triton)
 import pytest
 import torch
 import tune
+from gpu import rooms
 from tuning import candidates, race, subjects
 from tuning.workers import Failure, Workers
 
-from leni_kernels import tilings, triton_support
+from leni_kernels.common.gpu import support, tilings
 
 ROOT = Path(__file__).parents[2]
 EVERY = subjects.subjects("sm_90", "bf16")
 
-without_interpreter = pytest.mark.skipif(triton_support.interpreting, reason="it starts the interpreter itself")
+without_interpreter = pytest.mark.skipif(support.interpreting, reason="it starts the interpreter itself")
 
 
 # ---- what is tuned -----------------------------------------------------------------------------------------
@@ -43,9 +44,10 @@ def test_a_tiling_reaches_the_compile_cases_and_no_others(kernel):
     """The names are those of cases, whose warps an override changes."""
     subject = next(subject for subject in EVERY if subjects.KERNELS[subject.kernel] == kernel)
     changed = subject.incumbent()._replace(warps=16)
-    before = {(case.name, case.operand): case.warps for case in kernel.room.compile_cases("sm_90")}
+    cases = rooms.cases_of(kernel.mechanism)
+    before = {(case.name, case.operand): case.warps for case in cases.compile_cases("sm_90")}
     with tilings.override(subject.key, changed):
-        after = {(case.name, case.operand): case.warps for case in kernel.room.compile_cases("sm_90")}
+        after = {(case.name, case.operand): case.warps for case in cases.compile_cases("sm_90")}
     wanted = {(case.format(layout=subject.layout, channels=subject.channels), "bf16") for case in kernel.cases}
     differ = {case for case in before if before[case] != after[case]}
     assert wanted <= differ
@@ -340,7 +342,7 @@ def test_a_file_that_is_no_table_is_not_adopted(tmp_path, capsys):
 
 def test_an_output_that_cannot_be_written_is_said_before_anything_is_timed(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(triton_support, "interpreting", True)
+    monkeypatch.setattr(support, "interpreting", True)
     monkeypatch.setattr(tune, "Workers", None)
     assert tune.main(["--rehearse", "--output", str(tmp_path / "file")]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import leni_kernels as lk
-from leni_kernels import extension
+from leni_kernels.common import extension
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import leni_kernels as lk
-from leni_kernels import extension
+from leni_kernels.common import extension
 
 FUNCTIONS = {1: lk.functional.conv_relu1d, 2: lk.functional.conv_relu2d, 3: lk.functional.conv_relu3d}
 CASES = {

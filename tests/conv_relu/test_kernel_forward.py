@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from test_kernel_gradients import CASES, LAYOUTS, ROOT, VIEWS_OF_X, inputs, special
 
-from leni_kernels import extension
+from leni_kernels.common import extension
 from leni_kernels.conv_relu import reference
 
 pytestmark = pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from leni_kernels import extension
+from leni_kernels.common import extension
 from leni_kernels.conv_relu import reference
 
 pytestmark = pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import leni_kernels as lk
-from leni_kernels import extension
+from leni_kernels.common import extension
 
 MODULES = {1: lk.ConvReLU1d, 2: lk.ConvReLU2d, 3: lk.ConvReLU3d}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import on_triton
 import pytest
+import rooms
 import torch
 import torch.nn.functional as F
 from launches import Launches
@@ -14,12 +15,13 @@ from on_triton import DEVICE, GPU, needs_gpu, runs_kernels
 from torch import Tensor
 
 import leni_kernels as lk
-from leni_kernels import triton_support
-from leni_kernels.conv_relu import reference, triton_kernels
-from leni_kernels.conv_relu.triton_configs import Config, choose
-from leni_kernels.conv_relu.triton_layout import to_channels_last
-from leni_kernels.leni import reborn_ops
-from leni_kernels.leni.reference import reborn_folded
+from leni_kernels.common.gpu import support
+from leni_kernels.conv_relu import reference
+from leni_kernels.conv_relu.gpu import backward, forward, weight_gradient
+from leni_kernels.conv_relu.gpu.configs import Config, choose
+from leni_kernels.conv_relu.gpu.layout import to_channels_last
+from leni_kernels.reborn import ops as reborn_ops
+from leni_kernels.reborn.reference import reborn_folded
 
 test_in_the_interpreter = on_triton.in_the_interpreter(__file__)
 
@@ -100,7 +102,7 @@ def assert_right(case: str | tuple, dtype: torch.dtype, channels_last: bool) -> 
 
 
 def use_tiling(monkeypatch, config: Config) -> None:
-    monkeypatch.setattr(triton_kernels, "choose", lambda *_: config)
+    rooms.replace(monkeypatch, "conv_relu", "choose", lambda *_: config)
 
 
 layouts = pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "nchw"])
@@ -157,8 +159,8 @@ def test_right_where_blocks_of_channels_share_the_gradient(case, channels_last, 
 def test_right_where_a_line_of_taps_shares_columns_of_x(case, monkeypatch):
     """The last columns, rows and images of a window may lie past the ends."""
     taken = []
-    real = triton_kernels._shares_columns
-    monkeypatch.setattr(triton_kernels, "_shares_columns", lambda *args: taken.append(real(*args)) or taken[-1])
+    real = weight_gradient._shares_columns
+    monkeypatch.setattr(weight_gradient, "_shares_columns", lambda *args: taken.append(real(*args)) or taken[-1])
     use_tiling(monkeypatch, Config(16, 16, 16, 4, products=case[1][-1], columns=4))
     assert_right(case, torch.float64, True)
     assert taken == [True]
@@ -191,7 +193,7 @@ def test_right_in_a_pipeline(case, monkeypatch):
 @layouts
 @pytest.mark.parametrize("case", ["2d uneven", "2d 1x1", "2d depthwise"])
 def test_right_with_products_swapped(case, channels_last, monkeypatch):
-    monkeypatch.setattr(triton_kernels, "swaps", lambda *_: True)
+    rooms.replace(monkeypatch, "conv_relu", "swaps", lambda *_: True)
     assert_right(case, torch.float64, channels_last)
 
 
@@ -205,7 +207,7 @@ def test_right_along_more_taps_than_a_number_has_bits():
 @pytest.mark.parametrize(("stages", "swapped"), [(1, False), (1, True), (3, False)])
 def test_right_over_several_blocks_of_channels(stages, swapped, channels_last, monkeypatch):
     """Read with channels innermost; in NCHW, copied to that first."""
-    monkeypatch.setattr(triton_kernels, "swaps", lambda *_: swapped)
+    rooms.replace(monkeypatch, "conv_relu", "swaps", lambda *_: swapped)
     tensors, options = inputs(((2, 64, 4, 5), (40, 32, 3, 2), (1, 2), ((1, 1), (0, 1)), (2, 1), 2), torch.float64,
                               channels_last)
     use_tiling(monkeypatch, Config(16, 16, 16, 4, stages))
@@ -220,8 +222,8 @@ def test_right_over_several_blocks_of_channels(stages, swapped, channels_last, m
 def test_the_tilings_of_architectures_are_right(channels_last, monkeypatch):
     """The rule gives each architecture tilings of its own: some are run on whatever runs this test."""
     for architecture in ("sm_90", "gfx942"):
-        monkeypatch.setattr(triton_kernels, "choose", lambda *problem, target=architecture:
-                            choose(*problem[:-2], target, problem[-1]))
+        rooms.replace(monkeypatch, "conv_relu", "choose", lambda *problem, target=architecture:
+                      choose(*problem[:-2], target, problem[-1]))
         assert_right(((1, 72, 1, 3), (72, 72, 1, 2), (1, 1), ((0, 0), (1, 0)), (1, 1), 1), torch.float16, channels_last)
 
 
@@ -229,8 +231,8 @@ def test_the_tilings_of_architectures_are_right(channels_last, monkeypatch):
 @pytest.mark.parametrize(("case", "channels_last"), [("2d uneven", True), ("2d depthwise, multiplied", False)])
 def test_taps_in_a_loop_and_wide_offsets(case, channels_last, monkeypatch):
     """A kernel too large to unroll, in a tensor of more than 2³¹ elements: both pretended."""
-    monkeypatch.setattr(triton_kernels, "_MOST_UNROLLED", 1)
-    monkeypatch.setattr(triton_kernels, "wide", lambda *tensors: True)
+    monkeypatch.setattr(forward, "_MOST_UNROLLED", 1)
+    rooms.replace(monkeypatch, "conv_relu", "wide", lambda *tensors: True)
     assert_right(case, torch.float64, channels_last)
 
 
@@ -241,7 +243,7 @@ def test_sums_over_sites_in_one_program_or_several(monkeypatch):
     y = run(tensors, options, True)
     gradients = []
     for programs in (1, 10**6):
-        monkeypatch.setattr(triton_kernels, "_ENOUGH_PROGRAMS", programs)
+        monkeypatch.setattr(weight_gradient, "_ENOUGH_PROGRAMS", programs)
         gradients.append(torch.autograd.grad(y, tensors, torch.ones_like(y), retain_graph=True))
     torch.testing.assert_close(*gradients)
 
@@ -393,12 +395,13 @@ def test_only_what_is_asked_for_is_computed(needed, monkeypatch):
     tensors, options = inputs("1d", torch.float64, True)
     y = run([tensor.detach().requires_grad_(i == needed) for i, tensor in enumerate(tensors)], options, True)
     launched = []
-    for name in ("_input_gradient", "_correlation", "_shares_of_bias"):
-        function = getattr(triton_kernels, name)
-        monkeypatch.setattr(triton_kernels, name, lambda *arguments, function=function, name=name, **options:
+    for room, name in ((backward, "input_gradient"), (weight_gradient, "_correlation"),
+                       (weight_gradient, "_shares_of_bias")):
+        function = getattr(room, name)
+        monkeypatch.setattr(room, name, lambda *arguments, function=function, name=name, **options:
                             (launched.append(name), function(*arguments, **options))[1])
     y.sum().backward()
-    assert launched == [("_input_gradient", "_correlation", "_correlation", "_shares_of_bias")[needed]]
+    assert launched == [("input_gradient", "_correlation", "_correlation", "_shares_of_bias")[needed]]
 
 
 @runs_kernels
@@ -426,7 +429,7 @@ def test_the_functions_run_on_it():
     torch.testing.assert_close(y, reference.conv_relu(x, weight, threshold, bias, (1, 1), ((1, 1), (1, 1)), (1, 1), 1))
 
 
-@pytest.mark.skipif(triton_support.interpreting, reason="the interpreter's operator is opaque to tracing")
+@pytest.mark.skipif(support.interpreting, reason="the interpreter's operator is opaque to tracing")
 @layouts
 def test_the_launches_can_be_traced_without_a_gpu(channels_last):
     """As torch.compile does: fake tensors on a GPU that need not exist give a graph with the kernels in it."""
@@ -436,8 +439,8 @@ def test_the_launches_can_be_traced_without_a_gpu(channels_last):
     options = ([1, 1], [1, 1, 1, 1], [1, 1], 1, channels_last)
 
     def step(x, weight, threshold, bias):
-        y = triton_kernels.conv_relu(x, weight, threshold, bias, *options)
-        return triton_kernels.conv_relu_backward(y, x, weight, threshold, *options, True, True, True, True)
+        y = forward.conv_relu(x, weight, threshold, bias, *options)
+        return backward.conv_relu_backward(y, x, weight, threshold, *options, True, True, True, True)
 
     with FakeTensorMode():
         shapes = ((2, 16, 5, 8), (32, 16, 3, 3), (16, 3, 3), (32,))
@@ -504,20 +507,20 @@ WIDE_CASE = ((1, 256, 5, 4), (256, 256, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1),
 
 
 @pytest.mark.parametrize(("case", "channels_last", "copies", "kernel"), [
-    ("2d", True, [], "forward_kernel"), ("2d", False, [], "forward_kernel"),
-    ("2d depthwise", True, [], "forward_kernel"), (WIDE_CASE, True, [], "looped_kernel"),
-    (WIDE_CASE, False, ["_to_channels_last_kernel"], "looped_kernel")])
+    ("2d", True, [], "forward"), ("2d", False, [], "forward"), ("2d depthwise", True, [], "forward"),
+    (WIDE_CASE, True, [], "looped_forward"), (WIDE_CASE, False, ["to_channels_last"], "looped_forward")])
 def test_a_step_is_seven_launches_and_copies(case, channels_last, copies, kernel):
     tensors, (stride, pads, dilation, groups) = inputs(case, torch.float16, channels_last)
     x, weight, threshold, bias = (tensor.detach() for tensor in tensors)
     options = stride, [count for pair in pads for count in pair], dilation, groups, channels_last
-    with Launches() as forward:
-        y = triton_kernels.conv_relu(x, weight, threshold, bias, *options)
-    with Launches() as backward:
-        triton_kernels.conv_relu_backward(y, x, weight, threshold, *options, True, True, True, True)
-    assert forward.kernels == [*copies, "_lay_out_kernel", kernel]
-    assert not forward.of_torch
-    correlation = "depthwise_correlation_kernel" if groups > 1 else "correlation_kernel"
-    assert backward.kernels == [*copies * 2, "_lay_out_kernel", "input_gradient_kernel", correlation, "bias_kernel",
-                                "sum_kernel"]
-    assert not backward.of_torch
+    with Launches() as seen:
+        y = forward.conv_relu(x, weight, threshold, bias, *options)
+    copies = [f"conv_relu_{copy}_kernel" for copy in copies]
+    assert seen.kernels == [*copies, "conv_relu_lay_out_kernel", f"conv_relu_{kernel}_kernel"]
+    assert not seen.of_torch
+    with Launches() as seen:
+        backward.conv_relu_backward(y, x, weight, threshold, *options, True, True, True, True)
+    of_weight = "depthwise_weight_gradient" if groups > 1 else "weight_gradient"
+    assert seen.kernels == [*copies * 2, *(f"conv_relu_{name}_kernel" for name in (
+        "lay_out", "input_gradient", of_weight, "bias_gradient", "sum"))]
+    assert not seen.of_torch

@@ -48,7 +48,7 @@ def serve(draws: Draws, pipe: connection.Connection) -> None:
     import torch
     from judge import judge
 
-    from leni_kernels import extension
+    from leni_kernels.common import extension
 
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills memory that no kernel writes with NaN

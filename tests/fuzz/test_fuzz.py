@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from leni_kernels import extension
+from leni_kernels.common import extension
 
 pytestmark = pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_isa import ISAS, ROOT
 
-from leni_kernels import extension
+from leni_kernels.common import extension
 
 
 @pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
@@ -25,7 +25,7 @@ def test_bfloat16_on_every_instruction_set(isa):
         pytest.skip(f"this process has only {best}")
     script = ("import sys, torch; sys.path.insert(0, sys.argv[1]); import large_means;"
               "large_means.check('cpp', torch.bfloat16)")
-    process = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent)], cwd=ROOT,
+    process = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parents[1])], cwd=ROOT,
                              env={**os.environ, "LENI_KERNELS_ISA": isa}, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
 

@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn.utils import prune
 
 import leni_kernels as lk
-from leni_kernels import BackendUnavailableError, extension, triton_support
+from leni_kernels import BackendUnavailableError
+from leni_kernels.common import extension
+from leni_kernels.common.gpu import support
 from leni_kernels.leni import reference
 
 FUSED = "reference" if extension.why_missing else "cpp"
@@ -49,7 +51,7 @@ def test_the_block_is_fused(make_leni, training):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_triton_serves_where_it_can_run(kernel_backend, monkeypatch, make_leni, training):
-    monkeypatch.setattr(triton_support, "why_not_here", lambda x: None)
+    monkeypatch.setattr(support, "why_not_here", lambda x: None)
     explained, = lk.explain(make_leni(4).train(training), torch.randn(2, 4, 5, 6))
     assert explained.why_not["triton"] == f"'{kernel_backend}' is preferred"
 

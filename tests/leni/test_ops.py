@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from leni_kernels import extension
-from leni_kernels.leni import reference
+from leni_kernels.common import extension
+from leni_kernels.two_branch.reference import folding_dtype
 
 pytestmark = pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
 
@@ -25,7 +25,7 @@ def operator():
 
 def arguments(make_folded, dtype, shape, kernel_size, channels_last, requires_grad=False):
     x = torch.randn(shape, dtype=dtype).to(memory_format=LAYOUTS[channels_last])
-    folded = make_folded(shape[1], kernel_size, reference.folding_dtype(dtype))
+    folded = make_folded(shape[1], kernel_size, folding_dtype(dtype))
     return *(tensor.requires_grad_(requires_grad) for tensor in (x, *folded)), channels_last
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import leni_kernels as lk
 from leni_kernels import BackendUnavailableError, functional
 from leni_kernels.leni import reference
+from leni_kernels.two_branch.reference import folding_dtype
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -90,7 +91,7 @@ def test_half_precision_errs_at_most_twice_as_much_as_layers(kernel_backend, mak
 def test_an_empty_batch_gives_an_empty_batch(backend, make_folded, layout, dtype):
     x = torch.empty(0, 16, 6, 5, dtype=dtype).to(memory_format=LAYOUTS[layout])
     with lk.use_backend(backend):
-        y = functional.leni_folded(x, *make_folded(16, dtype=reference.folding_dtype(dtype)))
+        y = functional.leni_folded(x, *make_folded(16, dtype=folding_dtype(dtype)))
     assert y.shape == x.shape
     assert y.dtype == x.dtype
 
@@ -219,7 +220,7 @@ def test_parameters_may_be_strided(backend, make_folded, dtype):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_number_of_threads_changes_no_bit(kernel_backend, make_folded, layout, dtype):
     x = torch.randn(3, 40, 29, 70, dtype=dtype).to(memory_format=LAYOUTS[layout])
-    folded = make_folded(40, dtype=reference.folding_dtype(dtype))
+    folded = make_folded(40, dtype=folding_dtype(dtype))
     threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
@@ -247,7 +248,7 @@ def test_python_threads_may_share_a_kernel(kernel_backend, make_folded):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_samples_do_not_depend_on_their_batch(kernel_backend, make_folded, layout, dtype):
     x = torch.randn(4, 20, 11, 37, dtype=dtype).to(memory_format=LAYOUTS[layout])
-    folded = make_folded(20, dtype=reference.folding_dtype(dtype))
+    folded = make_folded(20, dtype=folding_dtype(dtype))
     with lk.use_backend(kernel_backend):
         together = functional.leni_folded(x, *folded)
         alone = torch.cat([functional.leni_folded(sample[None], *folded) for sample in x])
@@ -267,7 +268,7 @@ def test_outputs_too_large_for_a_cache(kernel_backend, make_folded, sizes, layou
     batch = 1 + 8 * 2**20 // (math.prod(sizes) * dtype.itemsize)
     x = torch.randn(batch, *sizes, dtype=dtype).to(memory_format=LAYOUTS[layout])
     assert x[0].nbytes < 8 * 2**20 <= x.nbytes
-    folded = make_folded(sizes[0], dtype=reference.folding_dtype(dtype))
+    folded = make_folded(sizes[0], dtype=folding_dtype(dtype))
     with lk.use_backend(kernel_backend):
         together = functional.leni_folded(x, *folded)
         alone = torch.cat([functional.leni_folded(sample[None], *folded) for sample in x])
@@ -286,7 +287,7 @@ def test_nan_and_inf_reach_what_the_reference_says(backend, make_folded, channel
         for height, width, row, column in ((9, 40, 4, 17), (9, 40, 0, 39), (1, 1, 0, 0), (6, 33, 5, 32)):
             x = torch.randn(2, channels, height, width, dtype=dtype).to(memory_format=LAYOUTS[layout])
             x[1, channels // 2, row, column] = value
-            folded = make_folded(channels, kernel_size, reference.folding_dtype(dtype))
+            folded = make_folded(channels, kernel_size, folding_dtype(dtype))
             with lk.use_backend(backend):
                 y = functional.leni_folded(x, *folded)
             expected = truth(x, folded)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import on_triton
 import pytest
+import rooms
 import torch
 from on_triton import DEVICE, GPU, needs_gpu, runs_kernels
 from torch import Tensor
 
-from leni_kernels import triton_support
+from leni_kernels.common.gpu import support
 from leni_kernels.leni import ops, reference
+from leni_kernels.leni.gpu import configs, forward
 from leni_kernels.leni.reference import Folded
+from leni_kernels.two_branch.reference import centred_bias, folding_dtype
 
 test_in_the_interpreter = on_triton.in_the_interpreter(__file__)
 
@@ -22,7 +25,7 @@ test_in_the_interpreter = on_triton.in_the_interpreter(__file__)
 
 
 def parameters(channels: int, kernel_size: int, dtype: torch.dtype) -> Folded:
-    dtype = reference.folding_dtype(dtype)
+    dtype = folding_dtype(dtype)
     random = (torch.randn(shape, dtype=dtype, device=DEVICE) for shape in (
         (channels, kernel_size, kernel_size), (channels, 2 * channels), (channels,)))
     taps, weight, bias = random
@@ -105,12 +108,10 @@ def test_right_over_several_blocks_of_channels(channels, dtype, channels_last):
 @layouts
 def test_the_tilings_of_architectures_are_right(channels_last, monkeypatch):
     """The rule gives each architecture tilings of its own: some are run on whatever runs this test."""
-    from leni_kernels.leni import triton_configs, triton_kernels
-
+    chosen = configs.folded
     for architecture in ("sm_80", "sm_90"):
-        monkeypatch.setattr(triton_kernels, "choose",
-                            lambda c, k, operand, _, layout, target=architecture:
-                            triton_configs.choose(c, k, operand, target, layout))
+        rooms.replace(monkeypatch, "leni", "folded", lambda c, k, operand, _, layout, target=architecture:
+                      chosen(c, k, operand, target, layout))
         for channels, kernel_size, height in ((72, 3, 3), (17, 7, 3), (200, 3, 3), (200, 3, 7), (260, 3, 3)):
             x = feature_map(1, channels, height, 8, dtype=torch.float16, channels_last=channels_last)
             assert_right(x, parameters(channels, kernel_size, x.dtype), channels_last)
@@ -123,7 +124,7 @@ def test_half_precision_takes_any_mean(channels_last):
     x = feature_map(2, 20, 5, 6, dtype=torch.float16, channels_last=channels_last)
     folded = parameters(20, 3, x.dtype)
     mean = 100 * torch.randn(40, device=DEVICE)
-    bias = reference.centred_bias(folded.weight.to(x.dtype), folded.bias, mean)
+    bias = centred_bias(folded.weight.to(x.dtype), folded.bias, mean)
     less_mean = torch.ops.leni_kernels.leni_folded_triton(x, *folded[:2], bias, channels_last, mean)
     composed = reference.leni_folded(x, *folded[:3], mean)
     assert error(less_mean, truth(x, folded)) <= 2 * error(composed, truth(x, folded))
@@ -132,10 +133,8 @@ def test_half_precision_takes_any_mean(channels_last):
 @runs_kernels
 @layouts
 def test_many_tiles_to_a_program_and_wide_offsets(channels_last, monkeypatch):
-    from leni_kernels.leni import triton_kernels
-
-    monkeypatch.setattr(triton_kernels, "_ENOUGH_PROGRAMS", 1)
-    monkeypatch.setattr(triton_kernels, "wide", lambda x, y: True)
+    monkeypatch.setattr(forward, "_ENOUGH_PROGRAMS", 1)
+    rooms.replace(monkeypatch, "leni", "wide", lambda x, y: True)
     x = feature_map(5, 16, 9, 24, dtype=torch.float32, channels_last=channels_last)
     assert_right(x, parameters(16, 3, x.dtype), channels_last)
 
@@ -272,21 +271,19 @@ def test_opcheck(channels, channels_last):
                           (x, *parameters(channels, 3, x.dtype)[:3], channels_last))
 
 
-@pytest.mark.skipif(triton_support.interpreting, reason="the interpreter's operator is opaque to tracing")
+@pytest.mark.skipif(support.interpreting, reason="the interpreter's operator is opaque to tracing")
 @layouts
 def test_the_launch_can_be_traced_without_a_gpu(channels_last):
     """As torch.compile does: fake tensors on a GPU that need not exist give a graph with the kernel in it."""
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    from leni_kernels.leni import triton_kernels
-
     with FakeTensorMode():
         x = torch.empty(2, 16, 5, 8, device="cuda", dtype=torch.float16)
         x = x.to(memory_format=torch.channels_last) if channels_last else x
         shapes = ((16, 3, 3), (16, 32), (16,))
         folded = [torch.empty(shape, device="cuda") for shape in shapes]
-        graph = make_fx(lambda x, *folded: triton_kernels.leni_folded(x, *folded, channels_last))(x, *folded)
+        graph = make_fx(lambda x, *folded: forward.leni_folded(x, *folded, channels_last))(x, *folded)
     assert "triton_kernel_wrapper" in graph.code
 
 

@@ -10,6 +10,7 @@ import copy
 import large_means
 import on_triton
 import pytest
+import rooms
 import torch
 from on_triton import DEVICE, needs_gpu, runs_kernels
 from torch import Tensor
@@ -17,8 +18,10 @@ from torch.autograd import gradcheck
 from torch.autograd.graph import saved_tensors_hooks
 
 import leni_kernels as lk
-from leni_kernels import triton_support
+from leni_kernels.common.gpu import support
 from leni_kernels.leni import ops, reference
+from leni_kernels.leni.gpu import input_gradient, statistics, weight_gradient
+from leni_kernels.two_branch.reference import folding_dtype, split_signs
 
 layouts = pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "nchw"])
 test_in_the_interpreter = on_triton.in_the_interpreter(__file__)
@@ -34,7 +37,7 @@ def normal(*shape: int, dtype: torch.dtype = torch.float64, channels_last: bool 
 
 def parameters(channels: int, kernel_size: int, dtype: torch.dtype, sloped: bool = True) -> tuple[Tensor | None, ...]:
     """taps, weight, and mean, constant and slope of both branches; the last two are None in eval mode."""
-    dtype = reference.folding_dtype(dtype)
+    dtype = folding_dtype(dtype)
     taps, weight = normal(channels, kernel_size, kernel_size) / kernel_size, normal(channels, 2 * channels)
     mean, constant, slope = normal(3, 2 * channels, dtype=dtype)
     return taps.to(dtype), (weight / channels**0.5).to(dtype), mean, *((constant, slope) if sloped else (None, None))
@@ -56,10 +59,10 @@ def passes(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, mean: Tensor, 
 def definition(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, mean: Tensor, constant: Tensor | None,
                slope: Tensor | None) -> dict[str, Tensor]:
     """The same from the definition by autograd, all in x's dtype but for sums over pixels."""
-    dtype = reference.folding_dtype(x.dtype)
+    dtype = folding_dtype(x.dtype)
     means, variances = reference.leni_statistics(x, taps.to(dtype))
     leaf, taps = x.detach().requires_grad_(), taps.to(x.dtype).requires_grad_()
-    positive, negative = reference.split_signs(leaf)
+    positive, negative = split_signs(leaf)
     deconvolved = torch.nn.functional.conv_transpose2d(negative, taps.unsqueeze(1), padding=taps.shape[-1] // 2,
                                                        groups=x.shape[1])
     a = torch.cat([positive, deconvolved], 1)
@@ -137,11 +140,8 @@ def test_right_over_several_blocks(channels, dtype, channels_last):
 @pytest.mark.parametrize(("programs", "kernel_size", "shape"), [(1, 5, (1, 2, 18, 8)), (2, 3, (1, 3, 20, 7))])
 def test_several_tiles_to_a_program(programs, kernel_size, shape, channels_last, monkeypatch):
     """Sums are of several tiles' and several programs'."""
-    from leni_kernels.leni import triton_features, triton_input_gradient, triton_training
-
-    monkeypatch.setattr(triton_features, "programs_at_once", lambda x, warps: programs)
-    for room in (triton_training, triton_input_gradient):
-        monkeypatch.setattr(room, "wide", lambda *tensors: True)
+    rooms.replace(monkeypatch, "two_branch", "programs_at_once", lambda x, warps: programs)
+    rooms.replace(monkeypatch, "leni", "wide", lambda *tensors: True)
     x, grad = (normal(*shape, channels_last=channels_last) for _ in range(2))
     assert_right(x, grad, channels_last, kernel_size)
 
@@ -150,10 +150,7 @@ def test_several_tiles_to_a_program(programs, kernel_size, shape, channels_last,
 @pytest.mark.parametrize(("architecture", "channels", "channels_last"), [
     ("sm_90", 17, True), ("sm_90", 40, True), ("sm_90", 40, False), ("sm_80", 17, False)])
 def test_the_tilings_of_architectures_are_right(architecture, channels, channels_last, monkeypatch):
-    from leni_kernels.leni import triton_input_gradient, triton_training
-
-    for room in (triton_training, triton_input_gradient):
-        monkeypatch.setattr(room, "architecture", lambda x: architecture)
+    rooms.replace(monkeypatch, "leni", "architecture", lambda x: architecture)
     x, grad = (normal(1, channels, 9, 8, dtype=torch.float16, channels_last=channels_last) for _ in range(2))
     assert_right(x, grad, channels_last)
 
@@ -396,18 +393,16 @@ def test_opcheck_of_training(channels_last):
                           test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
 
-@pytest.mark.skipif(triton_support.interpreting, reason="the interpreter's operator is opaque to tracing")
+@pytest.mark.skipif(support.interpreting, reason="the interpreter's operator is opaque to tracing")
 @layouts
 def test_the_launches_can_be_traced_without_a_gpu(channels_last):
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    from leni_kernels.leni import triton_input_gradient, triton_training
-
     def launch(grad, x, taps, weight, vector):
-        return (triton_training.leni_statistics(x, taps, channels_last),
-                triton_training.leni_weight_gradient(grad, x, taps, channels_last, vector),
-                triton_input_gradient.leni_input_gradient(grad, x, taps, weight, vector, vector, channels_last))
+        return (statistics.leni_statistics(x, taps, channels_last),
+                weight_gradient.leni_weight_gradient(grad, x, taps, channels_last, vector),
+                input_gradient.leni_input_gradient(grad, x, taps, weight, vector, vector, channels_last))
 
     with FakeTensorMode():
         x = torch.empty(2, 16, 5, 8, device="cuda", dtype=torch.float16)

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import leni_kernels as lk
-from leni_kernels import extension, triton_support
+from leni_kernels.common import extension
+from leni_kernels.common.gpu import support
 
-GPU = torch.cuda.is_available() and not triton_support.interpreting
+GPU = torch.cuda.is_available() and not support.interpreting
 
 
 @pytest.fixture(params=["reference", "cpp", "triton"])
@@ -15,7 +16,7 @@ def backend(request):
     name = request.param
     if name == "cpp" and extension.why_missing is not None:
         pytest.skip(extension.why_missing)
-    if name == "triton" and not (GPU or triton_support.interpreting):
+    if name == "triton" and not (GPU or support.interpreting):
         pytest.skip("no GPU; runs in the interpreter, through test_triton.py")
     with torch.device("cuda" if name == "triton" and GPU else "cpu"), lk.use_backend(name):
         yield name

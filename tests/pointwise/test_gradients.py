@@ -5,9 +5,9 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import leni_kernels as lk
-from leni_kernels import triton_support
+from leni_kernels.common.gpu import support
 
-FAST = triton_support.interpreting
+FAST = support.interpreting
 """Whether gradcheck takes random directions only: a launch in Triton's interpreter takes 10 ms."""
 
 pytestmark = pytest.mark.usefixtures("backend")

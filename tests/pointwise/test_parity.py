@@ -1,11 +1,12 @@
 """Every kernel gives what the definition gives in float64, for any layout of x and of the gradient of y."""
 
 import pytest
+import rooms
 import torch
 from torch import Tensor
 
 import leni_kernels as lk
-from leni_kernels import triton_support
+from leni_kernels.common.gpu import support
 from leni_kernels.pointwise import reference
 
 SHAPES = [(2, 3), (3, 300), (2, 5, 4), (3, 7, 5, 7), (2, 33, 50, 6), (1, 2, 50, 50), (5, 4, 2, 3, 4), (1, 1, 1, 1),
@@ -40,7 +41,7 @@ TOLERANCES = {torch.float64: (1e-12, 1e-12), torch.float32: (1e-5, 2e-5), torch.
 """Of y, and of gradients."""
 
 
-HALF = torch.float16 if triton_support.interpreting else torch.bfloat16
+HALF = torch.float16 if support.interpreting else torch.bfloat16
 """Triton's interpreter is wrong for bfloat16; the C++ kernels have no float16."""
 
 
@@ -97,7 +98,7 @@ def unavailable(backend, name, x):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_right_for_any_shape_and_layout(kernel_backend, name, layout):
-    interpreting = triton_support.interpreting
+    interpreting = support.interpreting
     for dtype in (torch.float64,) if interpreting else (torch.float64, torch.float32, HALF):
         for shape in INTERPRETED_SHAPES if interpreting else SHAPES:
             x, *parameters = samples(shape, name, dtype)
@@ -109,7 +110,7 @@ def test_right_for_any_shape_and_layout(kernel_backend, name, layout):
                 check(name, x, parameters, positive_gradient(name, x, layout))
 
 
-@pytest.mark.skipif(triton_support.interpreting, reason="of the C++ kernels alone")
+@pytest.mark.skipif(support.interpreting, reason="of the C++ kernels alone")
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_outputs_too_large_for_a_cache(kernel_backend, name, layout):
@@ -133,11 +134,12 @@ def test_right_for_any_layout_of_the_gradient(kernel_backend, name):
 def test_right_over_many_tiles(kernel_backend, name, layout, monkeypatch):
     """Large enough for several threads, and for programs that add up several tiles."""
     if kernel_backend == "triton":
-        from leni_kernels.pointwise import triton_kernels
+        from leni_kernels.pointwise.gpu import backward as pointwise_backward
+        from leni_kernels.pointwise.gpu import view as pointwise_view
 
-        monkeypatch.setattr(triton_kernels, "_ENOUGH_PROGRAMS", 0)
-        monkeypatch.setattr(triton_kernels, "_BLOCK", 16)
-        monkeypatch.setattr(triton_kernels, "_BLOCK_COLUMNS", 4)
+        monkeypatch.setattr(pointwise_backward, "_ENOUGH_PROGRAMS", 0)
+        monkeypatch.setattr(pointwise_view, "_BLOCK", 16)
+        monkeypatch.setattr(pointwise_view, "_BLOCK_COLUMNS", 4)
     x, *parameters = samples((6, 12, 40, 30) if kernel_backend == "cpp" else (2, 3, 3, 23), name, torch.float32)
     x = LAYOUTS[layout](x)
     if not unavailable(kernel_backend, name, x):
@@ -147,9 +149,7 @@ def test_right_over_many_tiles(kernel_backend, name, layout, monkeypatch):
 def test_offsets_of_64_bits(kernel_backend, monkeypatch):
     if kernel_backend != "triton":
         pytest.skip("the C++ kernels have no others")
-    from leni_kernels.pointwise import triton_kernels
-
-    monkeypatch.setattr(triton_kernels, "wide", lambda *tensors: True)
+    rooms.replace(monkeypatch, "pointwise", "wide", lambda *tensors: True)
     for name in FUNCTIONS:
         x, *parameters = samples((3, 6, 2, 5), name, torch.float32)
         check(name, x, parameters, positive_gradient(name, x, "contiguous"))

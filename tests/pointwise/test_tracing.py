@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import leni_kernels as lk
-from leni_kernels import extension
+from leni_kernels.common import extension
 
 MODULES = {"ada_relu": lambda: lk.AdaReLU(3), "fully_parametric_relu": lambda: lk.FullyParametricReLU(3),
            "crelu": lk.CReLU}

@@ -8,7 +8,7 @@ from harness.tiny import CHANNELS, Subject
 from torch import Tensor, nn
 
 import leni_kernels as lk
-from leni_kernels.leni import reference
+from leni_kernels.reborn import reference
 
 
 def _composed(block: nn.Module, x: Tensor) -> Tensor:

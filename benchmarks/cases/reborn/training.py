@@ -19,7 +19,7 @@ from harness.maps import Map
 from torch import Tensor
 
 import leni_kernels as lk
-from leni_kernels.leni import reference
+from leni_kernels.reborn import reference
 
 from . import shared
 

@@ -1,0 +1,1 @@
+"""Whole networks: mechanisms put into them, trained, and folded for inference."""

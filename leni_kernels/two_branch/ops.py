@@ -1,0 +1,208 @@
+"""What the operators of LENI and Reborn share: how they are found, what they ask of a call, and why they refuse one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..common import checks, extension
+from ..common.gpu import support
+from ..common.norm import Norm
+from ..common.operators import eager, needed, once_differentiable, without_gradients
+from .reference import Layer, folding_dtype
+
+
+def empty_as(x: Tensor, channels_last: bool) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def laid_out(x: Tensor, channels_last: bool) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+# ---- the operators -----------------------------------------------------------------------------------------
+
+DOUBLE_BACKWARD = ("leni_kernels: double backward through the training kernels is not supported; "
+                   "use_backend('reference') supports it")
+GIVEN = ("leni_kernels: a step with statistics that are given is a part of one over several processes, and has no "
+         "gradient by itself")
+
+
+def no_double_backward(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError(DOUBLE_BACKWARD)
+
+
+def operators_of(mechanism: str, backend: str, fakes: Any, names: tuple[str, ...]) -> list[Any]:
+    """The operators leni_kernels::<mechanism>_<name>_<backend>, with their fakes registered."""
+    operators = []
+    for name in names:
+        qualified = f"leni_kernels::{mechanism}_{name}_{backend}"
+        torch.library.register_fake(qualified, getattr(fakes, name))
+        if name != "folded":
+            torch.library.register_autograd(qualified, no_double_backward, setup_context=lambda *_, **__: None)
+        operators.append(getattr(torch.ops.leni_kernels, f"{mechanism}_{name}_{backend}").default)
+    return operators
+
+
+def steps_of(mechanism: str, backend: str, fakes: Any) -> Any:
+    """The operators leni_kernels::<mechanism>_<name>_<backend> of whole blocks, with their fakes registered."""
+    steps = []
+    for name, fake in fakes._asdict().items():
+        torch.library.register_fake(f"leni_kernels::{mechanism}_{name}_{backend}", fake)
+        steps.append(getattr(torch.ops.leni_kernels, f"{mechanism}_{name}_{backend}").default)
+    steps = type(fakes)(*steps)
+    return steps._replace(
+        eval=eager(steps.eval), batch_statistics=eager(steps.batch_statistics),
+        training_backward=once_differentiable(steps.training_backward, DOUBLE_BACKWARD),
+        running_statistics=without_gradients(steps.running_statistics))
+
+
+def gradient_of(parameter: Tensor | None, x: Tensor, needed: bool) -> Tensor:
+    """What a parameter's gradient is written to; empty if there is none."""
+    return parameter.new_empty(parameter.shape) if needed and parameter is not None else x.new_empty(0)
+
+
+def fake_parameter_gradients(x: Tensor, parameters: Sequence[Tensor | None], statistics: int,
+                             needed: bool) -> tuple[Tensor, ...]:
+    """Those of the parameters, of which P is the last, of c, and of the statistics."""
+    of_bias = parameters[-1].new_empty(x.shape[1]) if needed else x.new_empty(0)
+    of_statistics = x.new_empty(statistics, dtype=torch.float64) if needed else x.new_empty(0)
+    return *(gradient_of(parameter, x, needed) for parameter in parameters), of_bias, of_statistics
+
+
+def only_first_differentiable(ctx: Any, output: tuple[Tensor, ...]) -> None:
+    """Say that what comes with y, and is no use of the caller's, has no gradient, and let none be made of zeros."""
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def only_needed(gradients: tuple[Tensor, ...], needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    """Of an operator's gradients, for the first of its inputs, those that are needed; None for all other inputs."""
+    asked = needs[:len(gradients)]
+    others = (None,) * (len(needs) - len(gradients))
+    if False not in asked:  # as nearly always
+        return *gradients, *others
+    return *needed(gradients, asked), *others
+
+
+# ---- which backend, and why --------------------------------------------------------------------------------
+
+
+def values_of(x: Tensor) -> int:
+    """How many values of x a channel has."""
+    return x.numel() // x.shape[1]
+
+
+def is_channels_last(x: Tensor) -> bool | None:
+    """Whether the kernels read x with channels (True) or columns (False) at stride 1; None if neither is."""
+    _, channel, _, column = x.stride()
+    if column == 1 or channel == 1:
+        return column != 1
+    # The stride of a dimension of size 1 says nothing.
+    return False if x.shape[3] == 1 else True if x.shape[1] == 1 else None
+
+
+def why_no_layout(call: Any) -> str | None:
+    if call.channels_last is None:
+        return "x has stride 1 neither along channels nor along columns, and the kernels do not copy"
+    return None
+
+
+_CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+
+def why_not_on_cpu(call: Any) -> str | None:
+    if extension.why_missing is not None:
+        return extension.why_missing
+    if not call.x.is_cpu:
+        return f"x is on {call.x.device.type}"
+    if call.dtype not in _CPU_DTYPES:
+        return f"the CPU kernels take float32, bfloat16 and float64, not {call.dtype}"
+    return why_no_layout(call)
+
+
+def read(call: Any) -> Tensor:
+    """A call's x as the kernels read it."""
+    return checks.in_dtype(call.x, call.dtype, call.channels_last)
+
+
+def how_triton(call: Any) -> tuple[str, ...]:
+    """What is worth knowing of a call on Triton's kernels."""
+    return support.how_multiplied(call.x, call.dtype)
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+# ---- what a call must be -----------------------------------------------------------------------------------
+
+
+def check_values(x: Tensor, group: str) -> None:
+    """What batch norm asks of a batch in training."""
+    if x.numel() == x.shape[1] and not group:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
+
+
+def folded_fits(x: Tensor, channels: int, dtype: torch.dtype, taps: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether folded tensors are of the dtype that kernels take and on x's device, and fit x, as they nearly always
+    do; where they do not, :func:`check_folded` finds the words."""
+    device = x.device
+    return (taps.dtype == weight.dtype == bias.dtype == dtype
+            and taps.device == weight.device == bias.device == device
+            and weight.shape == (channels, 2 * channels) and bias.shape == (channels,))
+
+
+def check_folded(name: str, x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """What the folded forms of LENI and Reborn ask of their tensors alike."""
+    channels = x.shape[1]
+    checks.shape(name, "weight", weight, (channels, 2 * channels))
+    checks.shape(name, "bias", bias, (channels,))
+    checks.same_device(name, x=x, taps=taps, weight=weight, bias=bias)
+    operand = checks.autocast_dtype(x)
+    checks.dtype_in(name, (operand, folding_dtype(operand)), taps=taps, weight=weight, bias=bias)
+
+
+def deconv_layer(weight: Tensor, groups: int) -> Layer:
+    return partial(F.conv_transpose2d, weight=weight, padding=weight.shape[-1] // 2, groups=groups)
+
+
+def tensors_fit(x: Tensor, parameters: Any, channels: int, of_group: int) -> bool:
+    """Whether D, P of 1×1 and c have one dtype and device with x, and their shapes, as they nearly always do.
+
+    Where they do not, :func:`check_block` says why, unless autocast makes them alike.
+    """
+    deconv, compress, bias = parameters.deconv_weight, parameters.compress_weight, parameters.compress_bias
+    shape, dtype, on_cpu = deconv.shape, x.dtype, x.is_cpu  # which takes less time to say than a device
+    size = shape[-1] if shape else 0
+    return (size % 2 == 1 and shape == (channels, of_group, size, size)
+            and compress is not None and compress.shape == (channels, 2 * channels, 1, 1)
+            and deconv.dtype is dtype and compress.dtype is dtype
+            and ((on_cpu and deconv.is_cpu and compress.is_cpu) or deconv.device == compress.device == x.device)
+            and (bias is None or (bias.shape == (channels,) and bias.dtype is dtype
+                                  and ((on_cpu and bias.is_cpu) or bias.device == x.device))))
+
+
+def norm_fits(norm: Norm, channels: int) -> bool:
+    """Whether a norm's tensors have one entry per channel."""
+    size, (mean, variance, weight, bias) = (channels,), norm[:4]
+    return ((mean is None or mean.shape == size) and (variance is None or variance.shape == size)
+            and (weight is None or weight.shape == size) and (bias is None or bias.shape == size))
+
+
+def check_block(name: str, x: Tensor, parameters: Any, channels: int, deconv_channels: tuple[int, int]) -> None:
+    """What LENI and Reborn ask of their tensors alike."""
+    weight, bias = parameters.compress_weight, parameters.compress_bias
+    checks.odd_kernel(name, "deconv_weight", parameters.deconv_weight, (*deconv_channels, "k", "k"))
+    checks.norm(name, "negative_norm", parameters.negative_norm, channels)
+    tensors = {"x": x, "deconv_weight": parameters.deconv_weight, "compress_weight": weight, "compress_bias": bias}
+    if bias is not None:
+        checks.shape(name, "compress_bias", bias, (channels,))
+    given = {what: tensor for what, tensor in tensors.items() if tensor is not None}
+    checks.same_device(name, **given)
+    checks.same_dtype(name, **given)
