@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def pages(results: Path) -> dict[Path, str]:
     """The pages that show measured numbers, as a folder of results wants them."""
     texts = {"measured": section(results), "highlights": highlights(results), "where": where(results),
-             "gpus": "\n".join(_where_on_gpus(results)) + "\n"}
+             "gpus": "\n".join(["", *_where_on_gpus(results), ""])}
     return {ROOT / name: _filled(ROOT / name, texts) for name in PAGES}
 
 
@@ -196,21 +196,20 @@ def _of_networks(results: Path) -> Highlights:
 
 def where(results: Path) -> str:
     """On which processors the kernels have been timed, each time checked against float64, and on which not."""
-    runs = _read(results, "throughput", CPUS)
-    lines = []
-    if runs:
-        _, newest = _newest(runs)
+    lines, measured = [""], set()
+    for name in ("throughput", "overhead"):
+        runs = _read(results, name, CPUS)
         for run in runs.values():
-            older = "" if run["commit"] == newest["commit"] else ", an earlier commit than the newest that was measured"
+            older = "" if run["commit"] == _newest(runs)[1]["commit"] else ", an earlier commit than the newest"
             without = "".join(f", without {what}" for what in run.get("left_out", {}))
-            lines.append(f"- **{tables.kind(run)}**: {run['machine']['cpu']}, {run['date'][:10]}, commit "
+            lines.append(f"- **{tables.kind(run)}**, {name}: {run['machine']['cpu']}, {run['date'][:10]}, commit "
                          f"{run['commit']}{older}{without}.")
-    measured = {run["kernels_isa"] for run in runs.values()}
+            measured.add(run["kernels_isa"])
     unmeasured = [isa for isa in machine.ISAS if isa not in measured and isa not in ("generic", "None")]
     if unmeasured:
         lines.append(f"- **{', '.join(unmeasured)}**: no times, and no speed is claimed. Where there is no such CPU, "
                      "these kernels are checked in emulation.")
-    return "\n".join([*lines, *(f"- {line}" for line in _where_on_gpus(results))]) + "\n"
+    return "\n".join([*lines, *(f"- {line}" for line in _where_on_gpus(results)), ""])
 
 
 def _where_on_gpus(results: Path) -> Iterator[str]:
@@ -220,19 +219,20 @@ def _where_on_gpus(results: Path) -> Iterator[str]:
     for run in runs:
         yield f"**{run['machine']['gpu']['name']}**: {run['date'][:10]}, commit {run['commit']}."
     if not runs:
-        yield ("**GPUs** (Triton): the kernels have not run on one. Their results are checked in Triton's interpreter, "
-               f"and {_compiled(results)}. No speed is claimed.")
+        yield ("**GPUs** (Triton, for NVIDIA and AMD): the kernels have not run on one yet. Their results are checked in "
+               f"Triton's interpreter, and {_compiled(results)}. No speed is claimed.")
 
 
 def _compiled(results: Path) -> str:
     """How many kernels compile for which architectures, in the words of a sentence's second half."""
     path = results / "codegen.json"
     if not path.exists():
-        return "they compile"
+        return "nothing is known of their machine code"
     found = json.loads(path.read_text(encoding="utf-8"))
-    parts = (f"{of['compiled']} of {of['cases']} cases for {architecture} with Triton {version}"
-             for version, architectures in found.items() for architecture, of in architectures.items())
-    return f"they compile ahead of time ({_file(path)}): {', '.join(parts)}"
+    counts = [(architecture, of) for architectures in found.values() for architecture, of in architectures.items()]
+    names = sorted({architecture for architecture, _ in counts})
+    return (f"{sum(of['compiled'] for _, of in counts):,} of {sum(of['cases'] for _, of in counts):,} compilations "
+            f"ahead of time for {', '.join(names)} succeeded ({_file(path)})")
 
 
 # ---- all tables --------------------------------------------------------------------------------------------

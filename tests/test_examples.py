@@ -39,7 +39,8 @@ def test_finetune(tmp_path):
 
 def test_text(tmp_path):
     text = printed(tmp_path, EXAMPLES / "text.py", "--steps", 2)
-    accuracy, threshold = map(float, re.search(r"accuracy ([\d.]+)%; thresholds up to ([\d.]+e[-+]\d\d)", text).groups())
+    accuracy, threshold = map(float, re.search(r"accuracy ([\d.]+)%; thresholds up to ([\d.]+e[-+]\d\d)",
+                                               text).groups())
     assert 0 <= accuracy <= 100
     assert threshold > 0, "thresholds start at 0, and did not move"
 

@@ -15,12 +15,13 @@ ROLE = re.compile(r":(?:class|func|meth|attr|mod|data|exc):`~?(?P<target>[\w.]+)
 
 
 class Roles(griffe.Extension):
-    """Rewrites the docstrings of a package whose public names are those of ``__all__`` and ``functional.__all__``."""
+    """Rewrites the docstrings of a package, whose public names are in ``__all__`` of it and of the modules there."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         """Called when a package is loaded."""
-        public = {str(name): f"{module.path}.{name}" for module in (pkg, pkg["functional"])
-                  for name in module.exports or ()}
+        public: dict[str, str] = {}
+        for module in (pkg["surgery"], pkg["functional"], pkg):
+            public |= {str(name): f"{module.path}.{name}" for name in module.exports or ()}
         _rewrite(pkg, public)
 
 

@@ -228,10 +228,12 @@ _forced: str | None = _known(os.environ.get("LENI_KERNELS_BACKEND") or None)
 def use_backend(name: str | None) -> Iterator[None]:
     """Run every operation inside the ``with`` block on the backend ``name``, in all threads of the process.
 
-    ``name`` is "cpp", "triton" or "reference"; None chooses automatically again. An operation that
-    the backend cannot serve raises :class:`BackendUnavailableError`; nothing falls back. A backward runs on the
-    backend of its forward; where one of its kernels does not compile, it raises inside the block and falls back
-    outside. The environment variable ``LENI_KERNELS_BACKEND`` does the same for a whole process.
+    An operation that the backend cannot serve raises :class:`BackendUnavailableError`; nothing falls back. A
+    backward runs on the backend of its forward; where one of its kernels does not compile, it raises inside the
+    block and falls back outside. The environment variable ``LENI_KERNELS_BACKEND`` does the same for a whole process.
+
+    Args:
+        name: "cpp", "triton" or "reference"; None chooses automatically again.
 
     Raises:
         ValueError: for an unknown name.
@@ -292,7 +294,13 @@ def explain(module_or_function: Callable[..., Any], *inputs: Any, **options: Any
     Args:
         module_or_function: an ``nn.Module`` (of this package, or a network that contains some) or one of the
             functions in ``leni_kernels.functional``.
-        *inputs, **options: what it would be called with.
+        *inputs: what it would be called with.
+        **options: what it would be called with by name.
+
+    Returns:
+        A tuple of decisions, one for each operation in order of execution, which prints as text. A decision has
+        ``operation`` and ``backend``, names; ``why_not``, a dictionary from every other backend's name to its
+        reason; and ``how``, what else is worth knowing: copies that are made, the precision of products.
 
     Raises:
         BackendUnavailableError: if a backend asked for by name cannot serve.

@@ -12,9 +12,15 @@ from torch import Tensor
 class Norm(NamedTuple):
     """The state of one batch norm, in the argument order of ``F.batch_norm``; calling it applies it.
 
-    ``running_mean``, ``running_var``, ``weight`` and ``bias`` are ``[C]`` or None, as in ``nn.BatchNorm2d``;
-    ``num_batches_tracked``, where there is one, counts the batches in training. A momentum of None means the
-    average over all of them.
+    Args:
+        running_mean: ``[C]``, or None without running statistics, as in ``nn.BatchNorm2d``. Training moves it in place.
+        running_var: the same, of the variance.
+        weight: the scale ``[C]``, or None for 1.
+        bias: the shift ``[C]``, or None for 0.
+        training: whether the statistics are the batch's and move the running ones.
+        momentum: of the running statistics; None means the average over all batches.
+        eps: added to the variance.
+        num_batches_tracked: a scalar that counts the batches in training, or None.
     """
 
     running_mean: Tensor | None

@@ -52,7 +52,9 @@ class _ConvReLU(nn.modules.conv._ConvNd):
     def from_conv(cls, conv: nn.Module, threshold_init: str = "zeros") -> Self:
         """The module equal to ``nn.Sequential(nn.ReLU(), conv)``, with conv's own weight and bias.
 
-        ``threshold_init`` is the constructor's; only with "zeros" are the two equal.
+        Args:
+            conv: an ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``, as the class is; its parameters are shared.
+            threshold_init: the constructor's; only with "zeros" are the two equal.
 
         Raises:
             TypeError: if conv is not ``nn.ConvNd`` itself; a subclass may compute something else.
@@ -82,9 +84,10 @@ class _ConvReLU(nn.modules.conv._ConvNd):
 class ConvReLU1d(_ConvReLU, nn.Conv1d):
     """ConvReLU (Gao, Cai, Ji 2020, eq. 7-8) on ``[N, C, L]`` or ``[C, L]``; otherwise as :class:`ConvReLU2d`.
 
-    Parameters:
-        weight, bias: those of ``nn.Conv1d``, initialised as there.
-        threshold: ``[C, k]``, 0 at the start.
+    Attributes:
+        weight: that of ``nn.Conv1d``, initialised as there.
+        bias: that of ``nn.Conv1d``, or None.
+        threshold: a parameter ``[C, k]``, 0 at the start unless ``threshold_init`` says otherwise.
     """
 
     _convolution = nn.Conv1d
@@ -99,19 +102,29 @@ class ConvReLU2d(_ConvReLU, nn.Conv2d):
     weight-decay filters find what they know. x is padded before the threshold.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
-            dtype: as in ``nn.Conv2d``.
+        in_channels: C; this and all but the last are as in ``nn.Conv2d``.
+        out_channels: O.
+        kernel_size: one number, or one for each spatial dimension, as are stride, padding and dilation.
+        stride: of the convolution.
+        padding: sites to add on each side, or "same" or "valid".
+        dilation: the distance between taps.
+        groups: of the convolution; the threshold has all input channels whatever they are.
+        bias: whether there is one.
+        padding_mode: "zeros", "reflect", "replicate" or "circular"; what is added passes the threshold as well.
+        device: of the parameters.
+        dtype: of the parameters, and so of the inputs, outside of autocast.
         threshold_init: how the threshold starts (Table 4): "zeros", as the paper chose; "normal", N(0, 0.01²); or
             "xavier", Glorot's uniform distribution with the weight's fans.
 
-    Parameters:
-        weight, bias: those of ``nn.Conv2d``, initialised as there.
-        threshold: ``[C, kh, kw]``, 0 at the start unless ``threshold_init`` says otherwise; shared by all output
-            channels.
+    Attributes:
+        weight: that of ``nn.Conv2d``, initialised as there.
+        bias: that of ``nn.Conv2d``, or None.
+        threshold: a parameter ``[C, kh, kw]``, 0 at the start unless ``threshold_init`` says otherwise; shared by
+            all output channels.
 
     Raises:
-        ValueError: for arguments that ``nn.Conv2d`` refuses, or an input that does not fit; TypeError for a
-            dtype that does not.
+        ValueError: for arguments that ``nn.Conv2d`` refuses, or an input that does not fit.
+        TypeError: for an input whose dtype does not fit.
     """
 
     _convolution = nn.Conv2d
@@ -123,9 +136,10 @@ class ConvReLU3d(_ConvReLU, nn.Conv3d):
 
     Otherwise as :class:`ConvReLU2d`.
 
-    Parameters:
-        weight, bias: those of ``nn.Conv3d``, initialised as there.
-        threshold: ``[C, kd, kh, kw]``, 0 at the start.
+    Attributes:
+        weight: that of ``nn.Conv3d``, initialised as there.
+        bias: that of ``nn.Conv3d``, or None.
+        threshold: a parameter ``[C, kd, kh, kw]``, 0 at the start unless ``threshold_init`` says otherwise.
     """
 
     _convolution = nn.Conv3d

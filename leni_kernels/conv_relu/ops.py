@@ -219,8 +219,18 @@ def conv_relu1d(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | Non
                 dilation: int | Sequence[int] = 1, groups: int = 1) -> Tensor:
     """ConvReLU (Gao, Cai, Ji 2020, eq. 7-8) in one dimension.
 
-    As :func:`conv_relu2d`, for x ``[N, C, L]`` or ``[C, L]``, weight ``[O, C // groups, k]``, threshold
-    ``[C, k]``.
+    Args:
+        x: ``[N, C, L]`` or ``[C, L]``, any floating dtype.
+        weight: ``[O, C // groups, k]``.
+        threshold: ``[C, k]``, shared by all output channels.
+        bias: ``[O]``, or None.
+        stride: as in ``torch.nn.functional.conv1d``.
+        padding: as there.
+        dilation: as there.
+        groups: as there.
+
+    Returns:
+        ``[N, O, L']`` or ``[O, L']``; otherwise, and in what it raises, as :func:`conv_relu2d`.
     """
     return _conv_relu(1, x, weight, threshold, bias, stride, padding, dilation, groups)
 
@@ -240,7 +250,10 @@ def conv_relu2d(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | Non
         weight: ``[O, C // groups, kh, kw]``.
         threshold: ``[C, kh, kw]``, shared by all output channels.
         bias: ``[O]``, or None.
-        stride, padding, dilation, groups: as in ``torch.nn.functional.conv2d``.
+        stride: as in ``torch.nn.functional.conv2d``.
+        padding: as there: numbers, "same" or "valid".
+        dilation: as there.
+        groups: as there; the threshold has all input channels whatever they are.
 
     Returns:
         ``[N, O, H', W']`` or ``[O, H', W']`` in x's dtype (autocast's under autocast) and memory format.
@@ -259,8 +272,18 @@ def conv_relu3d(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | Non
                 dilation: int | Sequence[int] = 1, groups: int = 1) -> Tensor:
     """ConvReLU (Gao, Cai, Ji 2020, eq. 7-8) in three dimensions.
 
-    As :func:`conv_relu2d`, for x ``[N, C, D, H, W]`` or ``[C, D, H, W]``, weight
-    ``[O, C // groups, kd, kh, kw]``, threshold ``[C, kd, kh, kw]``.
+    Args:
+        x: ``[N, C, D, H, W]`` or ``[C, D, H, W]``, any floating dtype.
+        weight: ``[O, C // groups, kd, kh, kw]``.
+        threshold: ``[C, kd, kh, kw]``, shared by all output channels.
+        bias: ``[O]``, or None.
+        stride: as in ``torch.nn.functional.conv3d``.
+        padding: as there.
+        dilation: as there.
+        groups: as there.
+
+    Returns:
+        ``[N, O, D', H', W']`` or ``[O, D', H', W']``; otherwise, and in what it raises, as :func:`conv_relu2d`.
     """
     return _conv_relu(3, x, weight, threshold, bias, stride, padding, dilation, groups)
 

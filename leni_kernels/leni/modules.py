@@ -12,16 +12,20 @@ class LENI2d(Block):
     """LENI (Cai, Peng, Shen 2023, §3.1): ``compress(bn_fusion([max(x,0); bn_negative(deconv(min(x,0)))]))``.
 
     Takes and returns ``[N, C, H, W]``, in any floating dtype and memory format. The block is one fused
-    operation that reads the children's tensors at every call and keeps only its input for backward. Where no kernel
-    serves, or if a child has a hook or was replaced by another kind of layer, its layers run one by one;
+    operation that reads its children's tensors at every call and keeps only its input for backward. The children are
+    ordinary PyTorch modules: initialisers, SyncBatchNorm conversion and weight-decay filters apply. Where no kernel
+    serves, or if a child has a hook or was replaced by another kind of layer, the layers run one by one;
     :func:`leni_kernels.explain` tells.
 
     Args:
         channels: C.
         kernel_size: k of the depthwise transposed convolution, odd. The paper names none; 3 is the default.
-        eps, momentum: of both batch norms, as in ``nn.BatchNorm2d``.
+        eps: of both batch norms, as in ``nn.BatchNorm2d``.
+        momentum: of both, as there; None averages over all batches.
+        device: of the parameters.
+        dtype: of the parameters, and so of the inputs, outside of autocast.
 
-    Children (ordinary PyTorch modules: initialisers, SyncBatchNorm conversion, weight-decay filters apply):
+    Attributes:
         deconv: ``nn.ConvTranspose2d(C, C, k, padding=k//2, groups=C, bias=False)``
         bn_negative: ``nn.BatchNorm2d(C)``
         bn_fusion: ``nn.BatchNorm2d(2C)``

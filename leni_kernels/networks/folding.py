@@ -22,10 +22,12 @@ def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
     and the block's device, whatever the dtype of the activations: a bfloat16 model is not rounded twice. A Reborn
     block whose compression is larger than 1×1 becomes two modules, its folded branches and the compression. Fold
     before ``torch.compile``. A batch norm after a convolution is PyTorch's to fold, with the tracer that knows the
-    blocks::
+    blocks:
 
-        traced = torch.fx.GraphModule(folded, leni_kernels.surgery.Tracer().trace(folded))
-        fused = torch.fx.experimental.optimization.fuse(traced, no_trace=True)
+    ```python
+    traced = torch.fx.GraphModule(folded, leni_kernels.surgery.Tracer().trace(folded))
+    fused = torch.fx.experimental.optimization.fuse(traced, no_trace=True)
+    ```
 
     Args:
         model: in eval mode; may itself be a block.

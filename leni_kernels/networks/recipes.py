@@ -27,18 +27,16 @@ def parameter_groups(model: nn.Module, weight_decay: float = 5e-4, threshold_wei
     that ``named_parameters`` meets decides). What a parametrization computes a tensor from goes where the tensor
     would.
 
-    ======================  =====================================================  ======================
-    group                   holds                                                  weight decay
-    ======================  =====================================================  ======================
-    "weights"               tensors of two or more dimensions                      ``weight_decay``
-    "thresholds"            ``threshold`` of ConvReLU and AdaReLU                   ``threshold_weight_decay``
-    "slopes"                slopes of FullyParametricReLU, and of ``nn.PReLU``      ``slope_weight_decay``
-    "norms and biases"      scale and shift of norms, and every other vector        0
-    ======================  =====================================================  ======================
+    | group              | holds                                               | weight decay             |
+    | ------------------ | --------------------------------------------------- | ------------------------ |
+    | "weights"          | tensors of two or more dimensions                   | `weight_decay`           |
+    | "thresholds"       | `threshold` of ConvReLU and AdaReLU                 | `threshold_weight_decay` |
+    | "slopes"           | slopes of FullyParametricReLU, and of `nn.PReLU`    | `slope_weight_decay`     |
+    | "norms and biases" | scale and shift of norms, and every other vector    | 0                        |
 
     Args:
         model: any module; one block will do.
-        weight_decay: of the weights; 5e-4 is that of Cai, Peng, Shen 2023.
+        weight_decay: of the weights; 5e-4 is that of Cai, Huang, Peng 2021.
         threshold_weight_decay: of the thresholds, which Gao, Cai, Ji 2020 regularise by L2 as they do weights;
             None for ``weight_decay``.
         slope_weight_decay: of the slopes. Decay would pull a positive slope away from the 1 at which it starts
@@ -72,12 +70,12 @@ class AlternatingSchedule:
     parameters together.) A parameter frozen beforehand stays frozen. Batch-norm statistics are no parameters and go
     on.
 
-    ::
-
-        with lk.AlternatingSchedule(model) as schedule:
-            for epoch in range(epochs):
-                train(model, optimizer)
-                schedule.step()
+    ```python
+    with lk.AlternatingSchedule(model) as schedule:
+        for epoch in range(epochs):
+            train(model, optimizer)
+            schedule.step()
+    ```
 
     Without ``with`` it works alike, and the last frozen set stays frozen. ``DistributedDataParallel`` needs
     ``find_unused_parameters=True``, as it waits for every parameter that had ``requires_grad`` when it wrapped the

@@ -22,14 +22,17 @@ class AdaReLU(nn.Module):
     Args:
         shape: of the threshold, which says who shares one: ``C``, per channel; ``1``, the whole layer;
             ``(C, *spatial)``, per element of a sample.
+        device: of the threshold.
+        dtype: of the threshold, and so of the inputs, outside of autocast.
         threshold_init: how the threshold starts (Table 4): "zeros", as the paper chose; "normal", N(0, 0.01²); or
             "xavier", Glorot's uniform distribution with the number of thresholds for both fans.
 
-    Parameters:
-        threshold: of that shape, 0 at the start unless ``threshold_init`` says otherwise.
+    Attributes:
+        threshold: a parameter of that shape, 0 at the start unless ``threshold_init`` says otherwise.
 
     Raises:
-        ValueError: for an unknown ``threshold_init``; if an input does not fit; TypeError if its dtype does not.
+        ValueError: for an unknown ``threshold_init``, or an input that does not fit.
+        TypeError: for an input whose dtype does not fit.
     """
 
     def __init__(self, shape: int | Sequence[int], device: object = None, dtype: object = None,
@@ -64,12 +67,16 @@ class FullyParametricReLU(nn.Module):
 
     Args:
         channels: C.
+        device: of the slopes.
+        dtype: of the slopes, and so of the inputs, outside of autocast.
 
-    Parameters:
-        positive_slope, negative_slope: ``[C]``, 1 and 0 at the start; the slope at x = 0 is the negative one.
+    Attributes:
+        positive_slope: a parameter ``[C]``, 1 at the start.
+        negative_slope: a parameter ``[C]``, 0 at the start; it is the slope at x = 0 as well.
 
     Raises:
-        ValueError: if an input does not fit; TypeError if its dtype does not.
+        ValueError: for an input that does not fit.
+        TypeError: for an input whose dtype does not fit.
     """
 
     def __init__(self, channels: int, device: object = None, dtype: object = None) -> None:
@@ -101,7 +108,8 @@ class CReLU(nn.Module):
     Takes any floating dtype and memory format.
 
     Raises:
-        ValueError: if an input has no channels; TypeError if it is not floating-point.
+        ValueError: for an input without channels.
+        TypeError: for an input that is not floating-point.
     """
 
     def forward(self, x: Tensor) -> Tensor:

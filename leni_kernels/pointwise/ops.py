@@ -215,7 +215,8 @@ def fully_parametric_relu(x: Tensor, positive_slope: Tensor, negative_slope: Ten
 
     Args:
         x: ``[N, C, *spatial]`` with any number of spatial dimensions, none included; any floating dtype.
-        positive_slope, negative_slope: ``[C]``, in x's dtype; under autocast in any, and multiplied in x's.
+        positive_slope: ``[C]``, in x's dtype; under autocast in any, and multiplied in x's.
+        negative_slope: the same.
 
     Returns:
         x's shape, dtype and memory format.

@@ -16,6 +16,7 @@ class Reborn2d(Block):
     ``[N, 2C, H, W]``. In training and in eval mode what follows the deconvolution is fused; on a CPU a dense 3×3 one of
     up to 256 channels trains in float32 by kernels of its own, any other is the library's. x and the deconvolved map
     are kept for backward.
+
     Where no kernel serves (a compression that is not 1×1, or none, is such a case), or if a child has a hook or was
     replaced by another kind of layer, its layers run one by one; :func:`leni_kernels.explain` tells.
 
@@ -25,9 +26,12 @@ class Reborn2d(Block):
         groups: its groups; the paper's is 1, a dense one, and C, a depthwise one, a variant of it.
         compress_kernel_size: m of the compression, odd; the paper's is 1, and 3 a variant of it.
         compress: whether there is a compression; a variant of the paper's leaves it out.
-        eps, momentum: of the batch norm, as in ``nn.BatchNorm2d``.
+        eps: of the batch norm, as in ``nn.BatchNorm2d``.
+        momentum: of the batch norm, as there; None averages over all batches.
+        device: of the parameters.
+        dtype: of the parameters, and so of the inputs, outside of autocast.
 
-    Children:
+    Attributes:
         deconv: ``nn.ConvTranspose2d(C, C, k, padding=k//2, groups=groups, bias=False)``
         bn_negative: ``nn.BatchNorm2d(C)``
         compress: ``nn.Conv2d(2C, C, m, padding=m//2)``, or None
