@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.epochs is not None:
         recipe = recipe._replace(epochs=options.epochs)
     runs = _runs(options, data, recipe)
-    checkpoints = options.output / "checkpoints"
+    checkpoints = (command.OUT if command.saves(options) else options.output) / "checkpoints"
     if options.fresh:
         for run in runs:
             (checkpoints / run.file()).unlink(missing_ok=True)

@@ -1,6 +1,8 @@
 """Whether one commit is slower than another: both built, and measured in turns in one run.
 
-    python benchmarks/compare.py BASE [HEAD] [--only MECHANISM] [--match TEXT] [--threshold PERCENT]
+    python benchmarks/compare.py HEAD~1                          everything, some minutes after the builds
+    python benchmarks/compare.py v0.1.0 main --only conv_relu    one mechanism
+    python benchmarks/compare.py --history                       what saved benchmarks found over time
 
 BASE and HEAD are commits as git names them; HEAD is by default ".", the files as they are, also those that are not
 committed. Each is built in a folder of its own below benchmarks/out/builds, once. Then a process of each takes turns
@@ -9,6 +11,9 @@ measured too. A case past the threshold is measured again, with new processes, b
 
 Shown are the base's time, the median over all rounds of head / base, and between which two values half of the rounds
 lie. Exits with 1 if a case, or the geometric mean of all, is slower by more than the threshold, or cannot be compared.
+
+--history compares nothing: for each machine it shows the ratios that each benchmark run with --save has left in
+benchmarks/results/history.jsonl, by commit.
 """
 
 from __future__ import annotations
@@ -21,13 +26,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import cases
 import torch
 from comparing import checkouts, found, turns
 from comparing.checkouts import CannotCompare, Checkout
 from comparing.subjects import Subject
-from harness import machine, report
+from harness import command, history, machine, report
 
-OUT = Path(__file__).parent / "out"
 PASSES = 3
 """Pairs of processes that measure everything, one pair after the other: where a process's memory lies has a say."""
 
@@ -38,14 +43,16 @@ SECONDS = 0.05
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build, measure and report; returns the exit status."""
     options = _options(arguments)
+    if options.history:
+        return _show_history(options.match)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     wanted = found.subjects(options.only, options.match)
     if not wanted:
-        report.say(f"No case has {options.match!r} in its name.")
+        print(f"compare.py: --match: no case has {options.match!r} in its name", file=sys.stderr)
         return 2
     try:
-        sides = {side: checkouts.checkout(getattr(options, side), OUT / "builds", options.device == "cpu")
+        sides = {side: checkouts.checkout(getattr(options, side), command.OUT / "builds", options.device == "cpu")
                  for side in turns.SIDES}
         rows = _measured(sides, wanted, options)
     except CannotCompare as error:
@@ -54,33 +61,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = {**machine.facts(torch.device(options.device)), "threshold": options.threshold,
                **{side: {"commit": checkout.commit, "tree": checkout.tree} for side, checkout in sides.items()},
                "compared": [{"case": str(subject), **row} for subject, row in zip(wanted, rows, strict=True)]}
-    path = OUT / f"compare-{results['base']['commit']}-{results['head']['commit']}.json"
+    path = options.output / f"compare-{results['base']['commit']}-{results['head']['commit']}.json"
     report.write_json(path, results)
     report.table(heading(results), HEAD, cells(results))
     return _conclude(results, path)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, details = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(description=summary, epilog=details.partition("\n\n")[2],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", metavar="BASE", help="the commit to compare with")
+    parser = command.parser(__file__, __doc__)
+    parser.add_argument("base", metavar="BASE", nargs="?", help="the commit to compare with")
     parser.add_argument("head", metavar="HEAD", nargs="?", default=checkouts.WORKING_TREE,
                         help="the commit to judge; default: the files as they are")
-    parser.add_argument("--only", choices=found.mechanisms(), help="one of the mechanisms")
+    parser.add_argument("--only", metavar="MECHANISM", choices=cases.mechanisms(),
+                        help=f"one of {', '.join(cases.mechanisms())}")
     parser.add_argument("--match", metavar="TEXT", default="", help="only cases with this in their name")
-    parser.add_argument("--threshold", metavar="PERCENT", type=float, default=5.0, help="default: %(default)s")
+    parser.add_argument("--threshold", metavar="PERCENT", type=float, default=5.0, help="default: %(default)g")
     parser.add_argument("--rounds", metavar="N", type=int, default=5,
                         help=f"of each of {PASSES} pairs of processes; default: %(default)s")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one",
-                        default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_device(parser)
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads; default: as PyTorch chooses")
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch sees no GPU here")
-    for name in ("rounds", "threads"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    parser.add_argument("--history", action="store_true", help="show what saved benchmarks found over time instead")
+    command.add_output(parser)
+    options = command.parse(parser, arguments)
+    if (options.base is None) != options.history:
+        command.refuse(parser, "either BASE, a commit to compare with, or --history")
     return options
 
 
@@ -114,6 +118,16 @@ def _passes(sides: dict[str, Checkout], wanted: Sequence[Subject],
                     step(str(subject))
                     passes[-1].append(turns.measure(workers, subject, options.rounds, SECONDS))
     return [turns.together(rows) for rows in zip(*passes, strict=True)]
+
+
+def _show_history(match: str) -> int:
+    found = list(history.tables(history.read(), match))
+    for table in found:
+        report.table(*table)
+    if not found:
+        print(f"compare.py: --history: nothing was saved{f' with {match!r} in its name' if match else ''}",
+              file=sys.stderr)
+    return 0 if found else 2
 
 
 # ---- what it found -----------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ NOTHING = "Nothing has been measured yet: `make throughput` measures, and writes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rewrite or check the pages; returns the exit status."""
     parser = command.parser(__file__, __doc__)
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a page says anything else than the results")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is stale")
     options = command.parse(parser, arguments)
     wanted = pages(RESULTS)
     if options.check:
@@ -214,13 +214,13 @@ def where(results: Path) -> str:
 
 def _where_on_gpus(results: Path) -> Iterator[str]:
     """A sentence for each GPU that kernels have run on, or that there is none."""
-    checks = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("gpu-check-*.json"))]
-    runs = [*_read(results, "throughput", GPUS).values(), *(run for run in checks if not run.get("rehearsal"))]
+    checked = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("gpu-check-*.json"))]
+    runs = [*_read(results, "throughput", GPUS).values(), *(run for run in checked if not run.get("rehearsal"))]
     for run in runs:
         yield f"**{run['machine']['gpu']['name']}**: {run['date'][:10]}, commit {run['commit']}."
     if not runs:
-        yield ("**GPUs** (Triton, for NVIDIA and AMD): the kernels have not run on one yet. Their results are checked in "
-               f"Triton's interpreter, and {_compiled(results)}. No speed is claimed.")
+        yield ("**GPUs** (Triton, for NVIDIA and AMD): the kernels have not run on one yet. Their results are checked "
+               f"in Triton's interpreter, and {_compiled(results)}. No speed is claimed.")
 
 
 def _compiled(results: Path) -> str:

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
 BENCHMARKS = Path(__file__).parents[1]
 OUT, RESULTS = BENCHMARKS / "out", BENCHMARKS / "results"
 """Where programs write by default, which git ignores; and with ``--save``, which is committed."""
@@ -38,19 +36,19 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--output", metavar="DIR", type=Path, default=OUT,
                        help=f"the folder for the results; default: {_short(OUT)}, which git ignores")
     where.add_argument("--save", dest="output", action="store_const", const=RESULTS,
-                       help=f"put the results into {_short(RESULTS)}, which is committed, and a line into its history")
+                       help=f"put the results into {_short(RESULTS)}, which is committed")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """The device to measure."""
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one",
-                        default="cuda" if torch.cuda.is_available() else "cpu")
+                        default="cuda" if _has_gpu() else "cpu")
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options; one that cannot be had here ends the program with a line and status 2."""
     options = parser.parse_args(arguments)
-    if getattr(options, "device", None) == "cuda" and not torch.cuda.is_available():
+    if getattr(options, "device", None) == "cuda" and not _has_gpu():
         refuse(parser, "--device cuda: PyTorch sees no GPU here")
     for name in ("threads", "workers", "rounds"):
         value = getattr(options, name, None)
@@ -91,6 +89,12 @@ def need(parser: argparse.ArgumentParser, packages: Iterable[str]) -> None:
 def refuse(parser: argparse.ArgumentParser, reason: str) -> NoReturn:
     """End the program with a line that says why, and status 2."""
     parser.exit(2, f"{parser.prog}: {reason}\n")
+
+
+def _has_gpu() -> bool:
+    import torch  # not with this module: what watches over processes on a GPU does without
+
+    return torch.cuda.is_available()
 
 
 def _short(path: Path) -> str:

@@ -5,6 +5,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import cases
 import compare
 import pytest
 import torch
@@ -96,10 +97,10 @@ def test_a_build_that_fails_says_where_the_reason_is(tmp_path):
 
 def test_every_mechanism_is_compared_in_both_works_dtypes_and_layouts():
     assert {path.name for path in (ROOT / "benchmarks" / "cases").iterdir() if (path / "compared.py").exists()} \
-        == set(found.mechanisms())
+        == set(cases.mechanisms())
     everything = found.subjects()
     assert len({str(subject) for subject in everything}) == len(everything)
-    for mechanism in found.mechanisms():
+    for mechanism in cases.mechanisms():
         variants = {(subject.training, subject.dtype, subject.layout) for subject in found.subjects(mechanism)}
         assert len(variants) == 8
     assert found.subjects("leni", "no such thing") == []
@@ -117,7 +118,7 @@ def test_what_runs_on_an_older_commit_reads_its_public_names_only():
     folder = ROOT / "benchmarks"
     files = [*(folder / "comparing" / f"{name}.py" for name in ("worker", "subjects", "found")),
              folder / "harness" / "timing.py", *(folder / "cases").glob("*/compared.py"),
-             *(folder / "cases").glob("*/__init__.py")]
+             folder / "cases" / "__init__.py", *(folder / "cases").glob("*/__init__.py")]
     names = {name for path in files for name in _imports(path)}
     assert {name for name in names if name.startswith("leni_kernels")} == {"leni_kernels"}
     ours = {name for name in names if name.split(".")[0] in {path.stem for path in folder.iterdir()}}
@@ -234,9 +235,8 @@ def test_two_processes_measure_a_case(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(checkouts, "checkout", lambda revision, builds, build: here)
     monkeypatch.setattr(compare, "PASSES", 1)
     monkeypatch.setattr(compare, "SECONDS", 0.0)
-    monkeypatch.setattr(compare, "OUT", tmp_path)
     status = compare.main(["HEAD", "--match", "AdaReLU inference, 1×16×4×4", "--rounds", "2", "--threshold", "1e6",
-                           "--device", "cpu", "--threads", "1"])
+                           "--device", "cpu", "--threads", "1", "--output", str(tmp_path)])
     printed = capsys.readouterr().out
     assert status == 0, printed
     (row,) = json.loads((tmp_path / "compare-here-here.json").read_text(encoding="utf-8"))["compared"]
@@ -253,8 +253,8 @@ def test_a_process_that_has_the_wrong_package_says_so(tmp_path, monkeypatch):
 
 def test_bad_arguments_are_refused(capsys):
     assert compare.main(["HEAD", "--match", "no such case", "--device", "cpu"]) == 2
-    assert "no such case" in capsys.readouterr().out
-    for arguments in ([], ["HEAD", "--rounds", "0"], ["HEAD", "--only", "everything"]):
+    assert "no such case" in capsys.readouterr().err
+    for arguments in ([], ["HEAD", "--history"], ["HEAD", "--rounds", "0"], ["HEAD", "--only", "everything"]):
         with pytest.raises(SystemExit) as stopped:
             compare.main(arguments)
         assert stopped.value.code == 2
