@@ -3,7 +3,7 @@
 Steps: ahead, smoke, speed, kernels, whole, behaviour, sanitize (gpu/plan.py has the seconds of each). Nothing is
 installed or built, and nothing is fetched. Each step runs in a process of its own and records case by case, so that a
 crash, a hang or a kill loses one case. Leaves gpu-check-CARD.json, summary.txt and log.txt in the output
-folder, $OUT or ``gpu-check``; exits with 1 if a case failed.
+folder, $OUT or gpu-check; exits with 1 if a case failed.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ A count is compared in the digits that are printed. Leaves a table on the termin
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
@@ -32,10 +33,7 @@ class Row(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Count and report; returns the exit status."""
-    parser = command.parser(__file__, __doc__)
-    command.add_output(parser)
-    options = command.parse(parser, arguments)
-    command.need(parser, ("torchvision", "timm"))
+    options = _options(arguments)
     found = []
     with report.progress(how_many()) as step:
         for row in rows():
@@ -49,6 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = sum(row.published is None for row in found)
     report.say(f"{missing} of {len(found)} published counts are {published.NOT_AVAILABLE} (—). Results in {path}.")
     return 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = command.parser(__file__, __doc__)
+    command.add_output(parser)
+    options = command.parse(parser, arguments)
+    command.need(parser, ("torchvision", "timm"))
+    return options
 
 
 # ---- what is counted ---------------------------------------------------------------------------------------

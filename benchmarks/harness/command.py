@@ -26,7 +26,7 @@ class _Paragraphs(argparse.HelpFormatter):
 
 def parser(file: str, documentation: str) -> argparse.ArgumentParser:
     """A parser whose help is the program's documentation: the first paragraph before the options, the others after."""
-    first, _, rest = documentation.strip().partition("\n\n")
+    first, _, rest = documentation.strip().replace("``", "").partition("\n\n")
     return argparse.ArgumentParser(prog=Path(file).name, description=first, epilog=rest, formatter_class=_Paragraphs)
 
 

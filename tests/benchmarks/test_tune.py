@@ -344,7 +344,9 @@ def test_an_output_that_cannot_be_written_is_said_before_anything_is_timed(tmp_p
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(support, "interpreting", True)
     monkeypatch.setattr(tune, "Workers", None)
-    assert tune.main(["--rehearse", "--output", str(tmp_path / "file")]) == 1
+    with pytest.raises(SystemExit) as stopped:
+        tune.main(["--rehearse", "--output", str(tmp_path / "file")])
+    assert stopped.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
