@@ -12,7 +12,7 @@ import torch
 from comparing import checkouts, found, subjects, turns
 from comparing.checkouts import CannotCompare, Checkout
 
-from leni_kernels import extension
+from leni_kernels.common import extension
 
 ROOT = Path(__file__).parents[2]
 needs_extension = pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
