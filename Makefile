@@ -71,9 +71,9 @@ test: install $(PARTS)/prepared
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/$(PYTEST)
 
-# The variable keeps an announcement of Material's out of the output; it is no warning of the pages.
+# Not --quiet, under which --strict sees no warning. The variable keeps an announcement of Material's out of the output.
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # With GCC. SANITIZE="--seconds 0 tests/two_branch/test_isa.py", for example, is for one suite and no fuzzer.
 sanitize: sanitize-address sanitize-thread

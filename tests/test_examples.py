@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import distributed
 
-from leni_kernels import extension
+from leni_kernels.common import extension
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

@@ -182,7 +182,7 @@ def test_a_forward_asked_for_by_name_raises(name, fail):
 def test_other_kinds_of_calls_are_tried(fail):
     fail(pointwise_forward_kernel)
     slim, wide = lk.AdaReLU(3, device=DEVICE), lk.AdaReLU(5, device=DEVICE)
-    with warned_once("ada_relu", "_forward_kernel") as caught:
+    with warned_once("ada_relu", "pointwise_forward_kernel") as caught:
         slim(inputs(2, 3, 4))
     assert lk.explain(slim, inputs(7, 3, 2))[0].backend == "reference"
     assert lk.explain(wide, inputs(2, 5, 4))[0].backend == "triton"
@@ -318,7 +318,7 @@ def test_what_failed_before_is_no_obstacle_to_the_compiler(name, fail):
 def test_a_compiled_function_takes_the_next_backend_after_a_failure(fail):
     module, x = lk.AdaReLU(3, device=DEVICE), inputs(2, 3, 4)
     tried = fail(pointwise_forward_kernel)
-    with warned_once("ada_relu", "_forward_kernel"):
+    with warned_once("ada_relu", "pointwise_forward_kernel"):
         wanted = module(x)
     torch.testing.assert_close(torch.compile(module, fullgraph=True, backend="aot_eager")(x), wanted)
     assert len(tried) == 1

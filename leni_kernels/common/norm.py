@@ -12,7 +12,7 @@ from torch import Tensor
 class Norm(NamedTuple):
     """The state of one batch norm, in the argument order of ``F.batch_norm``; calling it applies it.
 
-    Args:
+    Attributes:
         running_mean: ``[C]``, or None without running statistics, as in ``nn.BatchNorm2d``. Training moves it in place.
         running_var: the same, of the variance.
         weight: the scale ``[C]``, or None for 1.

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from leni_kernels.common import extension
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "README.md"]
 ELSEWHERE = ("on a GPU", "with torchrun")
@@ -31,6 +33,7 @@ def name(page):
 WITH_PYTHON = [page for page in PAGES if any(language == "python" for _, language, _, _ in blocks(page))]
 
 
+@pytest.mark.skipif(extension.why_missing is not None, reason=f"pages show the CPU kernels: {extension.why_missing}")
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name)
 def test_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
