@@ -1,6 +1,7 @@
 """What every program's command line shares: help, where results go, and refusals in a line."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -117,6 +118,19 @@ def test_the_history_is_by_machine_and_commit(tmp_path):
     assert [row for _, _, rows in history.tables(lines, "memory") for row in rows] == [["memory", "1.00"]]
     assert list(history.tables(lines, "nothing")) == []
     assert history.read(tmp_path / "none.jsonl") == []
+
+
+def test_the_newest_of_the_history_is_what_the_results_say():
+    lines = history.read()
+    for name in ("throughput", "memory", "overhead"):
+        for path in command.RESULTS.glob(f"{name}-*.json"):
+            run = json.loads(path.read_text(encoding="utf-8"))
+            if run.get("arguments", {}).get("only"):
+                continue  # Table 1 by itself
+            kept = [line["ratios"] for line in lines if (line["date"], line["commit"]) == (run["date"], run["commit"])]
+            found = importlib.import_module(name).summary(run)
+            found = {key: pytest.approx(ratio, abs=1e-4) for key, ratio in found.items() if ratio is not None}
+            assert kept == [found], path.name
 
 
 def test_a_saved_run_is_added_and_another_is_not(tmp_path, monkeypatch):
