@@ -86,21 +86,21 @@ sanitize-address sanitize-thread: sanitize-%: install
 	$(BIN)/python tests/sanitize.py $* $(SANITIZE)
 
 throughput: install
-	$(BIN)/python benchmarks/throughput.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/throughput.py --save
+	$(BIN)/python benchmarks/memory.py --save
+	$(BIN)/python benchmarks/overhead.py --save
 	$(BIN)/python benchmarks/readme.py
 
 readme: install
 	$(BIN)/python benchmarks/readme.py
 
-CODEGEN := $(BIN)/python benchmarks/codegen.py --counts benchmarks/results/codegen.json
+CODEGEN := $(BIN)/python benchmarks/codegen.py --save
 codegen: install $(PARTS)/prepared
 	$(CODEGEN)
 	PYTHONPATH=$(PARTS)/python $(CODEGEN)
 
 predict: install
-	$(BIN)/python benchmarks/codegen.py --predict h100 --json benchmarks/results/predicted-h100.json
+	$(BIN)/python benchmarks/codegen.py --predict h100 --save
 
 # With the machine's own Python and packages; nothing is installed, and the extension is not needed.
 gpu-check:

@@ -3,11 +3,11 @@
     python benchmarks/accuracy.py                                        digits, about a minute on two cores
     python benchmarks/accuracy.py --dataset fashion-mnist --data DIR --networks convnet8 --recipe paper
 
-Each network is trained with each activation from each seed. A run that is stopped goes on where its last whole
-epoch ended when the same command is given again, with the same result; one that is finished is not trained again
-(``--fresh`` does). Leaves a table, the learning curves as a PNG, and a JSON file with the machine and the versions
-in the output folder; ``--figures`` adds the pictures of the papers: the values and maps behind the first activation
-(LENI paper, Figs. 2-3) and the learned thresholds (ConvReLU paper, Fig. 6).
+Each network is trained with each activation from each seed. A run that is stopped goes on where its last whole epoch
+ended when the same command is given again, with the same result; one that is finished is not trained again (--fresh
+does). Leaves a table, the learning curves as a PNG, and a JSON file with the machine and the versions in the output
+folder; --figures adds the pictures of the papers: the values and maps behind the first activation (LENI paper,
+Figs. 2-3) and the learned thresholds (ConvReLU paper, Fig. 6).
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import datasets, learning, machine, report
+from harness import command, datasets, learning, machine, report
 from harness.learning import RECIPES, Learner, Recipe, Run
 from harness.report import number
 from networks.activations import ACTIVATIONS
 from networks.catalogue import NETWORKS
-from published import FASHION_MNIST, NOT_AVAILABLE
+from networks.published import FASHION_MNIST, NOT_AVAILABLE
 
-RESULTS = Path(__file__).parent / "results"
 COMPARED = ("relu", "prelu", "leni", "reborn", "conv_relu")
 
 
@@ -39,12 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         data = _data(options).of_size(options.images).to(device)
     except ValueError as error:
-        sys.exit(f"accuracy.py: {error}")
+        print(f"accuracy.py: {error}", file=sys.stderr)
+        return 2
     recipe = RECIPES[options.recipe]
     if options.epochs is not None:
         recipe = recipe._replace(epochs=options.epochs)
     runs = _runs(options, data, recipe)
-    checkpoints = options.output / "checkpoints"
+    checkpoints = (command.OUT if command.saves(options) else options.output) / "checkpoints"
     if options.fresh:
         for run in runs:
             (checkpoints / run.file()).unlink(missing_ok=True)
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Trains the papers' networks with any activation.")
+    parser = command.parser(__file__, __doc__)
     parser.add_argument("--dataset", choices=("digits", "fashion-mnist"), default="digits", help="default: %(default)s")
     parser.add_argument("--data", metavar="DIR", type=Path, help="where the IDX files of fashion-mnist are")
     parser.add_argument("--networks", nargs="+", default=["convnet8"], metavar="NAME", choices=_images(NETWORKS),
@@ -84,25 +84,23 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--width", type=float, default=None, help="factor on the channels; default: 1, digits 0.25")
     parser.add_argument("--first", type=int, metavar="N", help="replace the first N activations only; default: all")
     parser.add_argument("--images", type=int, metavar="N", help="train on the first N images only; default: all")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one",
-                        default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_device(parser)
     parser.add_argument("--figures", action="store_true", help="also draw values, maps and thresholds")
     parser.add_argument("--fresh", action="store_true", help="forget the checkpoints of these runs")
     parser.add_argument("--name", help="of the results' files; default: the data set's")
-    parser.add_argument("--output", metavar="DIR", type=Path, default=RESULTS, help="default: %(default)s")
-    options = parser.parse_args(arguments)
+    command.add_output(parser)
+    options = command.parse(parser, arguments)
     if options.dataset == "fashion-mnist" and options.data is None:
-        parser.error("--dataset fashion-mnist needs --data DIR")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch sees no GPU here")
+        command.refuse(parser, "--dataset fashion-mnist needs --data DIR")
     for name in ("epochs", "images", "width"):
         value = getattr(options, name)
         if value is not None and not value > 0:
-            parser.error(f"--{name} must be positive, got {value}")
+            command.refuse(parser, f"--{name} must be positive, got {value}")
     if options.first is not None and options.first < 0:
-        parser.error(f"--first must not be negative, got {options.first}")
+        command.refuse(parser, f"--first must not be negative, got {options.first}")
     if options.width is None:
         options.width = 0.25 if options.dataset == "digits" else 1.0
+    command.need(parser, ("matplotlib", "sklearn" if options.dataset == "digits" else "torchvision"))
     return options
 
 
@@ -172,17 +170,14 @@ def _show(results: dict[str, Any]) -> None:
 
 
 def _draw(path: Path, results: dict[str, Any], learners: list[Learner]) -> None:
-    try:
-        from harness import figures
+    from harness import figures  # which needs matplotlib
 
-        figures.learning_curves(path.with_suffix(".png"), results, title(results))
-        first_seed = {str(learner.run): learner for learner in learners
-                      if learner.run.seed == results["settings"]["seeds"][0]}
-        if first_seed:
-            figures.maps(path.with_name(f"{path.stem}-maps.png"), list(first_seed.values()))
-            figures.thresholds(path.with_name(f"{path.stem}-thresholds.png"), list(first_seed.values()))
-    except ImportError as error:
-        report.say(f"No pictures: {error}.")
+    figures.learning_curves(path.with_suffix(".png"), results, title(results))
+    first_seed = {str(learner.run): learner for learner in learners
+                  if learner.run.seed == results["settings"]["seeds"][0]}
+    if first_seed:
+        figures.maps(path.with_name(f"{path.stem}-maps.png"), list(first_seed.values()))
+        figures.thresholds(path.with_name(f"{path.stem}-thresholds.png"), list(first_seed.values()))
 
 
 if __name__ == "__main__":

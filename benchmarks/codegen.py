@@ -1,16 +1,17 @@
 """Compile every Triton kernel for GPUs that need not be there, and show what the compilers made of it.
 
-    python benchmarks/codegen.py [--arch sm_90] [--match TEXT] [--sample] [--json PATH] [--counts PATH] [--workers N]
-    python benchmarks/codegen.py --predict h100|h200|a100 [--match TEXT] [--json PATH] [--workers N]
+    python benchmarks/codegen.py --arch sm_90 --match leni   some kernels, one architecture
+    python benchmarks/codegen.py --save                      all of them, for all: hours
+    python benchmarks/codegen.py --predict h100 --save       what bounds each launch on a card: minutes
 
-For each kernel, configuration, dtype and layout: registers, stack, spills (STL and LDL in the SASS), shared
-memory, matrix instructions, and the widths of the global loads in the hot loop. The kernels come from each
-mechanism's ``gpu/cases.py``; compiled files go to a temporary folder unless TRITON_CACHE_DIR names one.
-``--counts`` keeps how many compiled, and which did not or spill, in a file by Triton's version and architecture:
-``results/codegen.json`` is what ``make codegen`` found. Exits with 1 if a case did not compile.
+For each kernel, configuration, dtype and layout: registers, stack, spills (STL and LDL in the SASS), shared memory,
+matrix instructions, and the widths of the global loads in the hot loop. The kernels come from each mechanism's
+gpu/cases.py; compiled files go to a temporary folder unless TRITON_CACHE_DIR names one. Leaves codegen.json, which has
+how many compiled, and which did not or spill, by Triton's version and architecture, and unless it is saved all that
+the tables show in codegen-reports.json. Exits with 1 if a case did not compile.
 
-``--predict`` counts the instructions of whole launches at full size instead, and says what bounds them on a card
-(:mod:`gpu.predict`); ``results/predicted-h100.json`` is what it found.
+--predict counts the instructions of whole launches at full size instead, and says what bounds them on a card (see
+gpu/predict.py); it leaves predicted-CARD.json.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -33,7 +34,7 @@ from typing import Any
 
 from gpu import machine_code, rooms
 from gpu.machine_code import Instruction
-from harness import machine
+from harness import command, machine, report
 
 from leni_kernels.common.gpu import packed, support
 from leni_kernels.common.gpu.architectures import is_amd, operand_types, shared_memory, warp_size
@@ -299,40 +300,71 @@ def _print_table(rows: list[tuple[str, ...]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compile, or predict; returns the exit status."""
+    options = _options(arguments)
+    with temporary_cache():
+        return _predict(options) if options.predict else _compile(options)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = command.parser(__file__, __doc__)
     parser.add_argument("--arch", action="append", metavar="NAME",
                         help=f"repeatable; default: {' '.join(ARCHITECTURES)}")
-    parser.add_argument("--match", default="", help="only kernels with this in their name and type")
+    parser.add_argument("--match", metavar="TEXT", default="", help="only kernels with this in their name and type")
     parser.add_argument("--sample", action="store_true", help="each kernel at two widths in half precision")
-    parser.add_argument("--json", type=Path, help="write the reports to this file")
-    parser.add_argument("--counts", type=Path, help="write how many compiled, and which did not or spill, to this file")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: per core")
+    parser.add_argument("--workers", metavar="N", type=int, default=os.cpu_count(),
+                        help="processes; default: one per core")
     parser.add_argument("--predict", metavar="CARD", choices=("h100", "h200", "a100"),
-                        help="count instructions of launches at full size, and predict their times on this card")
-    arguments = parser.parse_args()
+                        help="count instructions of launches at full size, and predict their times on this card: "
+                             "h100, h200 or a100")
+    command.add_output(parser)
+    options = command.parse(parser, arguments)
     if support.why_missing is not None:
-        sys.exit(support.why_missing)
-    if arguments.predict:
+        command.refuse(parser, support.why_missing)
+    options.arch = options.arch or ARCHITECTURES
+    if not _matches(options):
+        command.refuse(parser, f"--match: no kernel has {options.match!r} in its name and type")
+    if options.match and command.saves(options):
+        command.refuse(parser, "--save is for whole runs: --match would leave the rest out")
+    return options
+
+
+def _matches(options: argparse.Namespace) -> bool:
+    if not options.match:
+        return True
+    if options.predict:
         from gpu import predict  # which imports this module
 
-        with temporary_cache():
-            predict.run(arguments.predict, arguments.match, arguments.workers, arguments.json)
-        return 0
+        return bool(predict.cases(options.match))
+    return any(cases(architecture, options.match, options.sample) for architecture in options.arch)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from gpu import predict
+
+    predict.run(options.predict, options.match, options.workers, options.output / f"predicted-{options.predict}.json")
+    return 0
+
+
+def _compile(options: argparse.Namespace) -> int:
     everything = []
-    with temporary_cache():
-        for architecture in arguments.arch or ARCHITECTURES:
-            found = list(compile_all(architecture, arguments.match, arguments.sample, arguments.workers))
-            print(f"\n{architecture}")
-            _print_table([_HEADINGS, *(_row(report) for report in found if isinstance(report, Report))])
-            for failure in found:
-                if isinstance(failure, Failure):
-                    print(f"FAILED {full_name(failure)}: {failure.error}")
-            if arguments.counts:
-                keep_counts(arguments.counts, architecture, found, arguments.sample)
-            everything += found
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(result) for result in everything], indent=1) + "\n")
+    for architecture in options.arch:
+        found = []
+        with report.progress(len(cases(architecture, options.match, options.sample))) as step:
+            for result in compile_all(architecture, options.match, options.sample, options.workers):
+                step(f"{architecture}: {full_name(result)}")
+                found.append(result)
+        print(f"\n{architecture}")
+        _print_table([_HEADINGS, *(_row(result) for result in found if isinstance(result, Report))])
+        for failure in found:
+            if isinstance(failure, Failure):
+                print(f"FAILED {full_name(failure)}: {failure.error}")
+        keep_counts(options.output / "codegen.json", architecture, found, options.sample)
+        everything += found
+    if not command.saves(options):
+        reports = json.dumps([asdict(result) for result in everything], indent=1) + "\n"
+        (options.output / "codegen-reports.json").write_text(reports)
     return int(any(isinstance(result, Failure) for result in everything))
 
 

@@ -1,11 +1,9 @@
 """Proves the GPU kernels on the machine at hand, within seven minutes, and without a GPU rehearses that.
 
-    python benchmarks/gpu_check.py [--only STEP …] [--rehearse [--short]] [--output DIR]
-
-Steps: ahead, smoke, speed, kernels, whole, behaviour, sanitize (``gpu/plan.py`` has the seconds of each). Nothing is
+Steps: ahead, smoke, speed, kernels, whole, behaviour, sanitize (gpu/plan.py has the seconds of each). Nothing is
 installed or built, and nothing is fetched. Each step runs in a process of its own and records case by case, so that a
-crash, a hang or a kill loses one case. Leaves ``gpu-check-<card>.json``, ``summary.txt`` and ``log.txt`` in the output
-folder, $OUT or ``gpu-check``; exits with 1 if a case failed.
+crash, a hang or a kill loses one case. Leaves gpu-check-CARD.json, summary.txt and log.txt in the output
+folder, $OUT or gpu-check; exits with 1 if a case failed.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from typing import Any
 
 from gpu import plan, records, summary
 from gpu.plan import Step
-from harness import report
+from harness import command, report
 
 ROOT = Path(__file__).parents[1]
 NAMES = tuple(step.name for step in plan.STEPS)
@@ -35,7 +33,6 @@ NAMES = tuple(step.name for step in plan.STEPS)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the steps and sum them up; returns the exit status."""
     began, options = time.time(), _options(arguments)
-    options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "log.txt").unlink(missing_ok=True)
     # A kill that leaves time for it is an end like any other, in the background too: what was found is summed up.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -65,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Checks the GPU kernels: right, fast, well-behaved.")
+    parser = command.parser(__file__, __doc__)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="STEP",
                         help=f"{', '.join(NAMES)}; the first, which compiles for the others, precedes them always")
     parser.add_argument("--rehearse", action="store_true",
@@ -73,7 +70,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="with --rehearse: a few cases of each step")
     parser.add_argument("--output", metavar="DIR", type=Path, default=Path(os.environ.get("OUT") or "gpu-check"),
                         help="default: $OUT, or gpu-check")
-    options = parser.parse_args(arguments)
+    options = command.parse(parser, arguments)
     options.output = options.output.resolve()
     if options.short and not options.rehearse:
         parser.error("--short is for a rehearsal")

@@ -1,11 +1,10 @@
 """What a training step keeps for its backward: with ReLU, with a composed LENI, and with ours.
 
-    python benchmarks/memory.py [--device cpu|cuda] [--output DIR]
+On a CPU these are the bytes of the saved tensors, each storage once, without the parameters, which are there anyway;
+on a GPU the peak of allocated memory over forward and backward. Blocks stand alone; networks have the block where
+their first activation was (a Hardswish in mobilenet_v3_small, a ReLU in the others).
 
-On a CPU these are the bytes of the saved tensors, each storage once, without the parameters, which are there
-anyway; on a GPU the peak of allocated memory over forward and backward. Blocks stand alone; networks have the
-block where their first activation was (a Hardswish in mobilenet_v3_small, a ReLU in the others). Leaves a
-table, a JSON file and a PNG picture in the output folder.
+Leaves a table on the terminal, and a JSON file and a PNG picture in the output folder.
 """
 
 from __future__ import annotations
@@ -17,15 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import machine, report, sides
+from harness import command, history, machine, plot, report, sides, tables
 from harness.report import number
 from networks import first_activation
 from networks.training import trainable
 from torch import Tensor, nn
 
-from leni_kernels.common import extension
-
-RESULTS = Path(__file__).parent / "results"
 BATCH = 2
 LABELS = {"relu": "stock", "composed": "LENI, composed", "ours": "LENI, ours"}
 MIB = 2**20
@@ -36,31 +32,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     device = torch.device(options.device)
     torch.manual_seed(0)
-    results = {**machine.facts(device), "kernels_isa": extension.cpu_isa(), "batch": BATCH, "dtype": "float32",
-               "blocks": _blocks(device), "networks": _networks(device)}
+    with report.progress(2 * len(first_activation.PLACES)) as step:
+        results = {**machine.facts(device), "batch": BATCH, "dtype": "float32", "blocks": _blocks(device, step),
+                   "networks": _networks(device, step)}
     path = options.output / f"memory-{device.type}.json"
     report.write_json(path, results)
     report.table(f"{heading(results)}; MiB an image", HEAD, cells(results))
     _draw(path.with_suffix(".png"), results)
+    if command.saves(options):
+        history.append(results, summary(results))
     report.say(f"Results in {path}.")
     return 0
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="What a training step keeps: ReLU, composed LENI, ours.")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one",
-                        default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", metavar="DIR", type=Path, default=RESULTS, help="default: %(default)s")
-    return parser.parse_args(arguments)
+    parser = command.parser(__file__, __doc__)
+    command.add_device(parser)
+    command.add_output(parser)
+    options = command.parse(parser, arguments)
+    command.need(parser, ("torchvision", "matplotlib"))
+    return options
 
 
 # ---- what is measured --------------------------------------------------------------------------------------
 
 
-def _blocks(device: torch.device) -> list[dict[str, Any]]:
+def _blocks(device: torch.device, step: Callable[[str], None]) -> list[dict[str, Any]]:
     """A block alone on the feature map of each network's first activation."""
     rows = []
     for place in first_activation.PLACES.values():
+        step(f"a block on {place.channels}×{place.size}²")
         x = torch.randn(BATCH, place.channels, place.size, place.size, device=device)
         x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
         leni = sides.random_leni(place.channels).to(device).train()
@@ -69,11 +70,10 @@ def _blocks(device: torch.device) -> list[dict[str, Any]]:
     return rows
 
 
-def _networks(device: torch.device) -> list[dict[str, Any]]:
-    if first_activation.why_missing() is not None:
-        return []
+def _networks(device: torch.device, step: Callable[[str], None]) -> list[dict[str, Any]]:
     rows = []
     for name, place in first_activation.PLACES.items():
+        step(name)
         stock = first_activation.build(name)
         swapped = first_activation.swapped(stock, place, sides.random_leni(place.channels))
         stock, swapped = (trainable(network).to(device, memory_format=torch.channels_last)
@@ -155,6 +155,13 @@ def cells(results: dict[str, Any]) -> list[list[str]]:
             for row in (*results["blocks"], *results["networks"])]
 
 
+def summary(results: dict[str, Any]) -> dict[str, float | None]:
+    """What is kept as a multiple of what a ReLU keeps, geometric means: what the history keeps."""
+    return {f"{heading(results)}, {what}, ours / stock": report.geometric_mean(
+        _ratio(row["bytes"], "ours") for row in results[what] if "ours" in row["bytes"])
+        for what in ("blocks", "networks")}
+
+
 def _mib(count: int | None, batch: int) -> float | None:
     return None if count is None else count / batch / MIB
 
@@ -166,15 +173,8 @@ def _ratio(kept: dict[str, int], name: str) -> float | None:
 def _draw(path: Path, results: dict[str, Any]) -> None:
     groups = [(title(row), {name: count / results["batch"] / MIB for name, count in row["bytes"].items()})
               for row in (*results["blocks"], *results["networks"])]
-    versions, facts = results["versions"], results["machine"]
-    where = facts["gpu"]["name"] if "gpu" in facts else "CPU"
-    try:
-        from harness import plot
-
-        plot.draw_bars(path, groups, LABELS, f"{heading(results)}: MiB an image",
-                       f"float32, batch {results['batch']}; {where}, torch {versions['torch']}")
-    except ImportError as error:
-        report.say(f"No picture: {error}.")
+    plot.draw_bars(path, groups, LABELS, f"{heading(results)}: MiB an image",
+                   f"float32, batch {results['batch']}; {tables.title(results)}")
 
 
 if __name__ == "__main__":

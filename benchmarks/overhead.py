@@ -1,7 +1,5 @@
 """The time around the kernels: what a call costs where the kernels themselves have next to nothing to do.
 
-    python benchmarks/overhead.py [--device cpu|cuda] [--output DIR]
-
 On one thread, with x of shape [1, 16, 4, 4] in float32: inference (eval mode, no gradients), and a training step
 (forward, and backward of a given gradient, which accumulates in x and all parameters). All sides alternate, and each
 is compared with its peer; *composed* is the definition in ``reference.py`` on PyTorch's layers, called without this
@@ -29,65 +27,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import bars
-import throughput
+import cases
 import torch
 from gpu.device import Gpu
-from harness import machine, parity, report, sides, timing
+from harness import bars, command, history, machine, parity, report, sides, tables, timing
 from harness.report import number
+from harness.tiny import SHAPE, WORKS, Subject
 from torch import Tensor, nn
 
-import leni_kernels as lk
-from leni_kernels.common import extension
-from leni_kernels.leni import reference
-from leni_kernels.reborn import reference as reborn_reference
-
-RESULTS = Path(__file__).parent / "results"
 TITLE = "Call overhead"
-CHANNELS = 16
-SHAPE = (1, CHANNELS, 4, 4)
-WORKS = ("inference", "step")
 SECONDS, ROUNDS = 15.0, (20, 5000)
 TURN = 3e-4
 """Seconds of a side's turn, unless one call takes more: so many that the clock's own time is nothing, and so few that
 other processes, where there are any, disturb few turns."""
 
 
-class Subject(NamedTuple):
-    """What is measured, and the name of what it is compared with: PyTorch's own are compared with nothing."""
-
-    name: str
-    peer: str | None
-    make: Callable[[], nn.Module]
-    forward: Callable[[nn.Module, Tensor], Tensor] | None = None
-    """What calls the module's layers, where it is not the module itself."""
-
-    works: Sequence[str] = WORKS
-
-
-def _composed_leni(block: nn.Module, x: Tensor) -> Tensor:
-    return reference.leni(x, block.deconv, block.bn_negative, block.bn_fusion, block.compress)
-
-
-def _composed_reborn(block: nn.Module, x: Tensor) -> Tensor:
-    return reborn_reference.reborn(x, block.deconv, block.bn_negative, block.compress)
-
-
-SUBJECTS = (
-    Subject("ReLU", None, nn.ReLU),
-    Subject("PReLU", None, partial(nn.PReLU, CHANNELS)),
-    Subject("AdaReLU", "PReLU", partial(lk.AdaReLU, CHANNELS)),
-    Subject("FullyParametricReLU", "PReLU", partial(lk.FullyParametricReLU, CHANNELS)),
-    Subject("CReLU", "PReLU", lk.CReLU),
-    Subject("composed LENI", None, partial(lk.LENI2d, CHANNELS), _composed_leni),
-    Subject("LENI2d", "composed LENI", partial(lk.LENI2d, CHANNELS)),
-    Subject("folded LENI", "composed LENI", lambda: sides.folded(sides.random_leni(CHANNELS)), works=("inference",)),
-    Subject("composed Reborn", None, partial(lk.Reborn2d, CHANNELS), _composed_reborn),
-    Subject("Reborn2d", "composed Reborn", partial(lk.Reborn2d, CHANNELS)),
-    Subject("conv(relu(x))", None, partial(nn.Conv2d, CHANNELS, CHANNELS, 3, padding=1),
-            lambda conv, x: conv(torch.relu(x))),
-    Subject("ConvReLU2d", "conv(relu(x))", partial(lk.ConvReLU2d, CHANNELS, CHANNELS, 3, padding=1)),
-)
+SUBJECTS = [subject for module in cases.modules("overhead").values() for subject in module.SUBJECTS]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,22 +50,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     device = torch.device(options.device)
     _prepare()
-    results = {**machine.facts(device), "kernels_isa": extension.cpu_isa(), "shape": SHAPE, "overhead": rows(device)}
+    results = {**machine.facts(device), "shape": SHAPE, "overhead": rows(device)}
     path = options.output / f"overhead-{machine.kind(device)}.json"
     report.write_json(path, results)
-    report.say(throughput.title(results))
+    report.say(tables.title(results))
     report.table(heading(results), head(results), cells(results))
-    report.table("Against the numbers to reach", throughput.bar_head([results]),
-                 throughput.bar_cells([results], bars.OVERHEAD))
+    report.table("Against the numbers to reach", *tables.of_bars([results], bars.of_overhead()))
+    if command.saves(options):
+        history.append(results, summary(results))
     return _conclude(results, path)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="The time of a call on a tiny input, and the calls within it.")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one",
-                        default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", metavar="DIR", type=Path, default=RESULTS, help="default: %(default)s")
-    return parser.parse_args(arguments)
+    parser = command.parser(__file__, __doc__)
+    command.add_device(parser)
+    command.add_output(parser)
+    return command.parse(parser, arguments)
 
 
 def _prepare() -> None:
@@ -347,6 +302,12 @@ def _work_cells(row: dict[str, Any], of_kernels: Mapping[str, str]) -> Iterator[
     yield number(ratios.get("calls"), 0)
     for name in of_kernels.values():
         yield number(kernels.get(name), 0 if name == "launches" else 1)
+
+
+def summary(results: dict[str, Any]) -> dict[str, float | None]:
+    """The ratios: what the history keeps."""
+    return {f"{TITLE}, {row['subject']}, {row['work']}, time / {row['peer']}": row["ratios"].get("ours/peer")
+            for row in results["overhead"] if row["peer"]}
 
 
 def _conclude(results: dict[str, Any], path: Path) -> int:

@@ -1,8 +1,6 @@
 """Counts the parameters of the papers' networks, beside the counts that the papers print.
 
-    python benchmarks/parameters.py [--output DIR]
-
-A count is compared in the digits that are printed. Leaves a table and a JSON file in the output folder.
+A count is compared in the digits that are printed. Leaves a table on the terminal and a JSON file in the output folder.
 """
 
 from __future__ import annotations
@@ -11,17 +9,14 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from pathlib import Path
 from typing import NamedTuple
 
-import published
-from harness import machine, report
-from networks import table1
+from harness import command, machine, report
+from networks import published, table1
 from networks.catalogue import build, parameter_count
 
 import leni_kernels as lk
 
-RESULTS = Path(__file__).parent / "results"
 UNITS = {"M": 6, "K": 3, "": 0}
 
 
@@ -38,10 +33,12 @@ class Row(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Count and report; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Counts the parameters of the papers' networks.")
-    parser.add_argument("--output", metavar="DIR", type=Path, default=RESULTS, help="default: %(default)s")
-    options = parser.parse_args(arguments)
-    found = list(rows())
+    options = _options(arguments)
+    found = []
+    with report.progress(how_many()) as step:
+        for row in rows():
+            step(f"{row.network}, {row.activation}")
+            found.append(row)
     path = options.output / "parameters.json"
     report.write_json(path, {"versions": machine.versions(), "commit": machine.commit(),
                              "rows": [{**row._asdict(), "difference": difference(row)} for row in found]})
@@ -50,6 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = sum(row.published is None for row in found)
     report.say(f"{missing} of {len(found)} published counts are {published.NOT_AVAILABLE} (—). Results in {path}.")
     return 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = command.parser(__file__, __doc__)
+    command.add_output(parser)
+    options = command.parse(parser, arguments)
+    command.need(parser, ("torchvision", "timm"))
+    return options
 
 
 # ---- what is counted ---------------------------------------------------------------------------------------
@@ -67,11 +72,20 @@ def rows() -> Iterator[Row]:
                 yield Row(table, name, activation, count, published.PARAMETERS.get((table, name, activation)), reading)
 
 
+def how_many() -> int:
+    """The number of :func:`rows`."""
+    return (len(LAYER_READINGS) + len(table1.NETWORKS) * (1 + len(table1.LAYERS))
+            + sum(len(networks) * len(activations) for _, networks, activations, _, _ in SMALL_IMAGES))
+
+
+LAYER_READINGS = {3: "the default here: the paper names no kernel size",
+                  5: "gives the paper's number; 3×3 would too, were it a difference of totals rounded to 0.01 M"}
+"""Kernel sizes of the block, and what is to be said of them."""
+
+
 def _leni_layer() -> Iterator[Row]:
     """What LENI adds to a layer of 64 channels: the one increment whose published value is available to us."""
-    readings = {3: "the default here: the paper names no kernel size",
-                5: "gives the paper's number; 3×3 would too, were it a difference of totals rounded to 0.01 M"}
-    for kernel, reading in readings.items():
+    for kernel, reading in LAYER_READINGS.items():
         yield Row("LENI Table 1, one layer of 64 channels", f"LENI, {kernel}×{kernel}", "leni",
                   parameter_count(lk.LENI2d(64, kernel)), published.LENI_LAYER_64, reading)
 

@@ -1,7 +1,6 @@
-"""Writes the measured numbers into README.md and docs/performance.md, between their markers, from benchmarks/results.
+"""Writes the measured numbers into README.md and the pages of docs/, between their markers, from benchmarks/results.
 
-python benchmarks/readme.py          rewrites the pages: all tables in docs/performance.md, a dozen numbers in README.md
-python benchmarks/readme.py --check  exits with 1 if a page says anything else than the results
+All tables go to docs/performance.md, a dozen numbers to the README, and what was measured where to whichever page asks.
 """
 
 from __future__ import annotations
@@ -12,95 +11,234 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import bars
 import memory
 import overhead
 import throughput
-from harness import machine, report
+from harness import bars, command, machine, report, tables
 from harness.blocks import Table
 from harness.report import number
 from networks import table1
 
 ROOT = Path(__file__).parents[1]
+RESULTS = command.RESULTS
 CPUS, GPUS = [f"cpu-{isa}" for isa in machine.ISAS], ["cuda"]
-BEGIN, END = "<!-- measured: written by benchmarks/readme.py -->", "<!-- end of measured -->"
+PAGES = ("README.md", "docs/performance.md", "docs/how/backends.md")
 NOTHING = "Nothing has been measured yet: `make throughput` measures, and writes this section.\n"
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Rewrite or check the pages; returns the exit status."""
-    wanted = pages(ROOT / "benchmarks" / "results")
-    if "--check" in sys.argv[1:]:
-        return int(any(path.read_text(encoding="utf-8") != page for path, page in wanted.items()))
+    parser = command.parser(__file__, __doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is stale")
+    options = command.parse(parser, arguments)
+    wanted = pages(RESULTS)
+    if options.check:
+        stale = [path for path, page in wanted.items() if path.read_text(encoding="utf-8") != page]
+        for path in stale:
+            report.say(f"{path.relative_to(ROOT)} says anything else than the results: run benchmarks/readme.py")
+        return int(bool(stale))
     for path, page in wanted.items():
         path.write_text(page, encoding="utf-8")
     return 0
 
 
+# ---- the pages ---------------------------------------------------------------------------------------------
+
+
 def pages(results: Path) -> dict[Path, str]:
     """The pages that show measured numbers, as a folder of results wants them."""
-    # Links are relative to the page.
-    measured = {ROOT / "README.md": summary(results),
-                ROOT / "docs" / "performance.md": section(results).replace("](benchmarks/", "](../benchmarks/")}
-    return {path: replaced(path.read_text(encoding="utf-8"), text) for path, text in measured.items()}
+    texts = {"measured": section(results), "highlights": highlights(results), "where": where(results),
+             "gpus": "\n".join(["", *_where_on_gpus(results), ""])}
+    return {ROOT / name: _filled(ROOT / name, texts) for name in PAGES}
 
 
-def replaced(page: str, measured: str) -> str:
-    """A page with ``measured`` between its markers.
+def _filled(path: Path, texts: dict[str, str]) -> str:
+    page = path.read_text(encoding="utf-8")
+    names = [name for name in texts if _begin(name) in page]
+    if not names:
+        raise ValueError(f"{path.name} must have the markers of one of {', '.join(texts)}")
+    up = "../" * (len(path.relative_to(ROOT).parts) - 1)
+    for name in names:
+        # Links are relative to the page.
+        page = replaced(page, name, texts[name].replace("](benchmarks/", f"]({up}benchmarks/"))
+    return page
+
+
+def _begin(name: str) -> str:
+    return f"<!-- {name}: written by benchmarks/readme.py -->"
+
+
+def replaced(page: str, name: str, text: str) -> str:
+    """A page with ``text`` between the markers of a name.
 
     Raises:
         ValueError: if the page lacks a marker.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"a page of measured numbers must have the markers {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n{measured}{END}{after}"
+    begin, end = _begin(name), f"<!-- end of {name} -->"
+    before, found, rest = page.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        raise ValueError(f"a page of numbers must have the markers {begin!r} and {end!r}")
+    return f"{before}{begin}\n{text}{end}{after}"
 
 
-SUMMARY = (
-    ("LENI, inference", "leni_inference", {
-        "eager/ours": "times faster than the block of PyTorch layers",
-        "compiled/ours": "times faster than the same, folded by hand, under `torch.compile`"}),
-    ("LENI, training step", "leni_training", {
-        "eager/ours": "times faster than the block of PyTorch layers",
-        "compiled/ours": "times faster than the same under `torch.compile`"}),
-    ("Reborn, training step", "reborn_training", {"composed/ours": "times faster than the block of PyTorch layers"}),
-    ("ConvReLU, inference", "conv_relu_inference", {
-        "ours/relu_conv": "of the time of ReLU and convolution", "composed/ours": "times faster than composed"}),
-    ("ConvReLU, training step", "conv_relu_training", {
-        "ours/relu_conv": "of the time of ReLU and convolution", "composed/ours": "times faster than composed"}),
-    ("AdaReLU, forward and step", "pointwise", {"AdaReLU/ReLU": "of the time of ReLU"}),
-    ("FullyParametricReLU, forward and step", "pointwise", {"FPReLU/ReLU": "of the time of ReLU"}),
+def _read(results: Path, name: str, kinds: Iterable[str]) -> dict[Path, dict[str, Any]]:
+    paths = (results / f"{name}-{kind}.json" for kind in kinds)
+    return {path: json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()}
+
+
+def _newest(runs: dict[Path, dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+    return max(runs.items(), key=lambda item: item[1]["date"])
+
+
+def _link(path: Path) -> Path:
+    return path.relative_to(path.parents[2])
+
+
+def _file(path: Path) -> str:
+    return f"[{path.name}]({_link(path)})"
+
+
+# ---- a dozen numbers ---------------------------------------------------------------------------------------
+
+HIGHLIGHTS = (
+    ("LENI, inference: times faster than composed", ("leni_inference",), "eager/ours"),
+    ("LENI, inference: times faster than folded by hand, under `torch.compile`", ("leni_inference",), "compiled/ours"),
+    ("LENI, training step: times faster than composed", ("leni_training",), "eager/ours"),
+    ("LENI, training step: times faster than under `torch.compile`", ("leni_training",), "compiled/ours"),
+    ("Reborn, training step: times faster than composed", ("reborn_training",), "composed/ours"),
+    ("ConvReLU, inference: time / conv(relu(x))", ("conv_relu_inference",), "ours/relu_conv"),
+    ("ConvReLU, training step: time / conv(relu(x))", ("conv_relu_training",), "ours/relu_conv"),
+    ("AdaReLU, inference and training step: time / ReLU", ("pointwise_inference", "pointwise_training"),
+     "AdaReLU/ReLU"),
+    ("FullyParametricReLU, inference and training step: time / ReLU", ("pointwise_inference", "pointwise_training"),
+     "FPReLU/ReLU"),
 )
-"""What the README shows: of each part of the benchmark some ratios, and what they say."""
+"""What the README shows of the throughput benchmark, over all shapes and both layouts in float32."""
+
+HIGHLIGHT_LEGEND = ("*Composed* is the same made of PyTorch's layers. Each row is the geometric mean over all that was "
+                    "measured, and the lowest and the highest value.")
 
 
-def summary(results: Path) -> str:
-    """The newest run on a CPU in a dozen numbers, as Markdown."""
-    runs = _read(results, "throughput", CPUS)
-    if not runs:
+def highlights(results: Path) -> str:
+    """The newest runs on a CPU in a dozen numbers, as Markdown."""
+    rows, sources = [], {}
+    for found, source in (_of_throughput(results), _of_memory(results), _of_overhead(results), _of_networks(results)):
+        rows += found
+        sources |= source
+    if not rows:
         return NOTHING
-    path = max(runs, key=lambda path: runs[path]["date"])
-    picture = _link(path).with_suffix(".png")
-    lines = [f"\n![LENI inference: time of every contender in multiples of the limit]({picture})",
-             f"\n{throughput.title(runs[path])}, float32:\n"]
-    lines += _table(("", "geometric mean", "range", ""), _summary_cells(runs[path]))
-    for memory_run in _read(results, "memory", ("cpu",)).values():
-        block = memory_run["blocks"][-1]
-        times = (block["bytes"][side] / block["bytes"]["relu"] for side in ("ours", "composed"))
-        lines.append("\nKept for backward by a LENI block: {:.2f} times what a ReLU keeps; composed, {:.2f} times."
-                     .format(*times))
+    marks = {path: str(index) for index, path in enumerate(sources, 1)}
+    cells = ([what, _mean(values), f"{number(min(values))} – {number(max(values))}", marks[path]]
+             for what, values, path in rows)
+    picture = next((path.with_suffix(".png") for path in sources if path.name.startswith("throughput")), None)
+    lines = [] if picture is None else [
+        f"\n![LENI inference: time of every contender in multiples of the limit]({_link(picture)})"]
+    lines += [f"\n{HIGHLIGHT_LEGEND}\n",
+              *_table(("float32", "mean", "lowest – highest", "measured on"), cells), ""]
+    lines += [f"{marks[path]}. {tables.title(run)}: {_file(path)}" for path, run in sources.items()]
     return "\n".join(lines) + "\n"
 
 
-def _summary_cells(run: dict[str, Any]) -> Iterator[list[str]]:
-    for work, part, ratios in SUMMARY:
-        for ratio, meaning in ratios.items():
-            found = [row["ratios"][ratio] for row in run[part] if row["dtype"] == "float32" and ratio in row["ratios"]]
-            if found:
-                yield [work, number(report.geometric_mean(found)), f"{number(min(found))} – {number(max(found))}",
-                       meaning]
+def _mean(values: Sequence[float]) -> str:
+    return number(report.geometric_mean(values))
+
+
+Highlights = tuple[list[tuple[str, list[float], Path]], dict[Path, dict[str, Any]]]
+"""Rows (what, the values, the file they are from), and the runs by their files."""
+
+
+def _of_throughput(results: Path) -> Highlights:
+    runs = _read(results, "throughput", CPUS)
+    if not runs:
+        return [], {}
+    path, run = _newest(runs)
+    rows = [(what, [row["ratios"][ratio] for part in parts for row in run.get(part, ())
+                    if row["dtype"] == "float32" and ratio in row["ratios"]], path)
+            for what, parts, ratio in HIGHLIGHTS]
+    return [row for row in rows if row[1]], {path: run}
+
+
+def _of_memory(results: Path) -> Highlights:
+    runs = _read(results, "memory", ("cpu",))
+    rows = [(f"LENI block, {what}: kept for backward / what a ReLU keeps",
+             [row["bytes"][side] / row["bytes"]["relu"] for row in run["blocks"] if side in row["bytes"]], path)
+            for path, run in runs.items() for side, what in (("ours", "ours"), ("composed", "composed"))]
+    return [row for row in rows if row[1]], runs
+
+
+def _of_overhead(results: Path) -> Highlights:
+    runs = _read(results, "overhead", CPUS)
+    if not runs:
+        return [], {}
+    path, run = _newest(runs)
+    rows = [("A call of LENI on a tiny input, inference and training step: time / composed",
+             [row["ratios"]["ours/peer"] for row in run["overhead"]
+              if row["subject"] == "LENI2d" and "ours/peer" in row["ratios"]], path)]
+    return [row for row in rows if row[1]], {path: run}
+
+
+def _of_networks(results: Path) -> Highlights:
+    """Of Table 1, the first layer alone."""
+    runs = _read(results, "throughput", [f"{kind}-table1" for kind in CPUS])
+    if not runs:
+        return [], {}
+    path, run = _newest(runs)
+    rows = [row for row in run["table1"] if row["layers"] == 1 and row["dtype"] == "float32"]
+    found = [(f"{len(rows)} whole networks, LENI in layer 1, {what}: images/s / the stock network's",
+              [1 + row["change_percent"][side] / 100 for row in rows if side in row["change_percent"]], path)
+             for side, what in (("ours", "ours"), ("composed", "composed"))]
+    return [row for row in found if row[1]], {path: run}
+
+
+# ---- what was measured where -------------------------------------------------------------------------------
+
+
+def where(results: Path) -> str:
+    """On which processors the kernels have been timed, each time checked against float64, and on which not."""
+    lines, measured = [""], set()
+    for name in ("throughput", "overhead"):
+        runs = _read(results, name, CPUS)
+        for run in runs.values():
+            older = "" if run["commit"] == _newest(runs)[1]["commit"] else ", an earlier commit than the newest"
+            without = "".join(f", without {what}" for what in run.get("left_out", {}))
+            lines.append(f"- **{tables.kind(run)}**, {name}: {run['machine']['cpu']}, {run['date'][:10]}, commit "
+                         f"{run['commit']}{older}{without}.")
+            measured.add(run["kernels_isa"])
+    unmeasured = [isa for isa in machine.ISAS if isa not in measured and isa not in ("generic", "None")]
+    if unmeasured:
+        lines.append(f"- **{', '.join(unmeasured)}**: no times, and no speed is claimed. Where there is no such CPU, "
+                     "these kernels are checked in emulation.")
+    return "\n".join([*lines, *(f"- {line}" for line in _where_on_gpus(results)), ""])
+
+
+def _where_on_gpus(results: Path) -> Iterator[str]:
+    """A sentence for each GPU that kernels have run on, or that there is none."""
+    checked = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("gpu-check-*.json"))]
+    runs = [*_read(results, "throughput", GPUS).values(), *(run for run in checked if not run.get("rehearsal"))]
+    for run in runs:
+        yield f"**{run['machine']['gpu']['name']}**: {run['date'][:10]}, commit {run['commit']}."
+    if not runs:
+        yield ("**GPUs** (Triton, for NVIDIA and AMD): the kernels have not run on one yet. Their results are checked "
+               f"in Triton's interpreter, and {_compiled(results)}. No speed is claimed.")
+
+
+def _compiled(results: Path) -> str:
+    """How many kernels compile for which architectures, in the words of a sentence's second half."""
+    path = results / "codegen.json"
+    if not path.exists():
+        return "nothing is known of their machine code"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    counts = [(architecture, of) for architectures in found.values() for architecture, of in architectures.items()]
+    names = sorted({architecture for architecture, _ in counts})
+    return (f"{sum(of['compiled'] for _, of in counts):,} of {sum(of['cases'] for _, of in counts):,} compilations "
+            f"ahead of time for {', '.join(names)} succeeded ({_file(path)})")
+
+
+# ---- all tables --------------------------------------------------------------------------------------------
+
+RATIOS = ("Of blocks, a time is the median over rounds in which all sides take their turn, and a ratio is that of two "
+          "such medians; *geometric mean* is of the column above it.")
 
 
 def section(results: Path) -> str:
@@ -119,24 +257,20 @@ def section(results: Path) -> str:
     return "\n".join(lines) + "\n" if lines else NOTHING
 
 
-def _read(results: Path, name: str, kinds: Iterable[str]) -> dict[Path, dict[str, Any]]:
-    paths = (results / f"{name}-{kind}.json" for kind in kinds)
-    return {path: json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()}
-
-
 def _runs(runs: dict[Path, dict[str, Any]]) -> Iterator[str]:
     """Runs on one type of device: all against the numbers to reach, and the newest in full."""
-    newest = max(runs, key=lambda path: runs[path]["date"])
+    newest, run_in_full = _newest(runs)
     yield "\nMeasured on:\n"
     for path, run in runs.items():
-        older = "" if run["commit"] == runs[newest]["commit"] else "; of an earlier commit than the newest"
+        older = "" if run["commit"] == run_in_full["commit"] else "; of an earlier commit than the newest"
         without = "".join(f"; without {what}: {why}" for what, why in run.get("left_out", {}).items())
-        yield f"- {throughput.title(run)}: [{path.name}]({_link(path)}){older}{without}"
+        yield f"- {tables.title(run)}: {_file(path)}{older}{without}"
     yield "\n**Against the numbers to reach**\n"
-    yield from _table(throughput.bar_head([*runs.values()]), throughput.bar_cells([*runs.values()]))
+    yield from _table(*tables.of_bars([*runs.values()]))
     if len(runs) > 1:
-        yield f"\nWhat follows is the newest of these runs, on {throughput.kind(runs[newest])}."
-    yield from _run(newest, runs[newest])
+        yield f"\nWhat follows is the newest of these runs, on {tables.kind(run_in_full)}."
+    yield f"\n{RATIOS}"
+    yield from _run(newest, run_in_full)
 
 
 def _run(path: Path, run: dict[str, Any]) -> Iterator[str]:
@@ -150,21 +284,22 @@ def _run(path: Path, run: dict[str, Any]) -> Iterator[str]:
             yield from _shapes(module.TABLE, [row for row in rows if row["dtype"] == dtype])
     for name, module in throughput.NETWORKS.items():
         if run.get(name):
-            yield f"\n**{module.TITLE}, LENI in layer 1**: images/s, and their change against the stock network\n"
-            yield from _table(throughput.NETWORK_HEAD, throughput.network_cells(run[name]))
+            yield f"\n**{module.TITLE}, LENI in layer 1**: {tables.NETWORKS}\n"
+            yield f"{tables.NETWORK_LEGEND}\n"
+            yield from _table(tables.NETWORK_HEAD, tables.network_cells(run[name]))
 
 
 def _table1(path: Path, run: dict[str, Any]) -> Iterator[str]:
-    yield f"\n**{table1.TITLE}**: images/s, and their change against the stock network\n"
-    yield f"Measured on: {throughput.title(run)}. Raw numbers: [{path.name}]({_link(path)}).\n"
-    yield from _table(throughput.NETWORK_HEAD, throughput.network_cells(run["table1"]))
+    yield f"\n**{table1.TITLE}**: {tables.NETWORKS}\n"
+    yield _measured_on(path, run)
+    yield f"{tables.NETWORK_LEGEND}\n"
+    yield from _table(tables.NETWORK_HEAD, tables.network_cells(run["table1"]))
 
 
 def _memory(path: Path, run: dict[str, Any]) -> Iterator[str]:
-    link = _link(path)
     yield f"\n**{memory.heading(run)}, float32, MiB an image** (parameters not included)\n"
-    yield f"Measured on: {throughput.title(run)}. Raw numbers: [{path.name}]({link}).\n"
-    yield f"![{memory.heading(run)}]({link.with_suffix('.png')})\n"
+    yield _measured_on(path, run)
+    yield f"![{memory.heading(run)}]({_link(path).with_suffix('.png')})\n"
     yield from _table(memory.HEAD, memory.cells(run))
 
 
@@ -172,16 +307,16 @@ def _overhead(runs: dict[Path, dict[str, Any]]) -> Iterator[str]:
     """Runs on one type of device: each in full, and all against the numbers to reach."""
     for path, run in runs.items():
         yield f"\n**{overhead.heading(run)}**\n"
-        yield f"Measured on: {throughput.title(run)}. Raw numbers: [{path.name}]({_link(path)}).\n"
+        yield _measured_on(path, run)
         yield f"{overhead.LEGEND}\n"
         yield from _table(overhead.head(run), overhead.cells(run))
     if runs:
         yield "\n**Call overhead against the numbers to reach**\n"
-        yield from _table(throughput.bar_head([*runs.values()]), throughput.bar_cells([*runs.values()], bars.OVERHEAD))
+        yield from _table(*tables.of_bars([*runs.values()], bars.of_overhead()))
 
 
-def _link(path: Path) -> Path:
-    return path.relative_to(path.parents[2])
+def _measured_on(path: Path, run: dict[str, Any]) -> str:
+    return f"Measured on: {tables.title(run)}. Raw numbers: {_file(path)}.\n"
 
 
 LAYOUTS = {"channels_first": "NCHW", "channels_last": "channels-last"}
@@ -203,11 +338,11 @@ def _shape_cells(table: Table, rows: Sequence[dict[str, Any]], columns: Iterable
         found = [ratios.get((label, layout), {}) for layout in layouts]
         yield [label, *(number(case.get(ratio)) for case in found for ratio in columns)]
     means = (mean for layout in layouts
-             for mean in throughput.means(table, (row for row in rows if row["layout"] == layout), columns))
+             for mean in tables.means(table, (row for row in rows if row["layout"] == layout), columns))
     yield [table.average, *map(number, means)]
 
 
-def _table(head: Sequence[str], rows: Iterator[list[str]]) -> Iterator[str]:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     for cells in (head, ["---", *["---:"] * (len(head) - 1)], *rows):
         yield f"| {' | '.join(cells)} |"
 

@@ -1,10 +1,13 @@
-"""The main job: how fast the mechanisms are, block by block and in whole networks.
+"""How fast the mechanisms are, block by block and in whole networks: the main benchmark.
 
-    python benchmarks/throughput.py [--quick] [--only PART | --networks] [--every-peer] [--device cpu|cuda]
-                                    [--threads N] [--images DIR] [--output DIR]
+    python benchmarks/throughput.py                     everything, most of an hour on a CPU
+    python benchmarks/throughput.py --quick             a few cases, within a minute
+    python benchmarks/throughput.py --only leni         one mechanism
+    python benchmarks/throughput.py --networks --save   Table 1 of the LENI paper in full, to be committed
 
-Takes the GPU if there is one, else the CPU. Leaves tables on the terminal, and a JSON file and a PNG plot in
-the output folder. Exits with 1 if an output differed from the float64 reference; such a case shows no time.
+All sides run in one process, in turns, and medians count. Every output, and every gradient of a block, is compared
+with float64 before it is timed: what differs gets no time, and the program exits with 1. Leaves tables on the
+terminal, and a JSON file and PNG plots in the output folder.
 """
 
 from __future__ import annotations
@@ -12,47 +15,27 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import bars
-import conv_relu_inference
-import conv_relu_training
-import leni_inference
-import leni_training
-import pointwise
-import reborn_training
+import cases
 import torch
-from harness import machine, report, timing
+from harness import command, history, machine, report, tables, timing
 from harness.blocks import Table
 from harness.report import number
 from networks import comparison, first_activation, table1
 from networks import inference as networks_inference
 from networks import training as networks_training
 
-from leni_kernels.common import extension
+BLOCKS = cases.parts()
+"""What measures blocks, by the name of its list in the results."""
 
-RESULTS = Path(__file__).parent / "results"
-PARTS = {
-    "leni": {"leni_inference": leni_inference},
-    "training": {"leni_training": leni_training},
-    "conv_relu": {"conv_relu_inference": conv_relu_inference, "conv_relu_training": conv_relu_training},
-    "reborn": {"reborn_training": reborn_training},
-    "pointwise": {"pointwise": pointwise},
-    "networks": {"networks": networks_inference, "networks_training": networks_training},
-    "table1": {"table1": table1},
-}
-"""What ``--only`` can name, and the modules that measure it by the name of their list in the results. ``table1``,
-Table 1 of the LENI paper in full, runs only if named.
+NETWORKS = {"networks": networks_inference, "networks_training": networks_training, "table1": table1}
+"""What measures whole networks; ``table1``, Table 1 of the LENI paper in full, runs only if named."""
 
-Each module has ``TITLE``, ``SECONDS`` to sample a case ("cpu", "cuda", "quick"), ``cases(quick)`` and ``measure``.
-One that measures blocks also says how its rows are shown: ``TABLE``, and ``PICTURE`` or None.
-"""
-
-NETWORKS = PARTS["networks"] | PARTS["table1"]
-BLOCKS = {name: module for part in PARTS.values() for name, module in part.items() if name not in NETWORKS}
 LISTS = [*BLOCKS, *NETWORKS]
+CHOICES = (*cases.mechanisms(), *BLOCKS, "networks", "table1")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,16 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(options.device)
     path = options.output / f"throughput-{machine.kind(device)}{_suffix(options)}.json"
     _prepare(options)
-    cases, left_out = _cases(options)
-    images = _images(options) if any(name in NETWORKS for name, _, _ in cases) else None
-    results = {**machine.facts(device), "kernels_isa": extension.cpu_isa(), "arguments": _plain(options),
-               "left_out": left_out, **{name: [] for name in LISTS}}
+    wanted, left_out = _cases(options)
+    try:
+        images = _images(options) if any(name in NETWORKS for name, _, _ in wanted) else None
+    except ValueError as error:
+        print(f"throughput.py: --images: {error}", file=sys.stderr)
+        return 2
+    results = {**machine.facts(device), "arguments": _plain(options), "left_out": left_out,
+               **{name: [] for name in LISTS}}
     began = time.perf_counter()
     # A run that is stopped leaves a partial file, and the last whole one as it was.
     partial = path.with_suffix(".partial.json")
     try:
-        with report.progress(len(cases)) as step:
-            for name, module, case in cases:
+        with report.progress(len(wanted)) as step:
+            for name, module, case in wanted:
                 step(f"{module.TITLE}: {case}")
                 seconds = module.SECONDS["quick" if options.quick else device.type]
                 inputs = (images,) if name in NETWORKS else ()
@@ -86,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.write_json(path, results)
     _show(results)
     _draw(path, results)
+    if command.saves(options) and results["complete"] and not _suffix(options):
+        history.append(results, summary(results))
     return _conclude(results, path)
 
 
@@ -93,24 +82,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Times single blocks and whole networks.")
+    parser = command.parser(__file__, __doc__)
     parser.add_argument("--quick", action="store_true", help="a few cases, within a minute")
-    parser.add_argument("--only", choices=tuple(PARTS), help="one of the parts")
+    parser.add_argument("--only", metavar="PART", choices=CHOICES, help=f"one of {', '.join(CHOICES)}")
     parser.add_argument("--networks", dest="only", action="store_const", const="table1",
                         help="Table 1 of the LENI paper in full, the same as --only table1")
     parser.add_argument("--every-peer", action="store_true",
                         help="compile the composed block for every training step: some minutes more")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one",
-                        default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: as PyTorch chooses")
+    command.add_device(parser)
+    parser.add_argument("--threads", metavar="N", type=int, help="CPU threads; default: as PyTorch chooses")
     parser.add_argument("--images", metavar="DIR", help="pictures for the networks; default: noise")
-    parser.add_argument("--output", metavar="DIR", type=Path, default=RESULTS, help="default: %(default)s")
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch sees no GPU here")
-    if options.threads is not None and options.threads < 1:
-        parser.error(f"--threads must be at least 1, got {options.threads}")
+    command.add_output(parser)
+    options = command.parse(parser, arguments)
+    if set(_parts(options)) & NETWORKS.keys():
+        command.need(parser, ("torchvision", *(("timm",) if options.only == "table1" else ())))
+    if command.saves(options):
+        command.need(parser, ("matplotlib",))
+    if options.images is not None and not Path(options.images).is_dir():
+        command.refuse(parser, f"--images: {options.images} is no folder")
     return options
+
+
+def _parts(options: argparse.Namespace) -> dict[str, Any]:
+    """The modules to run, by the name of their list."""
+    everything = {**BLOCKS, **NETWORKS}
+    if options.only is None:
+        return {name: module for name, module in everything.items() if name != "table1"}
+    named = {name for name in everything if name == options.only or name.rpartition("_")[0] == options.only}
+    return {name: module for name, module in everything.items() if name in named}
 
 
 def _suffix(options: argparse.Namespace) -> str:
@@ -131,7 +130,7 @@ def _prepare(options: argparse.Namespace) -> None:
     if load is not None and load > 0.5 * cores:
         report.say(f"Something else is running here (load {load} on {cores} cores): times will be off.")
     if options.every_peer:
-        leni_training.compile_every_case()
+        BLOCKS["leni_training"].compile_every_case()
     torch.manual_seed(0)
     # Full float32 on a GPU as well, for the matrix products as for the convolutions: parity is to 1e-5.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -139,60 +138,41 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _images(options: argparse.Namespace) -> torch.Tensor:
+    """What the networks see: pictures, or noise.
+
+    Raises:
+        ValueError: if the pictures cannot be read.
+    """
     count = max(*comparison.BATCHES[options.device].values(), *table1.BATCHES[options.device].values())
-    if options.images is None:
-        return first_activation.noise(count)
-    try:
-        return first_activation.pictures(options.images, count)
-    except ValueError as error:
-        sys.exit(f"throughput.py: {error}")
+    return first_activation.noise(count) if options.images is None else first_activation.pictures(options.images, count)
 
 
 def _cases(options: argparse.Namespace) -> tuple[list[tuple[str, Any, Any]], dict[str, str]]:
     """Everything to measure (the list of the results it belongs to, what measures it, the case), and what is not."""
-    parts = {options.only: PARTS[options.only]} if options.only else dict(PARTS)
-    if not options.only:
-        del parts["table1"]
-    obstacles = {}
-    if parts.keys() & {"networks", "table1"}:
-        obstacles["whole networks"] = first_activation.why_missing()
-    obstacles["bfloat16"] = machine.why_no_bfloat16(torch.device(options.device))
+    obstacles = {"bfloat16": machine.why_no_bfloat16(torch.device(options.device))}
     left_out = {what: why for what, why in obstacles.items() if why is not None}
     for what, why in left_out.items():
         report.say(f"No {what}: {why}.")
-    if "whole networks" in left_out:
-        parts = {name: part for name, part in parts.items() if name not in ("networks", "table1")}
-    cases = [(name, module, case) for part in parts.values() for name, module in part.items()
-             for case in module.cases(options.quick) if case.dtype not in left_out]
-    return cases, left_out
+    wanted = [(name, module, case) for name, module in _parts(options).items()
+              for case in module.cases(options.quick) if case.dtype not in left_out]
+    return wanted, left_out
 
 
 # ---- what it found -----------------------------------------------------------------------------------------
 
 
 def _show(results: dict[str, Any]) -> None:
-    report.say(title(results))
+    report.say(tables.title(results))
     for name, module in BLOCKS.items():
         for dtype, layout in dict.fromkeys((row["dtype"], row["layout"]) for row in results[name]):
             rows = [row for row in results[name] if (row["dtype"], row["layout"]) == (dtype, layout)]
             heading = f"{module.TITLE}, {dtype}, {layout.replace('_', '-')}: milliseconds and ratios"
             report.table(heading, *_block_table(module.TABLE, rows))
     if any(results[name] for name in BLOCKS) and results["complete"] and not results["arguments"]["quick"]:
-        report.table("Against the numbers to reach", bar_head([results]), bar_cells([results]))
+        report.table("Against the numbers to reach", *tables.of_bars([results]))
     for name, module in NETWORKS.items():
         if results[name]:
-            report.table(f"{module.TITLE}: images/s, and the change against stock", NETWORK_HEAD,
-                         network_cells(results[name]))
-
-
-def title(results: dict[str, Any]) -> str:
-    """One line on where and with what the times were taken."""
-    facts, versions = results["machine"], results["versions"]
-    threads = results["threads"]
-    cpu = f"{facts['cpu']} ({results['kernels_isa'] or 'no kernels'}), {threads} thread{'s' * (threads != 1)}"
-    where = facts["gpu"]["name"] if "gpu" in facts else cpu
-    commit = results["commit"] or "unknown"
-    return f"{where}, torch {versions['torch']}, commit {commit}, {results['date'][:10]}"
+            report.table(f"{module.TITLE}: {tables.NETWORKS}", tables.NETWORK_HEAD, tables.network_cells(results[name]))
 
 
 def _block_table(table: Table, rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -201,62 +181,21 @@ def _block_table(table: Table, rows: list[dict[str, Any]]) -> tuple[list[str], l
     cells = [[table.label(row), *(number(1e3 * row["seconds"][name]["median"] if name in row["seconds"] else None)
                                   for name in times),
               *(number(row["ratios"].get(ratio)) for ratio in ratios), row["backend"] or "—"] for row in rows]
-    cells.append([table.average, *[""] * len(times), *map(number, means(table, rows, ratios)), ""])
+    cells.append([table.average, *[""] * len(times), *map(number, tables.means(table, rows, ratios)), ""])
     return [table.head, *times, *ratios, "backend"], cells
+
+
+def summary(results: dict[str, Any]) -> dict[str, float | None]:
+    """The geometric means of a run, by part, dtype and ratio: what its history keeps."""
+    return {f"{module.TITLE}, {dtype}, {ratio}": tables.means(module.TABLE, of_dtype, [ratio])[0]
+            for name, module in BLOCKS.items() for dtype in dict.fromkeys(row["dtype"] for row in results.get(name, ()))
+            for of_dtype in [[row for row in results[name] if row["dtype"] == dtype]]
+            for ratio, shown in module.TABLE.ratios.items() if shown}
 
 
 def _measured(names: Iterable[str], rows: list[dict[str, Any]], kind: str) -> list[str]:
     """Those of the columns that some row has."""
     return [name for name in names if any(name in row[kind] for row in rows)]
-
-
-def means(table: Table, rows: Iterable[dict[str, Any]], ratios: Iterable[str]) -> list[float | None]:
-    """The geometric mean of each ratio over the rows that have it and that ``table`` averages."""
-    rows = [row for row in rows if table.averaged(row)]
-    return [report.geometric_mean(row["ratios"][ratio] for row in rows if ratio in row["ratios"]) for ratio in ratios]
-
-
-def bar_head(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """The head of the table of numbers to reach, with a column for each run."""
-    return ["", "dtype", "first bar", "moonshot", *(kind(run) for run in runs)]
-
-
-def kind(run: dict[str, Any]) -> str:
-    """The kind of machine a run was on, in a word."""
-    gpu = run["machine"].get("gpu")
-    return gpu["name"] if gpu else str(run["kernels_isa"])
-
-
-def bar_cells(runs: Sequence[dict[str, Any]], wanted: Iterable[bars.Bar] | None = None) -> Iterator[list[str]]:
-    """The numbers to reach and those measured in runs on one type of device, as the cells of a table.
-
-    The numbers are those ``wanted``, by default the device's.
-    """
-    for bar in bars.of_device(runs[0]["device"]) if wanted is None else wanted:
-        sign = "≤" if bar.at_most else "≥"
-        goals = [f"{sign} {goal}" if goal else "—" for goal in (bar.first, bar.moonshot)]
-        yield [bar.what, bar.dtype, *goals, *(_reached(bar, bar.measured(run)) for run in runs)]
-
-
-def _reached(bar: bars.Bar, value: float | None) -> str:
-    if value is None:
-        return "—"
-    if bar.moonshot and bar.reached(value, bar.moonshot):
-        return f"{number(value)}, moonshot"
-    return f"{number(value)}, {'first bar' if bar.reached(value, bar.first) else 'no'}"
-
-
-NETWORK_HEAD = ("network", "dtype", "N", "stock", "composed", "ours", "composed, change", "ours, change",
-                "backend")
-
-
-def network_cells(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
-    """Images/s and their change, as the cells of a table."""
-    for row in rows:
-        speeds = (number(row["images_per_second"].get(name), 1) for name in ("stock", "composed", "ours"))
-        changes = (row["change_percent"].get(name) for name in ("composed", "ours"))
-        yield [row["network"], row["dtype"], str(row["batch"]), *speeds,
-               *("—" if change is None else f"{change:+.1f} %" for change in changes), row["backend"] or "—"]
 
 
 def picture(path: Path, module: Any) -> Path:
@@ -271,7 +210,7 @@ def _draw(path: Path, results: dict[str, Any]) -> None:
         for name, module in BLOCKS.items():
             if results[name] and module.PICTURE:
                 plot.draw(picture(path, module), results[name], f"{module.TITLE} in multiples of the limit L",
-                          f"{module.PICTURE.limit}.  {title(results)}", module.PICTURE.compiled)
+                          f"{module.PICTURE.limit}.  {tables.title(results)}", module.PICTURE.compiled)
     except ImportError as error:
         report.say(f"No plot: {error}.")
 

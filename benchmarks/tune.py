@@ -1,22 +1,21 @@
 """Find the fastest tiling of each GPU kernel, at each of the papers' shapes.
 
-    python benchmarks/tune.py --prepare [--arch sm_90] [--match TEXT] [--workers N]
-    python benchmarks/tune.py --device cuda --budget 300 [--match TEXT] [--save] [--output FOLDER]
-    python benchmarks/tune.py --adopt FILE
-    python benchmarks/tune.py --rehearse
+    python benchmarks/tune.py --device cuda --keep        five minutes, for all later processes of this user
+    python benchmarks/tune.py --prepare --arch sm_89      before that: compile what is worth a try, without the GPU
+    python benchmarks/tune.py --rehearse                  the same without a GPU; its times mean nothing
 
-``--prepare`` needs no GPU. It compiles a grid of tilings about each rule's for an architecture and keeps those without
-spills and serialised products, the most promising first, in ``benchmarks/tilings/<architecture>.json``. A run that is
-stopped goes on where it was; what the list has is done again where the rule has changed.
+--prepare needs no GPU. It compiles a grid of tilings about each rule's for an architecture and keeps those without
+spills and serialised products, the most promising first, in benchmarks/tilings. A run that is stopped goes on where it
+was; what the list has is done again where the rule has changed.
 
-``--device cuda`` times them, or where there is no list for the GPU those most like the rule's: the important kernels
-first, until the budget is spent. A tiling counts whose outputs are as near the definition in float64 as the rule's; it
+--device cuda times them, or where there is no list for the GPU those most like the rule's: the important kernels first,
+until the budget is spent. A tiling counts whose outputs are as near the definition in float64 as the rule's; it
 replaces the rule's if it is faster by more than 2 % and by more than the times spread. Results go to
-``tune-<architecture>.json`` in ``benchmarks/results`` or FOLDER, subject by subject, in the form of
-``leni_kernels/common/gpu/tilings.json``. ``--save`` puts them into the user's table, ``--adopt`` a file's into the
-package's. What is faster in bfloat16 also gets float16's entry, once its outputs there are right.
+tune-ARCHITECTURE.json in the output folder, subject by subject, in the form of the package's own tilings.json. --keep
+puts them into the user's table, --adopt a file's into the package's. What is faster in bfloat16 also gets float16's
+entry, once its outputs there are right.
 
-``--rehearse`` does the same on a CPU, in Triton's interpreter, with tiny shapes: its times mean nothing.
+--rehearse does the same on a CPU, in Triton's interpreter, with tiny shapes: its times mean nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from pathlib import Path
 
 import codegen
 import torch
-from harness import machine, report
+from harness import command, machine, report
 from tuning import candidates, race, subjects
 from tuning.workers import Workers
 
@@ -43,9 +42,6 @@ ROOT = Path(__file__).parents[1]
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     options = _options(arguments)
-    if support.why_missing is not None:
-        print(support.why_missing, file=sys.stderr)
-        return 1
     if options.adopt:
         return _adopt(options.adopt)
     if options.prepare:
@@ -56,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__file__, __doc__)
     work = parser.add_mutually_exclusive_group(required=True)
     work.add_argument("--prepare", action="store_true", help="compile the tilings that are worth a try; needs no GPU")
     work.add_argument("--device", choices=["cuda"], help="time them on this machine's GPU")
@@ -65,12 +61,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--arch", default="sm_90", help="of --prepare, as compilers call it; default: sm_90")
     parser.add_argument("--match", default="", help="only subjects with this in their name")
     parser.add_argument("--budget", type=float, default=300.0, metavar="SECONDS", help="of --device; default: 300")
-    parser.add_argument("--save", action="store_true", help=f"into the user's table, {tilings.cache_folder()}")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="FOLDER")
+    parser.add_argument("--keep", action="store_true",
+                        help=f"put them into the user's table, {tilings.cache_folder()}, which every process reads")
+    command.add_output(parser)
     parser.add_argument("--workers", type=int, default=machine.cores(), help="that compile; default: one per core")
-    options = parser.parse_args(arguments)
-    if options.budget <= 0 or options.workers < 1:
-        parser.error("--budget and --workers have to be positive")
+    options = command.parse(parser, arguments)
+    if options.budget <= 0:
+        command.refuse(parser, f"--budget must be positive, got {options.budget:g}")
+    if support.why_missing is not None:
+        command.refuse(parser, support.why_missing)
     return options
 
 
@@ -110,13 +109,10 @@ def _in_the_interpreter(arguments: list[str] | None) -> int:
     command = [sys.executable, __file__, *(sys.argv[1:] if arguments is None else arguments)]
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "LENI_KERNELS_CACHE": folder}
-        return subprocess.run([*command, "--save", "--output", folder], env=environment).returncode
+        return subprocess.run([*command, "--keep", "--output", folder], env=environment).returncode
 
 
 def _tune(options: argparse.Namespace) -> int:
-    if not options.rehearse and not torch.cuda.is_available():
-        print("--device cuda: PyTorch sees no CUDA or ROCm device", file=sys.stderr)
-        return 1
     device = torch.device("cpu" if options.rehearse else "cuda")
     architecture = support.architecture(torch.empty(0, device=device))
     if why_unsupported(architecture) is not None:
@@ -127,11 +123,7 @@ def _tune(options: argparse.Namespace) -> int:
     rows: list[race.Row] = []
     table: dict[tilings.Key, dict[str, int]] = {}
     facts = {**machine.facts(device), "budget": options.budget, "match": options.match}
-    try:
-        tilings.write(path, table, **facts, rows=rows)
-    except OSError as error:
-        print(f"--output: {path} cannot be written: {error}", file=sys.stderr)
-        return 1
+    tilings.write(path, table, **facts, rows=rows)
     with Workers(race.at_once(device, options.workers)) as workers:
         for row, won in race.run(plan, architecture, options.match, options.budget, workers):
             rows += row
@@ -141,12 +133,12 @@ def _tune(options: argparse.Namespace) -> int:
     every = len(subjects.subjects(architecture, plan.operands[0], options.match, plan.sizes))
     timed = sum(row.timed > 0 for row in rows)
     report.say(f"{timed} of {every} subjects were timed, and {len(table)} tilings replace the rule's: {path}")
-    if options.save:
-        _save(table)
+    if options.keep:
+        _keep(table)
     return 1 if any(row.refused for row in rows) else 0
 
 
-def _save(table: tilings.Table) -> None:
+def _keep(table: tilings.Table) -> None:
     try:
         report.say(f"They are in the user's table: {tilings.save(table)}")
     except OSError as error:

@@ -208,8 +208,8 @@ def predictions(card: Card, chosen: Sequence[Case], workers: int) -> Iterator[di
 # ---- the command -------------------------------------------------------------------------------------------
 
 
-def run(name: str, match: str, workers: int, path: Path | None) -> None:
-    """Predict for a card, say what was found, and write it to a file if there is a path."""
+def run(name: str, match: str, workers: int, path: Path) -> None:
+    """Predict for a card, say what was found, and write it to a file."""
     import triton
 
     card, measured = CARDS[name], _measured(name)
@@ -217,10 +217,9 @@ def run(name: str, match: str, workers: int, path: Path | None) -> None:
     for row in predictions(card, cases(match), workers):
         rows.append({**row, **measured.get(row["case"], {})})
         print("\n".join(_lines(rows[-1])), flush=True)
-    if path is not None:
-        facts = {"card": name, **card._asdict(), "triton": triton.__version__, "torch": torch.__version__,
-                 "commit": machine.commit()}
-        path.write_text(_a_case_a_line({**facts, "cases": rows}), encoding="utf-8")
+    facts = {"card": name, **card._asdict(), "triton": triton.__version__, "torch": torch.__version__,
+             "commit": machine.commit()}
+    path.write_text(_a_case_a_line({**facts, "cases": rows}), encoding="utf-8")
 
 
 def _a_case_a_line(found: dict[str, Any]) -> str:

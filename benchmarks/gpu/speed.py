@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import conv_relu_cases
-import leni_cases
 import torch
-from conv_relu_training import peer_step
-from harness import sides, timing
+from cases.conv_relu import shared as conv_relu
+from cases.conv_relu.training import peer_step
+from harness import maps, sides, timing
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -44,12 +43,12 @@ JUDGED = 2
 SHAPES = ((64, 56), (64, 112), (32, 112), (16, 112), (128, 28), (256, 14))
 """(C, H) of the papers' layers."""
 
-LAYERS = (conv_relu_cases.LAYERS[4], conv_relu_cases.LAYERS[0], conv_relu_cases.LAYERS[3], conv_relu_cases.LAYERS[1])
+LAYERS = (conv_relu.LAYERS[4], conv_relu.LAYERS[0], conv_relu.LAYERS[3], conv_relu.LAYERS[1])
 """ResNet's 64 → 64, DenseNet's 128 → 32, VGG's 256 → 256, and a 1×1."""
 
 
 class Case(NamedTuple):
-    """One measurement; ``work`` is that of ``benchmarks/bars.py``, ``what`` the layer or activation."""
+    """One measurement; ``work`` is that of the bars, ``what`` the layer or activation."""
 
     work: str
     what: str
@@ -95,7 +94,7 @@ def cases(here: Gpu, short: bool) -> list[Case]:
     return list({case[:2] + case[4:]: case for case in found}.values()) if here.rehearses else found
 
 
-def _of_layers(layers: tuple[conv_relu_cases.Layer, ...], layout: str, dtype: str, kind: str = "large") -> list[Case]:
+def _of_layers(layers: tuple[conv_relu.Layer, ...], layout: str, dtype: str, kind: str = "large") -> list[Case]:
     return [Case(work, str(layer), layer.channels, layer.size, layout, dtype, kind)
             for work in ("conv_relu_inference", "conv_relu_training") for layer in layers]
 
@@ -169,7 +168,7 @@ def _judged(result: Any) -> dict[str, Tensor]:
 
 def _times(functions: Mapping[str, Function], inputs: list[Any], here: Gpu) -> dict[str, float]:
     turns = itertools.cycle(inputs)
-    timed = {name: leni_cases.on(function, turns) for name, function in functions.items()}
+    timed = {name: maps.on(function, turns) for name, function in functions.items()}
     samples = timing.alternate(timed, here.timer(), *here.size((SECONDS, ROUNDS, WARM_UP), (0.0, (1, 1), 0)))
     return {name: timing.summary(values)["median"] for name, values in samples.items()}
 
@@ -284,8 +283,8 @@ def _flops_of_product(x: Tensor) -> float:
 
 
 def _conv_relu(case: Case, here: Gpu) -> Work:
-    layer = next(layer for layer in conv_relu_cases.LAYERS if str(layer) == case.what)
-    of_layer = conv_relu_cases.Case(layer, case.layout, str(here.dtype(case.dtype)).removeprefix("torch."))
+    layer = next(layer for layer in conv_relu.LAYERS if str(layer) == case.what)
+    of_layer = conv_relu.Case(layer, case.layout, str(here.dtype(case.dtype)).removeprefix("torch."))
     module = of_layer.module(here.device)
     outer = (layer.size + 2 * layer.padding - layer.kernel) // layer.stride + 1
     xs = _activations(case, here, layer.channels, layer.size, layer.dimensions)
@@ -293,7 +292,7 @@ def _conv_relu(case: Case, here: Gpu) -> Work:
     flops = 2.0 * grads[0].numel() * layer.channels * layer.kernel**layer.dimensions
     x, y = xs[0].nbytes, grads[0].nbytes
     if case.work == "conv_relu_inference":
-        functions = {"ours": module, "relu_conv": conv_relu_cases.peer(of_layer, module)}
+        functions = {"ours": module, "relu_conv": conv_relu.peer(of_layer, module)}
         return _inference(xs, functions, lambda x: sides.composed(copy.deepcopy(module).double())(x),
                           sides.composed(module), x + y, flops)
     functions = {"ours": sides.step(module), "relu_conv": peer_step(of_layer, module)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import bars
+from harness import bars
 from harness.report import number
 
 from . import plan, records
@@ -98,7 +98,7 @@ def _bars(found: Found) -> Iterator[str]:
     if not any(measured.values()):
         return
     yield "Against the numbers to reach (next bar, moonshot):"
-    for bar in bars.GPU:
+    for bar in bars.of_device("cuda"):
         value = bar.measured(measured)
         sign = "≤" if bar.at_most else "≥"
         moonshot = f", {sign} {bar.moonshot}" if bar.moonshot else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -29,8 +30,17 @@ def facts(device: torch.device) -> dict[str, Any]:
         "device": device.type,
         "machine": {**cpu(), **({"gpu": gpu(device)} if device.type == "cuda" else {})},
         "threads": torch.get_num_threads(),
+        "kernels_isa": extension.cpu_isa(),
         "versions": versions(),
     }
+
+
+def name(facts: Mapping[str, Any]) -> str:
+    """The machine of :func:`facts` in a few words."""
+    if "gpu" in facts["machine"]:
+        return facts["machine"]["gpu"]["name"]
+    threads = facts["threads"]
+    return f"{facts['machine']['cpu']} ({facts['kernels_isa'] or 'no kernels'}), {threads} thread{'s' * (threads != 1)}"
 
 
 def kind(device: torch.device) -> str:

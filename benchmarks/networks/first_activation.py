@@ -26,15 +26,6 @@ PLACES = {
 }
 
 
-def why_missing() -> str | None:
-    """Why there are no networks here, or None if there are."""
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError) as error:
-        return f"torchvision cannot be imported ({error})"
-    return None
-
-
 def build(name: str) -> nn.Module:
     """The network as torchvision makes it, with random weights, in eval mode."""
     import torchvision

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from harness import parity, sides, timing
-from published import LENI_SPEED_CHANGE
 from torch import Tensor, nn
 
 from . import comparison, first_activation
 from .comparison import Case
+from .published import LENI_SPEED_CHANGE
 
 LOW, HIGH = LENI_SPEED_CHANGE
 TITLE = f"Whole networks, inference (published: {LOW} % to {HIGH} %)"

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 from harness import sides
-from published import LENI_SPEED_CHANGE
 from torch import Tensor, nn
 
 import leni_kernels as lk
 from leni_kernels.networks.surgery import Report
 
 from . import comparison, first_activation, inference
+from .published import LENI_SPEED_CHANGE
 
 SOURCES = {
     "vgg16_bn": "torchvision",

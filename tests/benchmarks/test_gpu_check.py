@@ -257,9 +257,9 @@ def test_the_numbers_to_reach_are_of_the_rows_they_are_about():
     ceilings = {"case": "ceilings", "status": records.PASSED, "work": "ceilings", "bytes_per_second": 2e12,
                 "flops_per_second": 1e12}
     text = "\n".join(summary.lines(results(speed=by_case(ceilings, large, compiled, step))))
-    assert "2.00 (≤ 1.4, ≤ 1.1) not reached: inference, slowest case" in text
-    assert "4.00 (≥ 3.0) reached: inference, times faster than the hand-folded block" in text
-    assert "4.00 (≥ 2.5) reached: training step" in text
+    assert "2.00 (≤ 1.4, ≤ 1.1) not reached: LENI, inference, slowest case" in text
+    assert "4.00 (≥ 3.0) reached: LENI, inference, times faster than the hand-folded block" in text
+    assert "4.00 (≥ 2.5) reached: LENI, training step" in text
     assert "— (≤ 3.0) not measured: whole network" in text
     assert "2.00 TB/s" in text
     assert "64×56² 50%" in text

@@ -53,7 +53,7 @@ def test_a_side_without_a_kernel_is_missing(x, monkeypatch):
 
 def test_the_report_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(first_activation, "PLACES", {"resnet18": first_activation.Place("relu", 8, 6)})
-    monkeypatch.setattr(memory, "_networks", lambda device: [])
+    monkeypatch.setattr(memory, "_networks", lambda device, step: [])
     assert memory.main(["--device", "cpu", "--output", str(tmp_path)]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"memory-cpu.json", "memory-cpu.png"}
     assert report.number(None) == "—"

@@ -3,8 +3,8 @@
 import json
 
 import parameters
-import published
 import pytest
+from networks import published
 
 
 @pytest.mark.parametrize(("count", "printed", "difference"), [
@@ -32,3 +32,11 @@ def test_the_table_and_the_json_say_the_same(tmp_path, capsys, monkeypatch):
     assert [row["difference"] for row in rows] == ["-0.001 M", "exact", "exact", None]
     assert all(f"{row['count']:,}" in printed for row in rows)
     assert "1 of 4 published counts are not available to us" in printed
+
+
+def test_progress_knows_how_many_rows_there_are(monkeypatch):
+    monkeypatch.setattr(parameters, "parameter_count", lambda network: 1)
+    monkeypatch.setattr(parameters, "build", lambda *arguments, **options: None)
+    monkeypatch.setattr(parameters.table1, "build", lambda name: None)
+    monkeypatch.setattr(parameters.table1, "with_leni", lambda stock, layers: (None, None))
+    assert len(list(parameters.rows())) == parameters.how_many()

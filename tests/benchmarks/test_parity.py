@@ -3,12 +3,12 @@
 import json
 import math
 
-import leni_cases
-import leni_inference
-import leni_training
 import pytest
 import torch
+from cases.leni import inference as leni_inference
+from cases.leni import training as leni_training
 from harness import parity, sides
+from harness.maps import Map
 from networks import comparison, first_activation, inference, training
 
 import leni_kernels as lk
@@ -60,7 +60,7 @@ def small(monkeypatch):
     monkeypatch.setitem(leni_inference.ELEMENTS, "cpu", 2 * 8 * 6**2)
     monkeypatch.setattr(leni_inference, "_compiled", lambda block, x: sides.composed(block))
     monkeypatch.setattr(sides, "backend_of", lambda network, x: "test")
-    return leni_cases.Case(8, 6, "channels_last", "float32")
+    return Map(8, 6, "channels_last", "float32")
 
 
 def test_a_right_contender_is_timed(small):
@@ -167,7 +167,7 @@ def test_a_step_with_one_wrong_tensor_does_not_pass(name):
 def small_step(monkeypatch):
     monkeypatch.setitem(leni_training.ELEMENTS, "cpu", 2 * 8 * 6**2)
     monkeypatch.setattr(sides, "backend_of", lambda network, x: "test")
-    return leni_cases.Case(8, 6, "channels_last", "float32")
+    return Map(8, 6, "channels_last", "float32")
 
 
 def test_a_right_step_is_timed_and_a_shape_not_compiled_says_so(small_step):

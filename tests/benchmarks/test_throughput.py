@@ -1,20 +1,18 @@
-"""The command line, the networks' places, the pictures, the report and the README."""
+"""The command line, the parts, the networks' places, the pictures and the report."""
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-import bars
-import leni_inference
-import leni_training
+import cases
 import pytest
-import readme
 import throughput
 import torch
-from harness import machine, report
-from leni_cases import ratios
+from cases.leni import bars
+from cases.leni import inference as leni_inference
+from cases.leni import training as leni_training
+from cases.leni.shared import ratios
+from harness import machine, report, tables
 from networks import first_activation
 from PIL import Image
 
@@ -57,11 +55,37 @@ def results():
     }
 
 
-def test_help_names_every_option():
-    command = [sys.executable, "benchmarks/throughput.py", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    for option in ("--quick", "--only", "--networks", "--every-peer", "--device", "--threads", "--images", "--output"):
-        assert option in done.stdout
+# ---- what runs ---------------------------------------------------------------------------------------------
+
+
+def test_every_mechanism_has_the_same_files_and_they_are_found():
+    folders = {path.parent.name for path in (ROOT / "benchmarks" / "cases").glob("*/__init__.py")}
+    assert set(cases.mechanisms()) == folders
+    for file in (*cases.WORKS, "bars", "overhead", "compared"):
+        assert set(cases.modules(file)) == folders, file
+    assert list(throughput.BLOCKS) == [f"{name}_{work}" for name in cases.mechanisms() for work in cases.WORKS]
+
+
+@pytest.mark.parametrize("name", throughput.LISTS)
+def test_parts_are_alike(name):
+    module = {**throughput.BLOCKS, **throughput.NETWORKS}[name]
+    assert set(module.SECONDS) == {"cpu", "cuda", "quick"}
+    assert module.TITLE
+    assert callable(module.measure)
+    assert {case.dtype for case in module.cases(quick=True)} <= {case.dtype for case in module.cases(quick=False)}
+    if name in throughput.BLOCKS:
+        assert module.TABLE.times
+        assert module.PICTURE is None or module.PICTURE.limit
+
+
+def test_a_new_mechanism_is_a_new_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "newest"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("ORDER = -1\n")
+    (folder / "training.py").write_text("TITLE = 'Newest'\n")
+    monkeypatch.setattr(cases, "__path__", [*cases.__path__, str(tmp_path)])
+    assert cases.mechanisms()[0] == "newest"
+    assert next(iter(cases.parts().items()))[0] == "newest_training"
 
 
 def test_table_1_runs_only_if_named():
@@ -72,6 +96,9 @@ def test_table_1_runs_only_if_named():
     assert lists("--networks") == lists("--only", "table1") == {"table1"}
     assert "table1" not in lists()
     assert throughput._suffix(throughput._options(["--networks"])) == "-table1"
+    assert lists("--only", "leni") == {"leni_inference", "leni_training"}
+    assert lists("--only", "leni_training") == {"leni_training"}
+    assert lists("--only", "networks") == {"networks", "networks_training"}
 
 
 @pytest.mark.parametrize("supported", [True, False])
@@ -88,7 +115,8 @@ def test_every_peer_compiles_every_training_step(monkeypatch):
     assert {case[:3] for case in leni_training.cases(quick=False)} == set(leni_training.COMPILED)
 
 
-@pytest.mark.parametrize("arguments", [["--threads", "0"], ["--only", "both"], ["--device", "tpu"]])
+@pytest.mark.parametrize("arguments", [["--threads", "0"], ["--only", "both"], ["--device", "tpu"],
+                                       ["--images", "nowhere"]])
 def test_bad_arguments_are_refused(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         throughput.main(arguments)
@@ -164,7 +192,8 @@ def test_a_folder_without_pictures_and_a_broken_picture_are_refused_by_name(tmp_
 
 
 def _bars(*runs):
-    return {(cells[0].partition(":")[0], cells[1]): cells[2:] for cells in throughput.bar_cells(runs)}
+    return {(cells[0].partition(":")[0].removeprefix("LENI, "), cells[1]): cells[2:]
+            for cells in tables.of_bars(runs)[1]}
 
 
 def test_bars_say_what_was_reached(results):
@@ -172,7 +201,7 @@ def test_bars_say_what_was_reached(results):
     assert cells["inference, slowest case, 64 ≤ C ≤ 256", "float32"] == ["≤ 1.5", "≤ 1.15", "1.25, first bar"]
     assert cells["inference, slowest case, C ≤ 256", "bfloat16"] == ["≤ 2.5", "≤ 1.3", "1.25, moonshot"]
     assert cells["training step, slowest case, C ≤ 128", "float32"] == ["≤ 2.2", "≤ 1.4", "1.50, first bar"]
-    faster = f"inference, times faster than {bars.EAGER}, geometric mean, C ≤ 256"
+    faster = f"inference, times faster than {bars.COMPOSED}, geometric mean, C ≤ 256"
     assert cells[faster, "bfloat16"] == ["≥ 4.0", "—", "3.20, no"]
 
 
@@ -244,41 +273,15 @@ def test_the_plot_is_drawn(tmp_path, results):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_history_keeps_the_means(results):
+    kept = throughput.summary(results)
+    assert kept["LENI inference, float32, ours/L"] == pytest.approx(1.25)
+    assert kept["LENI training step, float32, eager/ours"] == pytest.approx(40 / 12)
+    assert "best/ours" not in "".join(kept)
+
+
 def test_the_facts_name_the_machine():
     facts = machine.facts(torch.device("cpu"))
     assert facts["machine"]["cpu"]
     assert facts["machine"]["cores"] >= 1
     assert facts["versions"]["torch"] == torch.__version__.partition("+")[0]
-
-
-# ---- the README and the page of all numbers ---------------------------------------------------------------------
-
-
-def test_the_pages_say_what_the_results_say():
-    for path, wanted in readme.pages(ROOT / "benchmarks" / "results").items():
-        assert path.read_text(encoding="utf-8") == wanted, f"{path.name}: run `python benchmarks/readme.py`"
-
-
-def test_the_tables_are_generated_from_the_results(tmp_path, results):
-    folder = tmp_path / "benchmarks" / "results"
-    older = {**results, "kernels_isa": "amx", "date": "2000-01-01", "commit": "0ld", "leni_inference": [],
-             "left_out": {"bfloat16": "none here"}}
-    report.write_json(folder / "throughput-cpu-amx.json", older)
-    report.write_json(folder / "throughput-cpu-avx2.json", results)
-    text = readme.section(folder)
-    assert "|  | dtype | first bar | moonshot | amx | avx2 |" in text
-    assert text.count("of an earlier commit than the newest; without bfloat16: none here") == 1
-    assert "](benchmarks/results/throughput-cpu-avx2.png)" in text
-    assert "| 16, 112×112 | 1.25 | 3.20 | 1.60 | 2.50 | 1.25 | 3.20 | 1.60 | 2.50 |" in text
-    assert "| 16, 112×112 | 1.50 | 3.33 | — | 1.50 | 3.33 | — |" in text
-    assert "| 64, 56×56 | 1.50 | 3.33 | 2.50 | 1.50 | 3.33 | 2.50 |" in text
-    assert text.count("| 8 | 10.0 | 8.0 | 9.9 | -20.0 % | -1.0 % | cpp |") == 2
-    assert "Table 1 in full" not in text
-    report.write_json(folder / "throughput-cpu-avx2-table1.json", {**results, "table1": results["networks"]})
-    assert "Table 1 in full" in readme.section(folder)
-    assert readme.section(tmp_path) == readme.NOTHING
-
-
-def test_a_page_without_markers_is_refused():
-    with pytest.raises(ValueError, match="markers"):
-        readme.replaced("# nothing here", "")

@@ -1,7 +1,7 @@
 """Tilings that somebody measured: tables of plain data, which the rules in a mechanism's ``configs.py`` give way to.
 
 The user's table is looked in first, then the package's, ``tilings.json`` beside this file. The user's is written by
-``benchmarks/tune.py --save``: ``tilings.json`` in the folder that LENI_KERNELS_CACHE names, or else in ``leni_kernels``
+``benchmarks/tune.py --keep``: ``tilings.json`` in the folder that LENI_KERNELS_CACHE names, or else in ``leni_kernels``
 under $XDG_CACHE_HOME or ~/.cache. One that cannot be read, or that another version of the package made, is left aside
 with a warning. Tables are read at the first launch of a kernel, once in a process.
 """

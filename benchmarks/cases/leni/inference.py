@@ -11,18 +11,20 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import leni_cases
 import torch
-from harness import blocks, parity, sides, timing
-from leni_cases import Case, Contenders
+from harness import blocks, maps, parity, sides, timing
+from harness.maps import Map
 from torch import Tensor
 
 import leni_kernels as lk
 from leni_kernels.leni import reference
 
+from . import shared
+from .shared import Contenders
+
 TITLE = "LENI inference"
 SECONDS = {"cpu": 0.5, "cuda": 0.4, "quick": 0.4}
-TABLE = leni_cases.TABLE
+TABLE = shared.TABLE
 PICTURE = blocks.Picture("", "L = the slower of a copy of x and the bare product [pixels × 2C]·[2C × C]",
                          "folded by hand, torch.compile")
 
@@ -30,9 +32,9 @@ ELEMENTS = {"cpu": 2 * 64 * 224**2, "cuda": 32 * 64 * 224**2}
 """Elements of x: 24.5 MiB in float32 on a CPU, 392 MiB on a GPU."""
 
 
-def cases(quick: bool) -> list[Case]:
+def cases(quick: bool) -> list[Map]:
     """All cases of a run."""
-    return leni_cases.cases(quick, leni_cases.DTYPES)
+    return shared.cases(quick, maps.DTYPES)
 
 
 def limit(medians: Mapping[str, float]) -> float:
@@ -41,32 +43,32 @@ def limit(medians: Mapping[str, float]) -> float:
 
 
 @torch.inference_mode()
-def measure(case: Case, device: torch.device, seconds: float) -> dict[str, Any]:
+def measure(case: Map, device: torch.device, seconds: float) -> dict[str, Any]:
     """Check and time one case; returns its row of the results."""
-    inputs = [case.tensor(ELEMENTS[device.type], device) for _ in range(leni_cases.BUFFERS)]
-    block = sides.random_leni(case.channels).to(device, leni_cases.DTYPES[case.dtype])
+    inputs = [case.tensor(ELEMENTS[device.type], device) for _ in range(maps.BUFFERS)]
+    block = sides.random_leni(case.channels).to(device, maps.DTYPES[case.dtype])
     found = _contenders(block, inputs[0])
     verdicts = _parity(block, found, inputs[0])
     turns = itertools.cycle(inputs)
-    timed = {name: leni_cases.on(function, turns) for name, function in found.functions.items()
+    timed = {name: maps.on(function, turns) for name, function in found.functions.items()
              if verdicts[name].passed}
-    timed |= {**leni_cases.yardsticks(inputs[0], turns), "relu": leni_cases.on(torch.relu, turns)}
+    timed |= {**shared.yardsticks(inputs[0], turns), "relu": maps.on(torch.relu, turns)}
     samples, faults = timing.alternate_counting_faults(timed, timing.timer(device), seconds)
-    return leni_cases.row(case, inputs[0].shape[0], found, verdicts, samples, faults, limit)
+    return shared.row(case, inputs[0].shape[0], found, verdicts, samples, faults, limit)
 
 
 # ---- the sides ---------------------------------------------------------------------------------------------
 
 
 def _contenders(block: lk.LENI2d, x: Tensor) -> Contenders:
-    def ours() -> tuple[leni_cases.Function, str]:
+    def ours() -> tuple[shared.Function, str]:
         folded = sides.folded(block)
         return folded, sides.backend_of(folded, x)
 
-    return leni_cases.contenders(sides.composed(block), lambda: _compiled(block, x), ours)
+    return shared.contenders(sides.composed(block), lambda: _compiled(block, x), ours)
 
 
-def _compiled(block: lk.LENI2d, x: Tensor) -> leni_cases.Function:
+def _compiled(block: lk.LENI2d, x: Tensor) -> shared.Function:
     """The strongest peer: folded by hand, its deconvolution the faster correlation, and compiled."""
     folded = reference.fold_leni(*block.parameters_for_kernels())
     parameters = [tensor.to(x.dtype) for tensor in (folded.taps, folded.weight, folded.bias)]

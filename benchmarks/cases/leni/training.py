@@ -10,16 +10,18 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import leni_cases
 import torch
-from harness import blocks, sides, timing
-from leni_cases import Case, Contenders
+from harness import blocks, maps, sides, timing
+from harness.maps import Map
 
 import leni_kernels as lk
 
+from . import shared
+from .shared import Contenders
+
 TITLE = "LENI training step"
 SECONDS = {"cpu": 0.4, "cuda": 0.4, "quick": 0.4}
-TABLE = leni_cases.TABLE
+TABLE = shared.TABLE
 PICTURE = blocks.Picture("-steps", "L = the slower of 4 copies of x and 3 bare products [pixels × 2C]·[2C × C]",
                          "composed, torch.compile")
 
@@ -34,9 +36,9 @@ NOT_COMPILED = "a compilation for training takes long: 32×112² (channels-last)
 ROUNDS, WARM_UP = (4, 60), 1
 
 
-def cases(quick: bool) -> list[Case]:
+def cases(quick: bool) -> list[Map]:
     """All cases of a run."""
-    return leni_cases.cases(quick, ("float32",))
+    return shared.cases(quick, ("float32",))
 
 
 def compile_every_case() -> None:
@@ -50,37 +52,37 @@ def limit(medians: Mapping[str, float]) -> float:
     return max(4 * medians["copy"], 3 * medians["product"])
 
 
-def measure(case: Case, device: torch.device, seconds: float) -> dict[str, Any]:
+def measure(case: Map, device: torch.device, seconds: float) -> dict[str, Any]:
     """Check and time one case; returns its row of the results."""
-    pairs = [_pair(case, device) for _ in range(leni_cases.BUFFERS)]
+    pairs = [_pair(case, device) for _ in range(maps.BUFFERS)]
     block = sides.random_leni(case.channels).to(device).train()
     found = _contenders(case, block, pairs[0])
     verdicts = sides.judge_steps(block, found.functions, pairs[0])
     turns = itertools.cycle(pairs)
-    timed = {name: leni_cases.on(function, turns) for name, function in found.functions.items()
+    timed = {name: maps.on(function, turns) for name, function in found.functions.items()
              if verdicts[name].passed}
-    timed |= leni_cases.yardsticks(pairs[0][0].detach(), (x.detach() for x, _ in turns))
+    timed |= shared.yardsticks(pairs[0][0].detach(), (x.detach() for x, _ in turns))
     samples, faults = timing.alternate_counting_faults(timed, timing.timer(device), seconds, ROUNDS, WARM_UP)
-    return leni_cases.row(case, pairs[0][0].shape[0], found, verdicts, samples, faults, limit)
+    return shared.row(case, pairs[0][0].shape[0], found, verdicts, samples, faults, limit)
 
 
 # ---- the sides ---------------------------------------------------------------------------------------------
 
 
-def _pair(case: Case, device: torch.device) -> sides.Pair:
+def _pair(case: Map, device: torch.device) -> sides.Pair:
     elements = ELEMENTS[device.type]
     return case.tensor(elements, device).requires_grad_(), case.tensor(elements, device)
 
 
-def _contenders(case: Case, block: lk.LENI2d, pair: sides.Pair) -> Contenders:
-    def ours() -> tuple[leni_cases.Function, str]:
+def _contenders(case: Map, block: lk.LENI2d, pair: sides.Pair) -> Contenders:
+    def ours() -> tuple[shared.Function, str]:
         return sides.step(block), sides.backend_of(block, pair[0])
 
     eager = sides.composed(sides.step(block))
-    return leni_cases.contenders(eager, lambda: _compiled(case, block, pair), ours)
+    return shared.contenders(eager, lambda: _compiled(case, block, pair), ours)
 
 
-def _compiled(case: Case, block: lk.LENI2d, pair: sides.Pair) -> leni_cases.Function:
+def _compiled(case: Map, block: lk.LENI2d, pair: sides.Pair) -> shared.Function:
     if case[:3] not in COMPILED:
         raise sides.NotMeasured(NOT_COMPILED)
     step = sides.composed(sides.step(block, torch.compile(block, fullgraph=True, dynamic=False)))

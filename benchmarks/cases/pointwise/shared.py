@@ -1,7 +1,7 @@
-"""AdaReLU, FullyParametricReLU and CReLU beside torch's ReLU and PReLU, shape by shape, in float32.
+"""What the benchmarks of AdaReLU, FullyParametricReLU and CReLU share, beside torch's ReLU and PReLU, in float32.
 
-Forward, and a training step: forward, and backward to x and all parameters. What they cost more than a ReLU is the
-number to look at; ``composed`` is each of them made of PyTorch's operations, as in ``reference.py``.
+What they cost more than a ReLU is the number to look at; ``composed`` is each of them made of PyTorch's operations, as
+in ``reference.py``.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from harness import blocks, parity, sides, timing
-from leni_cases import BUFFERS, LAYOUTS, on
+from harness import blocks, maps, parity, sides, timing
+from harness.maps import BUFFERS, LAYOUTS, on
 from torch import Tensor, nn
 
 import leni_kernels as lk
 
-TITLE = "Pointwise"
 SECONDS = {"cpu": 0.4, "cuda": 0.4, "quick": 0.4}
 PICTURE = None
 
@@ -48,13 +47,13 @@ TABLE = blocks.Table(
     ("ReLU", "PReLU", *OURS),
     {"AdaReLU/ReLU": "AdaReLU/ReLU", "FPReLU/ReLU": "FPReLU/ReLU", "PReLU/ReLU": "PReLU/ReLU", "CReLU/ReLU": None,
      "composed/AdaReLU": None, "composed/FPReLU": None, "composed/CReLU": "composed/CReLU"},
-    label=lambda row: f"{row['work']}, {row['channels']}, {row['size']}²", head="C, H×W")
+    label=maps.label, head=maps.HEAD)
 
 
-def cases(quick: bool) -> list[Case]:
-    """All cases of a run."""
+def cases(quick: bool, work: str) -> list[Case]:
+    """All cases of a run, of "forward" or of "step"."""
     shapes = QUICK_SHAPES if quick else SHAPES
-    return [Case(work, *shape, layout) for layout in LAYOUTS for work in ("forward", "step") for shape in shapes]
+    return [Case(work, *shape, layout) for layout in LAYOUTS for shape in shapes]
 
 
 def measure(case: Case, device: torch.device, seconds: float) -> dict[str, Any]:

@@ -7,57 +7,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from harness import blocks, parity, sides, timing
+from harness import blocks, maps, parity, sides, timing
+from harness.maps import Map
 from torch import Tensor
 
 SHAPES = ((16, 112), (32, 112), (64, 224), (64, 112), (64, 56), (32, 32), (128, 28), (256, 14), (512, 7))
 """(C, H): first layers of MobileNetV3, MobileNetV1/V2, VGG, ResNet and CIFAR networks, then deeper ones."""
 
-LAYOUTS = {"channels_first": torch.contiguous_format, "channels_last": torch.channels_last}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 QUICK_SHAPES, QUICK_LAYOUTS = ((16, 112), (64, 56)), ("channels_last",)
-
-BUFFERS = 4
-"""Inputs that take turns: together larger than a last-level cache, so that every side finds its x cold."""
 
 CONTENDERS = ("eager", "compiled", "ours")
 Function = Callable[[Any], Any]
 
 
-class Case(NamedTuple):
-    """One shape in one layout and dtype."""
-
-    channels: int
-    size: int
-    layout: str
-    dtype: str
-
-    def __str__(self) -> str:
-        return f"LENI {self.channels}×{self.size}² {self.layout} {self.dtype}"
-
-    def tensor(self, elements: int, device: torch.device) -> Tensor:
-        """A random feature map of about so many elements."""
-        batch = max(1, elements // (self.channels * self.size**2))
-        shape = (batch, self.channels, self.size, self.size)
-        x = torch.randn(shape, dtype=DTYPES[self.dtype], device=device)
-        return x.contiguous(memory_format=LAYOUTS[self.layout])
-
-
-def cases(quick: bool, dtypes: Iterable[str]) -> list[Case]:
+def cases(quick: bool, dtypes: Iterable[str]) -> list[Map]:
     """All cases of a run in these dtypes."""
-    shapes, layouts = (QUICK_SHAPES, QUICK_LAYOUTS) if quick else (SHAPES, LAYOUTS)
-    return [Case(*shape, layout, dtype) for dtype in dtypes for layout in layouts for shape in shapes]
-
-
-def _label(row: blocks.Row) -> str:
-    return f"{row['channels']}, {row['size']}×{row['size']}"
+    shapes, layouts = (QUICK_SHAPES, QUICK_LAYOUTS) if quick else (SHAPES, maps.LAYOUTS)
+    return [Map(*shape, layout, dtype) for dtype in dtypes for layout in layouts for shape in shapes]
 
 
 TABLE = blocks.Table(
     times=("copy", "product", "relu", *CONTENDERS),
     ratios={"ours/L": "time / L", "eager/ours": "× composed", "compiled/ours": "× compiled", "best/ours": None,
             "ours/relu": "time / ReLU"},
-    label=_label, head="C, H×W", average="geometric mean, C ≤ 256", averaged=lambda row: row["channels"] <= 256)
+    label=maps.label, head=maps.HEAD, average="geometric mean, C ≤ 256", averaged=lambda row: row["channels"] <= 256)
 
 
 class Contenders(NamedTuple):
@@ -88,17 +61,12 @@ def contenders(eager: Function, compiled: Callable[[], Function],
     return Contenders(functions, missing, backend)
 
 
-def on(function: Function, turns: Iterator[Any]) -> timing.Side:
-    """``function`` of whatever input's turn it is."""
-    return lambda: function(next(turns))
-
-
 def yardsticks(x: Tensor, turns: Iterator[Tensor]) -> dict[str, timing.Side]:
     """What limits are made of: a copy of x, and the bare product ``[pixels × 2C] · [2C × C]``."""
     channels = x.shape[1]
     pixels = x.numel() // channels
     copied, product = torch.empty_like(x), x.new_empty(pixels, channels)
-    features = itertools.cycle(x.new_empty(BUFFERS // 2, pixels, 2 * channels).normal_())
+    features = itertools.cycle(x.new_empty(maps.BUFFERS // 2, pixels, 2 * channels).normal_())
     weight = x.new_empty(2 * channels, channels).normal_()
     return {
         "copy": lambda: copied.copy_(next(turns)),
@@ -119,7 +87,7 @@ def ratios(medians: Mapping[str, float], limit: float) -> dict[str, float]:
     return found
 
 
-def row(case: Case, batch: int, found: Contenders, verdicts: dict[str, parity.Verdict],
+def row(case: Map, batch: int, found: Contenders, verdicts: dict[str, parity.Verdict],
         samples: dict[str, list[float]], faults: int,
         limit: Callable[[Mapping[str, float]], float]) -> dict[str, Any]:
     """A row of the results; ``limit`` finds L in the median times."""

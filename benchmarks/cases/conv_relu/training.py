@@ -6,21 +6,22 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import conv_relu_cases
 import torch
-from conv_relu_cases import Case
 from harness import parity, sides
 from torch import Tensor
 
+from . import shared
+from .shared import Case
+
 TITLE = "ConvReLU training step"
 SECONDS = {"cpu": 0.2, "cuda": 0.4, "quick": 0.2}
-TABLE = conv_relu_cases.TABLE
+TABLE = shared.TABLE
 PICTURE = None
 
 
 def cases(quick: bool) -> list[Case]:
     """All cases of a run."""
-    return conv_relu_cases.cases(quick, ("float32",))
+    return shared.cases(quick, ("float32",))
 
 
 def measure(case: Case, device: torch.device, seconds: float) -> dict[str, Any]:
@@ -28,8 +29,8 @@ def measure(case: Case, device: torch.device, seconds: float) -> dict[str, Any]:
     module = case.module(device)
     double = copy.deepcopy(module).double()
     xs = case.inputs(device)
-    pairs = [(x.requires_grad_(), torch.randn_like(conv_relu_cases.peer(case, module)(x))) for x in xs]
-    found = conv_relu_cases.contenders(module, xs[0], {
+    pairs = [(x.requires_grad_(), torch.randn_like(shared.peer(case, module)(x))) for x in xs]
+    found = shared.contenders(module, xs[0], {
         "relu_conv": peer_step(case, module), "composed": sides.composed(sides.step(module)),
         "ours": sides.step(module)})
     results = {name: step(pairs[0]) for name, step in found.functions.items()}
@@ -38,12 +39,12 @@ def measure(case: Case, device: torch.device, seconds: float) -> dict[str, Any]:
     # The peer has no thresholds: it is judged by itself in float64.
     verdicts = parity.judge_steps({"relu_conv": results.pop("relu_conv")}, peer_step(case, double)(pair), {})
     verdicts |= parity.judge_steps(results, sides.composed(sides.step(double))(pair), {})
-    return conv_relu_cases.row(case, found, verdicts, pairs, device, seconds)
+    return shared.row(case, found, verdicts, pairs, device, seconds)
 
 
 def peer_step(case: Case, module: torch.nn.Module) -> sides.Step:
     """The training step of ``conv(relu(x))``: y and all gradients."""
-    forward: Callable[[Tensor], Tensor] = conv_relu_cases.peer(case, module)
+    forward: Callable[[Tensor], Tensor] = shared.peer(case, module)
     parameters: Mapping[str, Tensor] = {"weight": module.weight, "bias": module.bias}
 
     def run(pair: sides.Pair) -> dict[str, Tensor]:

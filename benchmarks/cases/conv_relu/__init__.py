@@ -1,0 +1,3 @@
+"""What is measured of ConvReLU."""
+
+ORDER = 1

@@ -1,0 +1,3 @@
+"""What is measured of LENI."""
+
+ORDER = 0

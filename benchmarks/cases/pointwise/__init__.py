@@ -1,0 +1,3 @@
+"""What is measured of the pointwise activations."""
+
+ORDER = 3

@@ -1,0 +1,3 @@
+"""What is measured of Reborn."""
+
+ORDER = 2

@@ -1,0 +1,1 @@
+"""Two commits beside one another: their builds, a process of each, and turns between the two."""
