@@ -114,5 +114,5 @@ compile-commands: $(VENV)/prepared
 	$(BIN)/python setup.py -q compile_commands
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(PARTS) build site *.egg-info leni_kernels/*.so leni_kernels/_without_extension.txt \
+	rm -rf $(VENV) $(OLDEST) $(PARTS) build site benchmarks/out *.egg-info leni_kernels/*.so leni_kernels/_without_extension.txt \
 		.mypy_cache compile_commands.json

@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         sides = {side: checkouts.checkout(getattr(options, side), command.OUT / "builds", options.device == "cpu")
                  for side in turns.SIDES}
+        noise = machine.why_not_quiet()
         rows = _measured(sides, wanted, options)
     except CannotCompare as error:
         print(f"compare.py: {error}", file=sys.stderr)
@@ -64,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = options.output / f"compare-{results['base']['commit']}-{results['head']['commit']}.json"
     report.write_json(path, results)
     report.table(heading(results), HEAD, cells(results))
+    if noise is not None:
+        report.say(noise)
     return _conclude(results, path)
 
 

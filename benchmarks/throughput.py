@@ -126,9 +126,9 @@ def _prepare(options: argparse.Namespace) -> None:
         report.say("malloc cannot be told to keep memory here: page faults are part of all times.")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    load, cores = machine.load(), machine.cores()
-    if load is not None and load > 0.5 * cores:
-        report.say(f"Something else is running here (load {load} on {cores} cores): times will be off.")
+    noise = machine.why_not_quiet()
+    if noise is not None:
+        report.say(noise)
     if options.every_peer:
         BLOCKS["leni_training"].compile_every_case()
     torch.manual_seed(0)

@@ -83,7 +83,8 @@ def _write_files(tree: str, folder: Path) -> None:
         _git("checkout-index", "--all", f"--prefix={folder}/", index=index)
 
 
-NOT_BUILT_FROM = ("leni_kernels", "benchmarks", "tests", "docs", "examples", "Makefile")
+NOT_BUILT_FROM = ("leni_kernels", "benchmarks", "tests", "docs", "examples", "CITATION.cff", "LICENSE", "MANIFEST.in",
+                  "Makefile", "mkdocs.yml")
 """What has no say in the extension; nor have hidden files and Markdown. All else may have."""
 
 

@@ -113,6 +113,14 @@ def load() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
+def why_not_quiet() -> str | None:
+    """What disturbs times here, or None: where others want the cores, threads wait milliseconds for one another."""
+    wanted, there = load(), cores()
+    if wanted is None or wanted <= 0.5 * there:
+        return None
+    return f"Something else is running here (load {wanted} on {there} cores): times will be off."
+
+
 def cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -24,6 +25,8 @@ needs_extension = pytest.mark.skipif(extension.why_missing is not None, reason=s
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     """A repository of one commit, in which a build copies the source."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
     root = tmp_path / "repository"
     for name, text in {"csrc/kernels.cpp": "1", "leni_kernels/__init__.py": "", ".gitignore": "*.so\n"}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -280,6 +280,13 @@ def test_the_history_keeps_the_means(results):
     assert "best/ours" not in "".join(kept)
 
 
+@pytest.mark.parametrize(("load", "quiet"), [(None, True), (0.9, True), (1.1, False)])
+def test_a_machine_that_is_not_quiet_is_told_of(monkeypatch, load, quiet):
+    monkeypatch.setattr(machine, "load", lambda: load)
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    assert (machine.why_not_quiet() is None) == quiet
+
+
 def test_the_facts_name_the_machine():
     facts = machine.facts(torch.device("cpu"))
     assert facts["machine"]["cpu"]
