@@ -10,7 +10,8 @@ with the other at the same module and inputs, through the package's public names
 measured too. A case past the threshold is measured again, with new processes, before it counts as slower.
 
 Shown are the base's time, the median over all rounds of head / base, and between which two values half of the rounds
-lie. Exits with 1 if a case, or the geometric mean of all, is slower by more than the threshold, or cannot be compared.
+lie. Exits with 1 if a case, or the geometric mean of all, is slower by more than the threshold, or cannot be compared:
+times that other processes disturbed say nothing, and so does the program.
 
 --history compares nothing: for each machine it shows the ratios that each benchmark run with --save has left in
 benchmarks/results/history.jsonl, by commit.
@@ -54,7 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         sides = {side: checkouts.checkout(getattr(options, side), command.OUT / "builds", options.device == "cpu")
                  for side in turns.SIDES}
-        noise = machine.why_not_quiet()
         rows = _measured(sides, wanted, options)
     except CannotCompare as error:
         print(f"compare.py: {error}", file=sys.stderr)
@@ -65,8 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = options.output / f"compare-{results['base']['commit']}-{results['head']['commit']}.json"
     report.write_json(path, results)
     report.table(heading(results), HEAD, cells(results))
-    if noise is not None:
-        report.say(noise)
     return _conclude(results, path)
 
 
@@ -164,8 +162,8 @@ def cells(results: dict[str, Any]) -> Iterator[list[str]]:
             continue
         low, median, high = turns.quartiles(turns.ratios(row))
         base = 1e3 * statistics.median(row["seconds"]["base"])
-        yield [row["case"], f"{base:.3f}", f"{median:.3f}", f"{low:.3f} to {high:.3f}", backend,
-               "slower" if _slower(median, results) else ""]
+        verdict = "disturbed" if not turns.is_quiet(row) else "slower" if _slower(median, results) else ""
+        yield [row["case"], f"{base:.3f}", f"{median:.3f}", f"{low:.3f} to {high:.3f}", backend, verdict]
     overall = mean(results["compared"])
     if overall is not None:
         yield ["geometric mean", "", f"{overall:.3f}", "", "", "slower" if _slower(overall, results) else ""]
@@ -181,14 +179,18 @@ def _conclude(results: dict[str, Any], path: Path) -> int:
     for row in rows:
         for side, reason in row["missing"].items():
             report.say(f"Not compared: {row['case']}: {side}: {reason}")
-    slower = [row for row in rows if not row["missing"] and _slower(ratio(row), results)]
+    measured = [row for row in rows if not row["missing"]]
+    slower = [row for row in measured if _slower(ratio(row), results)]
     for row in slower:
         low, median, high = turns.quartiles(turns.ratios(row))
         report.say(f"SLOWER by {100 * (median - 1):.1f} % (half of the rounds: {100 * (low - 1):+.1f} % to "
                    f"{100 * (high - 1):+.1f} %): {row['case']}")
     report.say(f"{len(slower)} of {len(rows)} cases are slower by more than {results['threshold']:g} %. "
                f"Times in {path}.")
-    compared = all(not row["missing"] or _on_reference(row) for row in rows) and overall is not None
+    disturbed = [row for row in measured if not turns.is_quiet(row)]
+    if disturbed:
+        report.say(f"NO VERDICT on {len(disturbed)} of them: other processes had the cores.")
+    compared = not disturbed and all(not row["missing"] or _on_reference(row) for row in rows) and overall is not None
     return 0 if compared and not slower and not _slower(overall, results) else 1
 
 

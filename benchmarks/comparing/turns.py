@@ -16,6 +16,13 @@ from .checkouts import CannotCompare, Checkout
 
 SIDES = ("base", "head")
 BENCHMARKS = Path(__file__).parents[1]
+OF_TURNS = ("seconds", "interrupted")
+"""What each turn of each side has."""
+
+QUIET = 100.0
+"""Interruptions a second that a case's turns may have. Where another process wants the cores there are hundreds, and a
+call takes whole slices of the scheduler's, the same for both sides, since its threads wait for one that is not running.
+"""
 
 
 class Worker:
@@ -65,7 +72,7 @@ def measure(workers: Mapping[str, Any], subject: subjects.Subject, rounds: int, 
     """
     answers = {side: workers[side].ask(subject=str(subject)) for side in SIDES}
     missing = {side: answer["missing"] for side, answer in answers.items() if "missing" in answer}
-    row = {"missing": missing, "seconds": {side: [] for side in SIDES},
+    row = {"missing": missing, **{name: {side: [] for side in SIDES} for name in OF_TURNS},
            "backend": {side: answer["backend"] for side, answer in answers.items() if side not in missing}}
     if missing:
         return row
@@ -77,14 +84,22 @@ def measure(workers: Mapping[str, Any], subject: subjects.Subject, rounds: int, 
         return row
     for count in range(rounds):
         for side in SIDES if count % 2 == 0 else reversed(SIDES):
-            row["seconds"][side].append(workers[side].ask(seconds=seconds)["seconds"])
+            answer = workers[side].ask(seconds=seconds)
+            for name in OF_TURNS:
+                row[name][side].append(answer[name])
     return row
 
 
 def together(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The rows of one subject, measured by several pairs of processes, as one."""
     rows = list(rows)
-    return {**rows[-1], "seconds": {side: [value for row in rows for value in row["seconds"][side]] for side in SIDES}}
+    joined = {name: {side: [value for row in rows for value in row[name][side]] for side in SIDES} for name in OF_TURNS}
+    return {**rows[-1], **joined}
+
+
+def is_quiet(row: Mapping[str, Any]) -> bool:
+    """Whether the times of a row are the package's, and not those of other processes."""
+    return statistics.median(value for side in SIDES for value in row["interrupted"][side]) <= QUIET
 
 
 def ratios(row: Mapping[str, Any]) -> list[float]:

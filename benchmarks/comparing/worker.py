@@ -50,7 +50,7 @@ def main(folder: str, device_type: str, threads: str | None = None) -> int:
             except Exception as error:  # whatever a commit cannot do is an answer too
                 answer = {"missing": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
         else:
-            answer = {"seconds": turn(call, clock, request["seconds"])}
+            answer = turn(call, clock, request["seconds"])
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
     return 0
@@ -63,13 +63,17 @@ def _own_output() -> Any:
     return answers
 
 
-def turn(call: Callable[[], Any], clock: Callable[[timing.Side], float], seconds: float) -> float:
-    """The median of as many calls as fit into ``seconds``, after one that wakes the threads and fills the caches."""
+def turn(call: Callable[[], Any], clock: Callable[[timing.Side], float], seconds: float) -> dict[str, float]:
+    """The median of as many calls as fit into ``seconds``, after one that wakes the threads and fills the caches.
+
+    Beside it stands how often a second a thread had to leave its core.
+    """
     call()
-    samples, end = [], time.perf_counter() + seconds
-    while len(samples) < LEAST_CALLS or time.perf_counter() < end:
+    samples, before, begin = [], timing.interruptions(), time.perf_counter()
+    while len(samples) < LEAST_CALLS or time.perf_counter() < begin + seconds:
         samples.append(clock(call))
-    return statistics.median(samples)
+    interrupted = (timing.interruptions() - before) / (time.perf_counter() - begin)
+    return {"seconds": statistics.median(samples), "interrupted": interrupted}
 
 
 if __name__ == "__main__":

@@ -112,9 +112,19 @@ def keep_freed_memory() -> bool:
 
 def page_faults() -> int:
     """The page faults of this process so far."""
+    usage = _usage()
+    return 0 if usage is None else usage.ru_minflt + usage.ru_majflt
+
+
+def interruptions() -> int:
+    """How often a thread of this process has had to leave its core to another one so far."""
+    usage = _usage()
+    return 0 if usage is None else usage.ru_nivcsw
+
+
+def _usage() -> Any:
     try:
         import resource
     except ImportError:
-        return 0
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_minflt + usage.ru_majflt
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF)

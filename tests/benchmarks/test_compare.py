@@ -1,9 +1,12 @@
 """Two commits beside one another: their files, their turns, and what counts as slower."""
 
 import ast
+import concurrent.futures
 import json
+import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import cases
@@ -12,6 +15,7 @@ import pytest
 import torch
 from comparing import checkouts, found, subjects, turns
 from comparing.checkouts import CannotCompare, Checkout
+from harness import timing
 
 from leni_kernels.common import extension
 
@@ -159,7 +163,7 @@ class Scripted:
         if "subject" in request:
             return self.answer
         self.log.append(self.name)
-        return {"seconds": self.seconds}
+        return {"seconds": self.seconds, "interrupted": 0.0}
 
 
 def _measured(rounds=3, **answers):
@@ -192,7 +196,8 @@ def test_the_reference_on_both_sides_gets_no_time_and_on_one_side_does():
 
 def _row(case, ratios, **changes):
     return {"case": case, "missing": {}, "backend": {"base": "cpp", "head": "cpp"},
-            "seconds": {"base": [1.0] * len(ratios), "head": ratios}, **changes}
+            "seconds": {"base": [1.0] * len(ratios), "head": ratios},
+            "interrupted": dict.fromkeys(("base", "head"), [0.0] * len(ratios)), **changes}
 
 
 def _results(*rows):
@@ -208,6 +213,31 @@ def test_slower_is_a_median_past_the_threshold(capsys):
     cells = list(compare.cells(_results(steady, slower)))
     assert cells[1] == ["slow", "1000.000", "1.100", "1.050 to 1.150", "cpp", "slower"]
     assert cells[-1][:3] == ["geometric mean", "", "1.059"]
+
+
+def test_times_that_others_disturbed_are_no_success(capsys):
+    """Where threads wait for one that is not running, both sides take the same slices of the scheduler's."""
+    noisy = _row("noisy", [1.0, 1.0], interrupted={"base": [200.0, 0.0], "head": [200.0, 200.0]})
+    once = _row("once", [1.0, 1.0], interrupted={"base": [200.0, 0.0], "head": [0.0, 0.0]})
+    assert compare._conclude(_results(once), Path("x.json")) == 0
+    assert compare._conclude(_results(once, noisy), Path("x.json")) == 1
+    assert "NO VERDICT on 1 of them" in capsys.readouterr().out
+    assert [cells[-1] for cells in compare.cells(_results(once, noisy))] == ["", "disturbed", ""]
+
+
+def test_a_thread_that_has_to_leave_its_core_is_counted():
+    before = timing.interruptions()
+    end = time.perf_counter() + 5
+    with concurrent.futures.ThreadPoolExecutor(4 * (os.cpu_count() or 1)) as pool:
+        calls = [pool.submit(_spin, end, before) for _ in range(4 * (os.cpu_count() or 1))]
+    assert all(call.done() for call in calls)
+    assert timing.interruptions() > before
+
+
+def _spin(end, before):
+    x = torch.randn(256, 256)
+    while time.perf_counter() < end and timing.interruptions() == before:
+        x @ x
 
 
 def test_nothing_compared_is_no_success():
@@ -238,6 +268,7 @@ def test_two_processes_measure_a_case(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(checkouts, "checkout", lambda revision, builds, build: here)
     monkeypatch.setattr(compare, "PASSES", 1)
     monkeypatch.setattr(compare, "SECONDS", 0.0)
+    monkeypatch.setattr(turns, "QUIET", float("inf"))  # tests run beside one another
     status = compare.main(["HEAD", "--match", "AdaReLU inference, 1×16×4×4", "--rounds", "2", "--threshold", "1e6",
                            "--device", "cpu", "--threads", "1", "--output", str(tmp_path)])
     printed = capsys.readouterr().out
