@@ -47,7 +47,7 @@ CONV_RELU = ("conv_relu forward channels-last 64→64 k=3×3 bf16", "conv_relu w
 DEPTHWISE = "conv_relu weight channels-last 64→64 k=3×3 groups=64 bf16"
 ALGEBRA = tuple(f"{mechanism} {which} C=64 bf16" for mechanism in ("leni", "reborn")
                 for which in ("fold", "fold backward", "running"))
-SUMS = ("leni merge C=64 bf16", "leni fold of running C=64 bf16", "leni sum of weight C=64 bf16",
+SUMS = ("norms merge C=64 bf16", "leni fold of running C=64 bf16", "norms sum of weight C=64 bf16",
         "leni sum of taps C=64 bf16")
 POINTWISE = ("fully_parametric_relu backward channels-last bf16", "fully_parametric_relu backward NCHW bf16")
 EVERYWHERE = (*LENI, *CONV_RELU, *POINTWISE)
