@@ -6,6 +6,9 @@ from importlib.resources import files
 
 import torch
 
+INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
+"""Of the C++ kernels; each has what those before it have."""
+
 why_missing: str | None = None
 """Why the C++ operators are not registered, or None if they are."""
 

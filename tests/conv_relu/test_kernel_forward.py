@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(extension.why_missing is not None, reason=str(ex
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
-ISAS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
+ISAS = extension.INSTRUCTION_SETS
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 # More than one block of the depth, tiles that go across images, planes of one site, tiles of part of a row.

@@ -12,9 +12,11 @@ from pathlib import Path
 import large_means
 import pytest
 import torch
-from test_isa import ISAS, ROOT
 
 from leni_kernels.common import extension
+from leni_kernels.common.extension import INSTRUCTION_SETS as ISAS
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))

@@ -11,7 +11,7 @@ from leni_kernels.common import extension
 
 pytestmark = pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
 
-ISAS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
+ISAS = extension.INSTRUCTION_SETS
 KERNELS = ISAS[:3]
 """Those that have kernels of their own."""
 

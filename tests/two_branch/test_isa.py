@@ -15,7 +15,7 @@ from leni_kernels.two_branch.reference import folding_dtype
 
 pytestmark = pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
 
-ISAS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
+ISAS = extension.INSTRUCTION_SETS
 ROOT = Path(__file__).resolve().parents[2]
 
 
