@@ -15,7 +15,7 @@ import torch
 
 from leni_kernels.common import extension
 
-ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "generic", "None")
+ISAS = (*reversed(extension.INSTRUCTION_SETS), "None")
 """What :func:`leni_kernels.common.extension.cpu_isa` may say, the best first."""
 
 _ISA = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")

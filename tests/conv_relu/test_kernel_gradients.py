@@ -14,7 +14,7 @@ from leni_kernels.conv_relu import reference
 
 pytestmark = pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
 
-ISAS = ("generic", "avx2", "avx512")
+ISAS = extension.INSTRUCTION_SETS[:3]
 """Those with gradient kernels of their own, the least first."""
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("x", "weight", "threshold", "bias")
