@@ -6,7 +6,6 @@ import os
 import platform
 import sysconfig
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ import torch
 import leni_kernels as lk
 
 from .common import backends, extension
+from .common.environment import processor, version
 
 VARIABLES = ("LENI_KERNELS_", "TRITON_", "OMP_", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 """How the names of environment variables begin that change what runs."""
@@ -67,19 +67,8 @@ def pytorch() -> str:
     return f"{torch.__version__} ({built if torch.version.cuda or torch.version.hip else 'for CPUs'})"
 
 
-def version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def cpu() -> str:
-    description = Path("/proc/cpuinfo")
-    lines = description.read_text(encoding="utf-8").splitlines() if description.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    name = next(named, "") or platform.processor() or platform.machine()
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{processor()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def gpu(index: int) -> str:

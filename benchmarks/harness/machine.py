@@ -7,13 +7,13 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from leni_kernels.common import extension
+from leni_kernels.common.environment import cpuinfo, processor, version
 
 ISAS = (*reversed(extension.INSTRUCTION_SETS), "None")
 """What :func:`leni_kernels.common.extension.cpu_isa` may say, the best first."""
@@ -57,10 +57,10 @@ def why_no_bfloat16(device: torch.device) -> str | None:
 
 def cpu() -> dict[str, Any]:
     """The processor: its name, cores, vector instructions, and how busy it was."""
-    description = _proc_cpuinfo()
+    description = cpuinfo()
     flags = description.get("flags", description.get("Features", "")).split()
     return {
-        "cpu": description.get("model name") or platform.processor() or platform.machine(),
+        "cpu": processor(),
         "cores": cores(),
         "isa": [name for name in _ISA if name in flags],
         "load": load(),
@@ -80,7 +80,7 @@ def gpu(device: torch.device) -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Python and the packages that matter; None for one that is not installed."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
 def commit() -> str | None:
@@ -90,13 +90,6 @@ def commit() -> str | None:
         return None
     changed = _git("status", "--porcelain", "--", "leni_kernels", "csrc", "setup.py", "benchmarks/*.py")
     return f"{revision}+" if changed else revision
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _git(*arguments: str) -> str | None:
@@ -124,12 +117,3 @@ def why_not_quiet() -> str | None:
 def cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _proc_cpuinfo() -> dict[str, str]:
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return {}
-    first = path.read_text().split("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}

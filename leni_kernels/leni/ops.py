@@ -19,6 +19,7 @@ from ..common.gpu import support
 from ..common.kept import Kept
 from ..common.norm import Norm
 from ..common.operators import define, differentiable, once_differentiable, without_gradients
+from ..two_branch.layout import empty_as, is_channels_last, laid_out
 from ..two_branch.ops import (
     DOUBLE_BACKWARD,
     GIVEN,
@@ -26,13 +27,10 @@ from ..two_branch.ops import (
     check_folded,
     check_values,
     deconv_layer,
-    empty_as,
     fake_parameter_gradients,
     folded_fits,
     gradient_of,
     how_triton,
-    is_channels_last,
-    laid_out,
     norm_fits,
     only_first_differentiable,
     only_needed,

@@ -21,6 +21,7 @@ from ..common.kept import Kept
 from ..common.norm import Norm
 from ..common.operators import define, differentiable, once_differentiable
 from ..conv_relu import ops as conv_relu_ops
+from ..two_branch.layout import empty_as, is_channels_last
 from ..two_branch.ops import (
     DOUBLE_BACKWARD,
     GIVEN,
@@ -28,11 +29,9 @@ from ..two_branch.ops import (
     check_folded,
     check_values,
     deconv_layer,
-    empty_as,
     fake_parameter_gradients,
     gradient_of,
     how_triton,
-    is_channels_last,
     norm_fits,
     only_first_differentiable,
     only_needed,

@@ -16,15 +16,6 @@ from ..common.norm import Norm
 from ..common.operators import eager, needed, once_differentiable, without_gradients
 from .reference import Layer, folding_dtype
 
-
-def empty_as(x: Tensor, channels_last: bool) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-
-
-def laid_out(x: Tensor, channels_last: bool) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-
-
 # ---- the operators -----------------------------------------------------------------------------------------
 
 DOUBLE_BACKWARD = ("leni_kernels: double backward through the training kernels is not supported; "
@@ -96,15 +87,6 @@ def only_needed(gradients: tuple[Tensor, ...], needs: tuple[bool, ...]) -> tuple
 def values_of(x: Tensor) -> int:
     """How many values of x a channel has."""
     return x.numel() // x.shape[1]
-
-
-def is_channels_last(x: Tensor) -> bool | None:
-    """Whether the kernels read x with channels (True) or columns (False) at stride 1; None if neither is."""
-    _, channel, _, column = x.stride()
-    if column == 1 or channel == 1:
-        return column != 1
-    # The stride of a dimension of size 1 says nothing.
-    return False if x.shape[3] == 1 else True if x.shape[1] == 1 else None
 
 
 def why_no_layout(call: Any) -> str | None:

@@ -10,6 +10,8 @@ import pytest
 from oldest import HEADERS
 from torch.utils.cpp_extension import include_paths
 
+from leni_kernels.common.extension import INSTRUCTION_SETS
+
 CSRC = Path(__file__).parents[2] / "csrc"
 ALL = sorted(path.relative_to(CSRC) for path in CSRC.rglob("*.h"))
 TEXTS = {header: (CSRC / header).read_text(encoding="utf-8") for header in ALL}
@@ -17,7 +19,6 @@ OF_PYTORCH = [header for header in ALL if re.search('#include (<torch|"pytorch)/
 OF_KERNELS = [header for header in ALL if header not in OF_PYTORCH]
 OF_A_SET = [header for header in ALL if "\nLENI_KERNELS_BEGIN\n" in TEXTS[header]]
 
-ISAS = ("GENERIC", "AVX2", "AVX512", "AVX512_BF16", "AMX")
 COMPILERS = list(dict.fromkeys((os.environ.get("CXX", "g++").split()[0], "g++", "clang++")))
 FLAGS = ["-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}"]
 
@@ -40,13 +41,13 @@ def test_a_header_of_kernels_compiles_alone(compiler):
 
 
 @compilers
-@pytest.mark.parametrize("isa", ISAS[1:])
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS[1:])
 def test_it_does_so_for_each_instruction_set(compiler, isa, tmp_path):
     """What takes the most time, the standard library and the intrinsics in simd.h, is compiled once, before them."""
     standard = sorted({name for header in OF_A_SET for name in re.findall(r"#include <(\w+)>", TEXTS[header])})
     before = tmp_path / "before.h"
     before.write_text("".join(f"#include <{name}>\n" for name in standard) + '#include "kernels/simd.h"\n')
-    flags = [f"-DLENI_KERNELS_ISA=LENI_KERNELS_{isa}"]
+    flags = [f"-DLENI_KERNELS_ISA=LENI_KERNELS_{isa.upper()}"]
     precompiled = before.with_suffix(".h.pch" if "clang" in compiler else ".h.gch")
     flags_before = [flag for flag in FLAGS if flag != "-fsyntax-only"]
     subprocess.run([compiler, *flags_before, *flags, "-x", "c++-header", before, "-o", precompiled], check=True)

@@ -257,6 +257,14 @@ def float32_operand(architecture: str) -> str:
     return "tf32" if allowed and "tf32" in operand_types(architecture) else "fp32"
 
 
+_OPERANDS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+
+
+def operand_of(x: Tensor) -> str:
+    """What the matrix units multiply for x's dtype: "fp16", "bf16", "tf32", "fp32" or "fp64"."""
+    return _OPERANDS.get(x.dtype) or float32_operand(architecture(x))
+
+
 def how_multiplied(x: Tensor, dtype: torch.dtype) -> tuple[str, ...]:
     """In words what the matrix units multiply for an x that is read as ``dtype``, where a setting decides that."""
     if dtype != torch.float32:

@@ -33,13 +33,14 @@ from ...common.gpu.support import (
     jit,
     launchable,
     on_device_of,
+    operand_of,
     tl,
     vector_length,
     wide,
 )
 from .configs import Config, choose, swaps
 from .layout import laid_out, to_channels_last
-from .problem import Problem, constants_of, convolution, empty_activation, operand_of, steps_of
+from .problem import Problem, constants_of, convolution, empty_activation, steps_of
 from .tiles import (
     activated,
     grid_offset,

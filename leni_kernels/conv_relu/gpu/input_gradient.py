@@ -13,10 +13,20 @@ from typing import Any
 from torch import Tensor
 
 from ...common.gpu.packed import add_where_above
-from ...common.gpu.support import architecture, ceil_div, constexpr_function, jit, launchable, on_device_of, tl, wide
+from ...common.gpu.support import (
+    architecture,
+    ceil_div,
+    constexpr_function,
+    jit,
+    launchable,
+    on_device_of,
+    operand_of,
+    tl,
+    wide,
+)
 from .configs import Config, choose, swaps
 from .layout import laid_out
-from .problem import Problem, gradient_constants, operand_of, steps_of
+from .problem import Problem, gradient_constants, steps_of
 from .tiles import (
     in_elements,
     is_below,

@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 
 from ...common.gpu.architectures import compares_pairs
-from ...common.gpu.support import architecture, ceil_div, float32_operand, vector_length
+from ...common.gpu.support import ceil_div, vector_length
 from .configs import Config, converts
-
-_OPERANDS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
 
 
 class Problem(NamedTuple):
@@ -89,10 +87,6 @@ def empty_activation(shape: Sequence[int], like: Tensor, channels_last: bool) ->
     if channels_last and len(shape) > 2:
         return like.new_empty(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
     return like.new_empty(shape)
-
-
-def operand_of(x: Tensor) -> str:
-    return _OPERANDS.get(x.dtype) or float32_operand(architecture(x))
 
 
 def accumulator(x: Tensor) -> torch.dtype:

@@ -29,11 +29,12 @@ from ...common.gpu.support import (
     jit,
     launchable,
     on_device_of,
+    operand_of,
     tl,
     wide,
 )
 from .configs import Config, choose
-from .problem import Problem, accumulator, gradient_constants, operand_of, steps_of, vector_of
+from .problem import Problem, accumulator, gradient_constants, steps_of, vector_of
 from .tiles import (
     grid_offset,
     in_elements,

@@ -36,13 +36,15 @@ from ...common.gpu.support import (
     jit,
     launchable,
     on_device_of,
+    operand_of,
     power_of_two,
     tl,
     wide,
 )
 from ...two_branch.gpu.algebra import merged_statistics
 from ...two_branch.gpu.steps import as_read
-from ...two_branch.gpu.tiles import block_positions, locate, operand_of, weight_tiles
+from ...two_branch.gpu.tiles import block_positions, locate, weight_tiles
+from ...two_branch.layout import empty_as
 from ...two_branch.reference import centred_bias
 from ...two_branch.statistics import precise
 from . import configs
@@ -215,13 +217,12 @@ def leni_laid_out(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: T
 
     So are the values of mean's first half, of max(x, 0). The bias may come as shares ``[shares, C]``, which are summed.
     """
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    y = empty_as(x, channels_last)
     if x.numel() == 0:
         return y
     batch, channels, height, width = x.shape
     kernel_size, target = taps.shape[0], architecture(x)
-    operand = operand_of(x, target)
+    operand = operand_of(x)
     vector, strides = units_of_rows(x, channels_last)
     config = for_vectors(configs.folded(channels, kernel_size, operand, target, channels_last), vector, operand,
                          channels_last, least_rows=1)

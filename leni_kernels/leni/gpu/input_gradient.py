@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ...common.gpu.packed import negative_part, widened
-from ...common.gpu.support import architecture, ceil_div, jit, launchable, on_device_of, tl, wide
+from ...common.gpu.support import architecture, ceil_div, jit, launchable, on_device_of, operand_of, tl, wide
 from ...two_branch.gpu.tiles import (
     ROUNDS,
     block_positions,
@@ -32,11 +32,11 @@ from ...two_branch.gpu.tiles import (
     index,
     load_pixels,
     locate,
-    operand_of,
     pixels_of,
     split,
     vectors,
 )
+from ...two_branch.layout import empty_as
 from ...two_branch.reference import folding_dtype
 from . import configs
 from .algebra import summed_taps
@@ -392,14 +392,13 @@ def input_gradient_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, weight
     ``weight`` ``[C, 2C]`` has x's dtype, ``constant`` and ``slope`` are float32 or for a float64 x float64; all three
     and D are contiguous, and D is of any floating dtype.
     """
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    dx = empty_as(x, channels_last)
     channels, kernel_size = x.shape[1], deconv_weight.shape[-1]
     taps_shape, dtype = (kernel_size, kernel_size, channels), folding_dtype(x.dtype)
     if x.numel() == 0:
         return dx, x.new_empty(0, *taps_shape, dtype=dtype)
     target = architecture(x)
-    operand = operand_of(x, target)
+    operand = operand_of(x)
     where = channels, kernel_size, operand, target, channels_last
     vector, strides = vectors(x, channels_last)
     grad_vector, grad_strides = gradient_vectors(grad, channels_last)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...common.gpu.packed import positive_part, widened
-from ...common.gpu.support import architecture, ceil_div, jit, launchable, on_device_of, tl, wide
+from ...common.gpu.support import architecture, ceil_div, jit, launchable, on_device_of, operand_of, tl, wide
 from ...two_branch.gpu.algebra import merged_statistics
 from ...two_branch.gpu.tiles import (
     ROUNDS,
@@ -27,7 +27,6 @@ from ...two_branch.gpu.tiles import (
     index,
     locate,
     merge_lanes,
-    operand_of,
     split,
 )
 from ...two_branch.reference import folding_dtype
@@ -107,7 +106,7 @@ def statistics_shares(x: Tensor, deconv_weight: Tensor, channels_last: bool) -> 
         return StatisticsShares(x.new_empty(0, dtype=torch.int64),
                                 *(x.new_empty(0, 2 * channels, dtype=dtype) for _ in range(2)))
     target = architecture(x)
-    operand = operand_of(x, target)
+    operand = operand_of(x)
     vector, strides = units_of_rows(x, channels_last)
     config = for_vectors(configs.statistics(channels, kernel_size, operand, target, channels_last), vector,
                          operand, channels_last)

@@ -16,9 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from ...common.gpu.packed import difference, positive_part
-from ...common.gpu.support import architecture, ceil_div, itemsize, jit, launchable, on_device_of, tl, wide
+from ...common.gpu.support import architecture, ceil_div, itemsize, jit, launchable, on_device_of, operand_of, tl, wide
 from ...two_branch.gpu.algebra import summed_weight
-from ...two_branch.gpu.tiles import gradient_vectors, index, load_pixels, operand_of, pixels_of, split, store_share
+from ...two_branch.gpu.tiles import gradient_vectors, index, load_pixels, pixels_of, split, store_share
 from ...two_branch.reference import folding_dtype
 from . import configs
 from .configs import Config, for_offsets, for_vectors
@@ -110,7 +110,7 @@ def weight_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, mean: Tensor |
     if x.numel() == 0:
         return x.new_empty(2 * channels + 1, 0, channels, dtype=dtype)
     target = architecture(x)
-    operand = operand_of(x, target)
+    operand = operand_of(x)
     vector, strides = units_of_rows(x, channels_last)
     config = for_vectors(configs.weight_gradient(channels, kernel_size, operand, target, channels_last), vector,
                          operand, channels_last)

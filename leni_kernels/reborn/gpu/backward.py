@@ -10,11 +10,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...two_branch.gpu.steps import as_read, or_empty
+from ...two_branch.layout import laid_out
 from ...two_branch.statistics import precise
 from .. import reference
 from .algebra import reborn_fold_backward
 from .input_gradient import branch_gradient
-from .tiles import laid_out
 from .weight_gradient import weight_shares
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...common.gpu.packed import positive_part
-from ...common.gpu.support import architecture, ceil_div, jit, launchable, on_device_of, tl, wide
+from ...common.gpu.support import architecture, ceil_div, jit, launchable, on_device_of, operand_of, tl, wide
 from ...two_branch.gpu.algebra import merged_statistics
 from ...two_branch.gpu.steps import as_read
 from ...two_branch.gpu.tiles import (
@@ -23,16 +23,16 @@ from ...two_branch.gpu.tiles import (
     index,
     less_mean,
     load_pixels,
-    operand_of,
     pixels_of,
     vectors,
     weight_tiles,
 )
+from ...two_branch.layout import empty_as
 from ...two_branch.statistics import precise
 from . import configs
 from .algebra import reborn_fold, update_reborn
 from .statistics import statistics_shares
-from .tiles import deconvolve, empty_like, extent_of, joined_rows, load_dense, tail_constants
+from .tiles import deconvolve, extent_of, joined_rows, load_dense, tail_constants
 
 
 @jit
@@ -95,12 +95,12 @@ def reborn_tail(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, channels_las
 def tail_laid_out(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None,
                   channels_last: bool) -> Tensor:
     """:func:`reborn_tail` for parameters as the kernel reads them: contiguous, and weight in x's dtype."""
-    y = empty_like(x, channels_last)
+    y = empty_as(x, channels_last)
     if x.numel() == 0:
         return y
     x, = joined_rows(channels_last, x)
     channels, target = x.shape[1], architecture(x)
-    operand = operand_of(x, target)
+    operand = operand_of(x)
     config = configs.tail(channels, operand, target, channels_last)
     vector, strides = vectors(x, channels_last)
     tiles = ceil_div(x.numel() // channels, config.pixels)

@@ -12,10 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...common.gpu.support import architecture, ceil_div, jit, launchable, on_device_of, tl, wide
-from ...two_branch.gpu.tiles import dense_offsets, gradient_vectors, index, load_pixels, operand_of, pixels_of, vectors
+from ...common.gpu.support import architecture, ceil_div, jit, launchable, on_device_of, operand_of, tl, wide
+from ...two_branch.gpu.tiles import dense_offsets, gradient_vectors, index, load_pixels, pixels_of, vectors
+from ...two_branch.layout import empty_as
 from . import configs
-from .tiles import empty_like, extent_of, joined_rows, tail_constants
+from .tiles import extent_of, joined_rows, tail_constants
 
 
 @jit
@@ -87,12 +88,12 @@ def branch_gradient(grad: Tensor, x: Tensor, negative: Tensor | None, matrix: Te
                     slope: Tensor | None, channels_last: bool) -> Tensor:
     """The gradient of x, or without ``negative`` of a z in its place, for the branch's ``matrix`` ``[C, C]``: its half
     of the weight transposed, in x's dtype."""
-    out = empty_like(x, channels_last)
+    out = empty_as(x, channels_last)
     if x.numel() == 0:
         return out
     x, grad = joined_rows(channels_last, x, grad)
     channels, target = x.shape[1], architecture(x)
-    operand = operand_of(x, target)
+    operand = operand_of(x)
     config = configs.branch_gradient(channels, operand, target, channels_last)
     vector, strides = vectors(x, channels_last)
     grad_vector, grad_strides = gradient_vectors(grad, channels_last)

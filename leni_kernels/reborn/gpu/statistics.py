@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...common.gpu.packed import widened
-from ...common.gpu.support import architecture, ceil_div, jit, launchable, on_device_of, tl, wide
+from ...common.gpu.support import architecture, ceil_div, jit, launchable, on_device_of, operand_of, tl, wide
 from ...two_branch.gpu.algebra import merged_statistics
 from ...two_branch.gpu.configs import StatisticsConfig
 from ...two_branch.gpu.tiles import (
@@ -24,7 +24,6 @@ from ...two_branch.gpu.tiles import (
     block_positions,
     index,
     merge_lanes,
-    operand_of,
     pixels_of,
     split,
     vectors,
@@ -81,7 +80,7 @@ def statistics_shares(z: Tensor, channels_last: bool) -> StatisticsShares:
                                 *(z.new_empty(0, channels, dtype=dtype) for _ in range(2)))
     z, = joined_rows(channels_last, z)
     target = architecture(z)
-    operand = operand_of(z, target)
+    operand = operand_of(z)
     config = configs.statistics(channels, operand, target, channels_last)
     vector, _ = vectors(z, channels_last)
     constants = statistics_constants(channels, vector, operand, config, channels_last) | {"WIDE": wide(z)}

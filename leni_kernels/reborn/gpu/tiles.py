@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...common.gpu.support import jit, tl
 from ...two_branch.gpu.tiles import dense_offsets
+from ...two_branch.layout import laid_out
 from .. import reference
 from .configs import TailConfig
 
@@ -28,11 +28,6 @@ def load_dense(base, image, row, column, inside, channel, height, columns, C: tl
     """A [pixels, channels] tile of an activation without gaps."""
     offset = dense_offsets(image, row, column, channel, height, columns, C, CHANNELS_LAST)
     return tl.load(base + offset, inside[:, None] & (channel < C)[None, :], 0.0)
-
-
-def empty_like(x: Tensor, channels_last: bool) -> Tensor:
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 def joined_rows(channels_last: bool, x: Tensor, *grad: Tensor) -> tuple[Tensor, ...]:
@@ -62,10 +57,6 @@ def tail_constants(channels: int, vector: int, operand: str, config: TailConfig,
 # D is ``[C, C // groups, k, k]``; z = D ⋆ᵀ min(x, 0) is laid out as x.
 
 
-def laid_out(tensor: Tensor, channels_last: bool) -> Tensor:
-    # A copy only where sizes of 1 let the library choose the other of two equal layouts.
-    return tensor.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-
-
 def deconvolve(x: Tensor, deconv_weight: Tensor, groups: int, channels_last: bool) -> Tensor:
+    # A copy only where sizes of 1 let the library choose the other of two equal layouts.
     return laid_out(reference.reborn_deconvolve(x, deconv_weight.to(x.dtype), groups), channels_last)

@@ -10,14 +10,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...common.gpu.packed import positive_part
-from ...common.gpu.support import architecture, ceil_div, jit, launchable, on_device_of, tl, wide
+from ...common.gpu.support import architecture, ceil_div, jit, launchable, on_device_of, operand_of, tl, wide
 from ...two_branch.gpu.algebra import summed_weight
 from ...two_branch.gpu.tiles import (
     centred,
     gradient_vectors,
     index,
     load_pixels,
-    operand_of,
     pixels_of,
     split,
     store_share,
@@ -90,7 +89,7 @@ def weight_shares(grad: Tensor, x: Tensor, z: Tensor, positive_mean: Tensor | No
         return x.new_empty(2 * channels + 1, 0, channels, dtype=dtype)
     x, grad = joined_rows(channels_last, x, grad)
     target = architecture(x)
-    operand = operand_of(x, target)
+    operand = operand_of(x)
     config = configs.weight_gradient(channels, operand, target, channels_last)
     vector, strides = vectors(x, channels_last)
     grad_vector, grad_strides = gradient_vectors(grad, channels_last)

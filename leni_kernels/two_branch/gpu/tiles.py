@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ...common.gpu.architectures import warp_size
@@ -16,7 +15,6 @@ from ...common.gpu.packed import widened
 from ...common.gpu.support import (
     LONGEST_RUN,
     ceil_div,
-    float32_operand,
     full_vector,
     itemsize,
     jit,
@@ -143,14 +141,6 @@ def store_share(shares, part, parts, output, channel, positive, negative, bias, 
 
 
 # ---- launches ----------------------------------------------------------------------------------------------
-
-_OPERANDS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
-
-
-def operand_of(x: Tensor, architecture: str) -> str:
-    """What the matrix units multiply for x's dtype: "fp16", "bf16", "tf32", "fp32" or "fp64"."""
-    return _OPERANDS.get(x.dtype) or float32_operand(architecture)
-
 
 def vectors(x: Tensor, channels_last: bool) -> tuple[int, tuple[int, int, int]]:
     """The length of an aligned vector along x's stride-1 dimension, and the other strides in vectors."""
