@@ -1,6 +1,6 @@
 """How fast the mechanisms are, block by block and in whole networks: the main benchmark.
 
-    python benchmarks/throughput.py                     everything, most of an hour on a CPU
+    python benchmarks/throughput.py                     everything, some five minutes on a CPU
     python benchmarks/throughput.py --quick             a few cases, within a minute
     python benchmarks/throughput.py --only leni         one mechanism
     python benchmarks/throughput.py --networks --save   Table 1 of the LENI paper in full, to be committed

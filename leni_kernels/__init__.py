@@ -1,4 +1,4 @@
-"""Learnable activations for CNNs at the price of a ReLU: LENI, Reborn, ConvReLU, AdaReLU, FullyParametricReLU."""
+"""Learnable activations for CNNs, fused: LENI, Reborn, ConvReLU, AdaReLU, FullyParametricReLU, CReLU."""
 
 from . import functional
 from ._version import __version__ as __version__

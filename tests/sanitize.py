@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("csrc", "leni_kernels", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+COPIED = ("benchmarks", "csrc", "leni_kernels", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
 COMPILER = os.environ.get("CXX", "c++").split()
 
@@ -41,7 +41,7 @@ def copied(kind: str) -> Path:
             shutil.copy2(ROOT / name, folder)
         else:
             shutil.rmtree(folder / name, ignore_errors=True)
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "out"))
     return folder
 
 

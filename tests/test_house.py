@@ -61,8 +61,6 @@ def test_a_mechanism_has_the_same_rooms_as_every_other(mechanism):
         "reference.py", "ops.py", "modules.py", "gpu/forward.py", "gpu/backward.py", "gpu/cases.py")]
     rooms += [f"csrc/{mechanism}/{room}" for room in (
         "problem.h", "operators.cpp", "kernels.cpp", "forward.h", "backward.h")]
-    rooms += [f"csrc/{mechanism}/{room}" for room in (
-        "problem.h", "operators.cpp", "kernels.cpp", "forward.h", "backward.h")]
     rooms += [f"tests/{mechanism}/{room}" for room in ("test_definition.py", "test_triton.py")]
     rooms += [f"benchmarks/cases/{mechanism}/{room}" for room in ("inference.py", "training.py")]
     assert [room for room in rooms if not (ROOT / room).is_file()] == []

@@ -51,7 +51,8 @@ from . import gpu, reference
 # ---- the operators -----------------------------------------------------------------------------------------
 # A block is one operator, and its backward another: the deconvolution, which makes z = D ⋆ᵀ min(x, 0), the norm, and
 # the tail behind it, [max(x, 0); z] and the folded 1×1 convolution. On the CPU a dense 3×3 deconvolution of few enough
-# channels, in float32 and with the batch's statistics, has kernels of its own; any other is the library's.
+# channels, in float32 and with the batch's statistics, has kernels of its own, and so has one of few products; any other
+# is the library's.
 # Statistics are one float64 tensor [2C + 1]: mean and biased variance of z, [C] each, and the count of values a channel
 # they come from. Parameters are as their layers hold them.
 
@@ -320,7 +321,7 @@ class RebornParameters(NamedTuple):
 
 
 class RebornCall(NamedTuple):
-    """One call of Reborn, as :class:`ops.LeniCall`."""
+    """One call of Reborn: tensors for the kernels, None if there is an obstacle, and layers for the definition."""
 
     x: Tensor
     dtype: torch.dtype
@@ -514,7 +515,7 @@ def reborn_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, groups:
         bias: ``[C]``.
         groups: the groups of the transposed convolution.
 
-    Returns and raises as :func:`ops.leni_folded`.
+    Returns and raises as :func:`leni_kernels.functional.leni_folded`.
     """
     return run_reborn_folded(x, taps, weight, bias, groups)
 

@@ -312,7 +312,7 @@ def leni_running_statistics(statistics: Tensor, negative_weight: Tensor | None, 
                             fusion_mean: Tensor | None, fusion_variance: Tensor | None,
                             fusion_batches: Tensor | None, fusion_momentum: float | None,
                             negative_eps: float) -> None:
-    """Count the batch and move both norms' running statistics, as :meth:`Norm.update` does."""
+    """Count the batch and move both norms' running statistics, as ``F.batch_norm`` does in training."""
     update_leni(
         statistics, *as_read(negative_weight, negative_bias), (negative_mean, negative_variance, negative_batches),
         negative_momentum, (fusion_mean, fusion_variance, fusion_batches), fusion_momentum, negative_eps)

@@ -55,8 +55,9 @@ def replace_relu(model: nn.Module, kind: str, where: Where = "all", *, example_i
             is neither counted nor asked for: the report says why.
         example_input: what the model is called with: a tensor, a tuple of arguments or a dictionary of them.
         include: "relu6", "hardswish": activations to replace along with ReLUs.
-        **options: for the new modules: ``kernel_size``, ``eps``, ``momentum`` of LENI and Reborn, ``groups`` of Reborn,
-            ``threshold_init`` of ConvReLU and AdaReLU; and ``sharing`` of AdaReLU, "channel", "layer" or "element".
+        **options: for the new modules: ``kernel_size``, ``eps``, ``momentum`` of LENI and Reborn, ``groups`` and
+            ``compress_kernel_size`` of Reborn, ``threshold_init`` of ConvReLU and AdaReLU; and ``sharing`` of AdaReLU,
+            "channel", "layer" or "element".
 
     Returns:
         The new model and a :class:`Report`, which prints as a table. The model is checked: with ReLUs in the blocks'

@@ -1,4 +1,4 @@
-"""The algebra of the norms in Triton: what ``statistics.py`` says of vectors of channels, a launch at a time.
+"""The algebra of the norms on vectors of channels, in Triton, a launch at a time.
 
 What a pass over the activations leaves, shares of a few hundred programs, one launch sums, puts through the algebra
 and casts and lays out for the next pass: no PyTorch call stands between two kernels. The formulas are derived at the
