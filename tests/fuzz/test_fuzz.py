@@ -34,13 +34,13 @@ def script_in(output, path):
 
 
 def test_a_campaign_that_is_always_the_same():
-    finished = run("run.py", "--seconds", 12, "--seed", 0)
+    finished = run("run.py", "--seconds", 6, "--seed", 0)
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
 def test_a_new_campaign():
     seed = random.SystemRandom().randrange(10**6)  # the other tests' seed is fixed
-    finished = run("run.py", "--seconds", 15, "--seed", seed)
+    finished = run("run.py", "--seconds", 9, "--seed", seed)
     print(finished.stdout)  # the seed too
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
@@ -71,8 +71,8 @@ def test_a_crash_is_reported_and_the_campaign_goes_on(tmp_path):
 
 
 def test_the_same_seed_draws_the_same_configurations():
-    first, second = (run("run.py", "--count", 40, "--seed", 5, "--mechanism", "ada_relu").stdout for _ in range(2))
-    assert "\nada_relu: 40 (40 right)" in first
+    first, second = (run("run.py", "--count", 15, "--seed", 5, "--mechanism", "ada_relu").stdout for _ in range(2))
+    assert "\nada_relu: 15 (15 right)" in first
     assert re.sub(r"in \d+ s.*", "", first) == re.sub(r"in \d+ s.*", "", second)
 
 
