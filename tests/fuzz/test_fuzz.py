@@ -34,13 +34,14 @@ def script_in(output, path):
 
 
 def test_a_campaign_that_is_always_the_same():
-    finished = run("run.py", "--seconds", 6, "--seed", 0)
+    finished = run("run.py", "--count", 200, "--seed", 0)
     assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "\n200 configurations" in finished.stdout
 
 
 def test_a_new_campaign():
     seed = random.SystemRandom().randrange(10**6)  # the other tests' seed is fixed
-    finished = run("run.py", "--seconds", 9, "--seed", seed)
+    finished = run("run.py", "--count", 300, "--seed", seed)
     print(finished.stdout)  # the seed too
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
