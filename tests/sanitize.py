@@ -32,9 +32,8 @@ SUITES = ("tests/conv_relu/test_kernel_forward.py", "tests/conv_relu/test_kernel
           "tests/pointwise/test_isa.py", "tests/pointwise/test_parity.py")
 
 
-def copied(kind: str) -> Path:
+def copied(folder: Path) -> Path:
     """A copy of the checkout, without what it has built, in the place of an earlier one."""
-    folder = ROOT / "build" / f"sanitize-{kind}"
     folder.mkdir(parents=True, exist_ok=True)
     for name in COPIED:
         if (ROOT / name).is_file():
@@ -102,7 +101,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=60, help="of the fuzzer, on each instruction set; 0: without")
     parser.add_argument("--seed", type=int, default=0, help="of the fuzzer")
     arguments = parser.parse_intermixed_args()
-    folder = copied(arguments.kind)
+    folder = copied(ROOT / "build" / f"sanitize-{arguments.kind}")
     build(arguments.kind, folder)
     sanitized = environment(arguments.kind, folder)
     best, passed = best_isa(folder, sanitized), []

@@ -1,5 +1,6 @@
 """The sanitizers see faults in what setup.py's flags compile and tests/sanitize.py's environment runs."""
 
+import os
 import runpy
 import shutil
 import subprocess
@@ -39,3 +40,11 @@ def test_a_fault_is_reported_and_fails(kind, function, argument, report, monkeyp
                              env=sanitize.environment(kind, tmp_path), capture_output=True, text=True)
     assert process.returncode != 0
     assert report in process.stderr
+
+
+def test_what_is_copied_is_all_that_the_suites_need(tmp_path):
+    folder = sanitize.copied(tmp_path / "copy")
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *sanitize.SUITES]
+    process = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, capture_output=True,
+                             text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
