@@ -5,8 +5,9 @@ compilation succeeds, nothing spills (no stack, no STL or LDL; on AMD no stack a
 serialises no warpgroup product (C7515), the tile fits in shared memory, and x is read in loads as wide as its
 alignment allows. Matrix instructions are held where a kernel multiplies half or TF32 operands: HGMMA or UTC*MMA where
 the accumulator has the 64 rows those need, HMMA or v_mfma elsewhere, none where a kernel multiplies elementwise.
-Plain float32 multiplies in FFMA, by PyTorch's own setting; float64 exists for checks. Both on the newest Triton and
-on the oldest; ``make codegen`` compiles every case, and ``benchmarks/results/codegen.json`` says what it found.
+Plain float32 multiplies in FFMA, by PyTorch's own setting; float64 exists for checks. All on the newest Triton, and
+on the oldest each kernel once; ``make codegen`` compiles every case on both, and ``benchmarks/results/codegen.json``
+says what it found.
 """
 
 from __future__ import annotations

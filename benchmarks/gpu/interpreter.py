@@ -1,4 +1,4 @@
-"""Triton's interpreter, at three times its speed."""
+"""Triton's interpreter, without what it does for nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def patch_once() -> None:
-    """Leave out what the interpreter does over and over for nothing."""
+    """Patch the interpreter; its results stay as they are."""
     from triton.runtime import interpreter
 
     _patch_modules_once(interpreter.InterpretedFunction)
