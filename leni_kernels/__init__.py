@@ -5,13 +5,13 @@ from ._version import __version__ as __version__
 from .common.backends import BackendUnavailableError, explain, use_backend
 from .common.norm import Norm
 from .conv_relu.modules import ConvReLU1d, ConvReLU2d, ConvReLU3d
-from .leni.modules import LENI2d
+from .leni.modules import LENI1d, LENI2d, LENI3d
 from .networks import surgery
 from .networks.folding import fold
 from .networks.recipes import AlternatingSchedule, parameter_groups
 from .networks.surgery import replace_relu
 from .pointwise.modules import AdaReLU, CReLU, FullyParametricReLU
-from .reborn.modules import Reborn2d
+from .reborn.modules import Reborn1d, Reborn2d, Reborn3d
 
 __all__ = [
     "AdaReLU",
@@ -22,9 +22,13 @@ __all__ = [
     "ConvReLU2d",
     "ConvReLU3d",
     "FullyParametricReLU",
+    "LENI1d",
     "LENI2d",
+    "LENI3d",
     "Norm",
+    "Reborn1d",
     "Reborn2d",
+    "Reborn3d",
     "explain",
     "fold",
     "functional",

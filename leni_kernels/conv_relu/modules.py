@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..common import checks
+from ..common.leaf import Leaf
 from ..pointwise import thresholds
 from . import ops
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class _ConvReLU(nn.modules.conv._ConvNd):
+class _ConvReLU(Leaf, nn.modules.conv._ConvNd):
     """What ConvReLU1d, ConvReLU2d and ConvReLU3d add to the ``nn.ConvNd`` that each of them is."""
 
     _convolution: ClassVar[type[nn.Module]]

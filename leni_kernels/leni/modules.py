@@ -1,14 +1,60 @@
-"""LENI as a module that stands where an ``nn.ReLU`` stood, and its inference form."""
+"""LENI as modules that stand where an ``nn.ReLU`` stood, and its inference form."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..two_branch.modules import Block, FoldedBlock, norm_state, sync_group, weight_and_bias
+from ..two_branch.modules import (
+    LAYERS,
+    Block,
+    FoldedBlock,
+    in_a_plane,
+    norm_state,
+    sync_group,
+    weight_and_bias,
+    weight_in_a_plane,
+)
 from . import ops
 
 
-class LENI2d(Block):
+class _LENI(Block):
+    """What LENI1d, LENI2d and LENI3d share."""
+
+    def __init__(self, channels: int, kernel_size: int = 3, eps: float = 1e-5, momentum: float | None = 0.1,
+                 device: object = None, dtype: object = None) -> None:
+        super().__init__(channels, kernel_size, channels, eps, momentum, device, dtype)
+        _, norm, conv = LAYERS[self.dims]
+        self.bn_fusion = norm(2 * channels, eps=eps, momentum=momentum, device=device, dtype=dtype)
+        self.compress = conv(2 * channels, channels, 1, device=device, dtype=dtype)
+
+    def parameters_for_kernels(self) -> ops.LeniParameters:
+        """The children's tensors as they are now."""
+        children = self._modules
+        taps, (weight, bias) = weight_and_bias(children["deconv"])[0], weight_and_bias(children["compress"])
+        if self.dims == 1:
+            taps, weight = weight_in_a_plane(taps), weight_in_a_plane(weight)
+        return ops.LeniParameters(taps, norm_state(children["bn_negative"]), norm_state(children["bn_fusion"]), weight,
+                                  bias)
+
+    def obstacle(self) -> str | None:
+        children = self._modules
+        if sync_group(children["bn_negative"]) != sync_group(children["bn_fusion"]):
+            return "the two batch norms synchronise over different process groups"
+        return super().obstacle()
+
+    def forward(self, x: Tensor) -> Tensor:
+        obstacle = self.obstacle()
+        parameters = self.parameters_for_kernels() if obstacle is None else None
+        children = self._modules
+        layers = (children["deconv"], children["bn_negative"], children["bn_fusion"], children["compress"])
+        group = sync_group(layers[1])
+        if self.dims == 2:
+            return ops.run_leni(x, parameters, layers, obstacle, group)
+        return in_a_plane(type(self).__name__, x, self.dims, layers,
+                          lambda x, layers: ops.run_leni(x, parameters, layers, obstacle, group))
+
+
+class LENI2d(_LENI):
     """LENI (Cai, Peng, Shen 2023, §3.1): ``compress(bn_fusion([max(x,0); bn_negative(deconv(min(x,0)))]))``.
 
     Takes and returns ``[N, C, H, W]``, in any floating dtype and memory format. The block is one fused
@@ -36,30 +82,37 @@ class LENI2d(Block):
         TypeError: for a dtype that does not fit the parameters'.
     """
 
-    def __init__(self, channels: int, kernel_size: int = 3, eps: float = 1e-5, momentum: float | None = 0.1,
-                 device: object = None, dtype: object = None) -> None:
-        super().__init__(channels, kernel_size, channels, eps, momentum, device, dtype)
-        self.bn_fusion = nn.BatchNorm2d(2 * channels, eps=eps, momentum=momentum, device=device, dtype=dtype)
-        self.compress = nn.Conv2d(2 * channels, channels, 1, device=device, dtype=dtype)
+    dims = 2
+    deconv: nn.ConvTranspose2d
+    bn_negative: nn.BatchNorm2d
+    bn_fusion: nn.BatchNorm2d
+    compress: nn.Conv2d
 
-    def parameters_for_kernels(self) -> ops.LeniParameters:
-        """The children's tensors as they are now."""
-        children = self._modules
-        return ops.LeniParameters(weight_and_bias(children["deconv"])[0], norm_state(children["bn_negative"]),
-                                  norm_state(children["bn_fusion"]), *weight_and_bias(children["compress"]))
 
-    def obstacle(self) -> str | None:
-        children = self._modules
-        if sync_group(children["bn_negative"]) != sync_group(children["bn_fusion"]):
-            return "the two batch norms synchronise over different process groups"
-        return super().obstacle()
+class LENI1d(_LENI):
+    """LENI (Cai, Peng, Shen 2023, §3.1) on ``[N, C, L]``; otherwise as :class:`LENI2d`, with layers for that.
 
-    def forward(self, x: Tensor) -> Tensor:
-        obstacle = self.obstacle()
-        parameters = self.parameters_for_kernels() if obstacle is None else None
-        children = self._modules
-        layers = (children["deconv"], children["bn_negative"], children["bn_fusion"], children["compress"])
-        return ops.run_leni(x, parameters, layers, obstacle, sync_group(layers[1]))
+    It runs on the kernels of LENI2d, as a feature map of height 1.
+    """
+
+    dims = 1
+    deconv: nn.ConvTranspose1d
+    bn_negative: nn.BatchNorm1d
+    bn_fusion: nn.BatchNorm1d
+    compress: nn.Conv1d
+
+
+class LENI3d(_LENI):
+    """LENI (Cai, Peng, Shen 2023, §3.1) on ``[N, C, D, H, W]``; otherwise as :class:`LENI2d`, with layers for that.
+
+    No kernel serves: its layers run one by one.
+    """
+
+    dims = 3
+    deconv: nn.ConvTranspose3d
+    bn_negative: nn.BatchNorm3d
+    bn_fusion: nn.BatchNorm3d
+    compress: nn.Conv3d
 
 
 class FoldedLENI2d(FoldedBlock):

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..common.leaf import Leaf
 from . import ops, thresholds
 
 
-class AdaReLU(nn.Module):
+class AdaReLU(Leaf):
     """AdaReLU (Gao, Cai, Ji 2020, eq. 4-6): ``x if x > threshold else threshold``, a ReLU at the start.
 
     Takes and returns ``[N, C, *spatial]``, in any floating dtype and memory format.
@@ -64,7 +65,7 @@ class AdaReLU(nn.Module):
         return str(shape[0] if len(shape) == 1 else shape)
 
 
-class FullyParametricReLU(nn.Module):
+class FullyParametricReLU(Leaf):
     """FullyParametricReLU (Varshney, Singh 2021, "FReLU"): one slope per channel and sign.
 
     A ReLU at the start. Takes and returns ``[N, C, *spatial]``, in any floating dtype and memory format.
@@ -109,7 +110,7 @@ class FullyParametricReLU(nn.Module):
         return str(self.positive_slope.shape[0])
 
 
-class CReLU(nn.Module):
+class CReLU(Leaf):
     """CReLU (Shang et al. 2016): ``[N, C, *spatial]`` to ``[max(x, 0); max(-x, 0)]``, ``[N, 2C, *spatial]``.
 
     Takes any floating dtype and memory format.

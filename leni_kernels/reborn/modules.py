@@ -1,15 +1,57 @@
-"""Reborn as a module that stands where an ``nn.ReLU`` stood, and its inference forms."""
+"""Reborn as modules that stand where an ``nn.ReLU`` stood, and its inference forms."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..two_branch.modules import Block, FoldedBlock, norm_state, sync_group, weight_and_bias
+from ..two_branch.modules import (
+    LAYERS,
+    Block,
+    FoldedBlock,
+    in_a_plane,
+    norm_state,
+    sync_group,
+    weight_and_bias,
+    weight_in_a_plane,
+)
 from . import ops
 from .reference import FoldedReborn, FoldedRebornFeatures
 
 
-class Reborn2d(Block):
+class _Reborn(Block):
+    """What Reborn1d, Reborn2d and Reborn3d share."""
+
+    def __init__(self, channels: int, kernel_size: int = 3, groups: int = 1, compress_kernel_size: int = 1,
+                 compress: bool = True, eps: float = 1e-5, momentum: float | None = 0.1, device: object = None,
+                 dtype: object = None) -> None:
+        super().__init__(channels, kernel_size, groups, eps, momentum, device, dtype)
+        if compress_kernel_size < 1 or compress_kernel_size % 2 == 0:
+            raise ValueError(f"{type(self).__name__}: compress_kernel_size must be odd, got {compress_kernel_size}")
+        self.compress = LAYERS[self.dims][2](2 * channels, channels, compress_kernel_size, device=device, dtype=dtype,
+                                             padding=compress_kernel_size // 2) if compress else None
+
+    def parameters_for_kernels(self) -> ops.RebornParameters:
+        """The children's tensors as they are now."""
+        children = self._modules
+        deconv, compress = children["deconv"], children.get("compress")
+        taps, (weight, bias) = weight_and_bias(deconv)[0], weight_and_bias(compress) if compress else (None, None)
+        if self.dims == 1:
+            taps, weight = weight_in_a_plane(taps), None if weight is None else weight_in_a_plane(weight)
+        return ops.RebornParameters(taps, norm_state(children["bn_negative"]), weight, bias, deconv.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        obstacle = self.obstacle()
+        parameters = self.parameters_for_kernels() if obstacle is None else None
+        children = self._modules
+        layers = (children["deconv"], children["bn_negative"], children.get("compress"))
+        group = sync_group(layers[1])
+        if self.dims == 2:
+            return ops.run_reborn(x, parameters, layers, obstacle, group)
+        return in_a_plane(type(self).__name__, x, self.dims, layers,
+                          lambda x, layers: ops.run_reborn(x, parameters, layers, obstacle, group))
+
+
+class Reborn2d(_Reborn):
     """Reborn (Cai, Huang, Peng 2021, eq. 2): ``compress([max(x,0); bn_negative(deconv(min(x,0)))])``.
 
     Takes and returns ``[N, C, H, W]``, in any floating dtype and memory format; without compression it returns
@@ -42,29 +84,34 @@ class Reborn2d(Block):
         TypeError: for a dtype that does not fit the parameters'.
     """
 
-    def __init__(self, channels: int, kernel_size: int = 3, groups: int = 1, compress_kernel_size: int = 1,
-                 compress: bool = True, eps: float = 1e-5, momentum: float | None = 0.1, device: object = None,
-                 dtype: object = None) -> None:
-        super().__init__(channels, kernel_size, groups, eps, momentum, device, dtype)
-        if compress_kernel_size < 1 or compress_kernel_size % 2 == 0:
-            raise ValueError(f"Reborn2d: compress_kernel_size must be odd, got {compress_kernel_size}")
-        self.compress = nn.Conv2d(2 * channels, channels, compress_kernel_size, padding=compress_kernel_size // 2,
-                                  device=device, dtype=dtype) if compress else None
+    dims = 2
+    deconv: nn.ConvTranspose2d
+    bn_negative: nn.BatchNorm2d
+    compress: nn.Conv2d | None
 
-    def parameters_for_kernels(self) -> ops.RebornParameters:
-        """The children's tensors as they are now."""
-        children = self._modules
-        deconv, compress = children["deconv"], children.get("compress")
-        of_compress = (None, None) if compress is None else weight_and_bias(compress)
-        return ops.RebornParameters(weight_and_bias(deconv)[0], norm_state(children["bn_negative"]),
-                                    *of_compress, deconv.groups)
 
-    def forward(self, x: Tensor) -> Tensor:
-        obstacle = self.obstacle()
-        parameters = self.parameters_for_kernels() if obstacle is None else None
-        children = self._modules
-        layers = (children["deconv"], children["bn_negative"], children.get("compress"))
-        return ops.run_reborn(x, parameters, layers, obstacle, sync_group(layers[1]))
+class Reborn1d(_Reborn):
+    """Reborn (Cai, Huang, Peng 2021, eq. 2) on ``[N, C, L]``; otherwise as :class:`Reborn2d`, with layers for that.
+
+    It runs on the kernels of Reborn2d, as a feature map of height 1.
+    """
+
+    dims = 1
+    deconv: nn.ConvTranspose1d
+    bn_negative: nn.BatchNorm1d
+    compress: nn.Conv1d | None
+
+
+class Reborn3d(_Reborn):
+    """Reborn (Cai, Huang, Peng 2021, eq. 2) on ``[N, C, D, H, W]``; otherwise as :class:`Reborn2d`, with layers for it.
+
+    No kernel serves: its layers run one by one.
+    """
+
+    dims = 3
+    deconv: nn.ConvTranspose3d
+    bn_negative: nn.BatchNorm3d
+    compress: nn.Conv3d | None
 
 
 class FoldedReborn2d(FoldedBlock):

@@ -6,12 +6,15 @@ parametrized, is an attribute.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from ..common.hooks import hooked
 from ..common.kept import Kept
+from ..common.leaf import Leaf
 from ..common.norm import Norm
 
 
@@ -45,7 +48,10 @@ def sync_group(norm: nn.Module) -> str:
     return group.group_name if group.size() > 1 else ""
 
 
-_PLAIN_LAYERS = (nn.ConvTranspose2d, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm)
+LAYERS = {1: (nn.ConvTranspose1d, nn.BatchNorm1d, nn.Conv1d), 2: (nn.ConvTranspose2d, nn.BatchNorm2d, nn.Conv2d),
+          3: (nn.ConvTranspose3d, nn.BatchNorm3d, nn.Conv3d)}
+"""The layers of a block, by its number of spatial dimensions."""
+_PLAIN_LAYERS = (*LAYERS[2], *LAYERS[1], *LAYERS[3], nn.SyncBatchNorm)
 
 
 def _untouched(layer: nn.Module) -> bool:
@@ -62,8 +68,10 @@ def _plain(layer: nn.Module) -> bool:
     return type(layer) in _PLAIN_LAYERS or any(type(layer).forward is known.forward for known in _PLAIN_LAYERS)
 
 
-class Block(nn.Module):
-    """What LENI2d and Reborn2d share: the deconvolution and its norm."""
+class Block(Leaf):
+    """What LENI and Reborn share, of any dimensions: the deconvolution and its norm."""
+
+    dims: ClassVar[int]
 
     if TYPE_CHECKING:  # of nn.Module's own call, no type checker knows the result
         def __call__(self, x: Tensor) -> Tensor: ...
@@ -75,12 +83,15 @@ class Block(nn.Module):
             raise ValueError(f"{type(self).__name__}: kernel_size must be odd, got {kernel_size}")
         factory = {"device": device, "dtype": dtype}
         self.channels = channels
-        self.deconv = nn.ConvTranspose2d(channels, channels, kernel_size, padding=kernel_size // 2,
-                                         groups=groups, bias=False, **factory)
-        self.bn_negative = nn.BatchNorm2d(channels, eps=eps, momentum=momentum, **factory)
+        deconv, norm, _ = LAYERS[self.dims]
+        self.deconv = deconv(channels, channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=False,
+                             **factory)
+        self.bn_negative = norm(channels, eps=eps, momentum=momentum, **factory)
 
     def obstacle(self) -> str | None:
         """Why the children must be called one by one, or None if only their tensors matter."""
+        if self.dims == 3:
+            return "kernels exist for one and two spatial dimensions"
         for name, child in self._modules.items():
             if child is None or _untouched(child):
                 continue
@@ -94,10 +105,47 @@ class Block(nn.Module):
         return f"{self.channels}"
 
 
+# ---- blocks of one and of three dimensions -----------------------------------------------------------------
+# A signal [N, C, L] is a feature map of height 1. A volume is one whose rows are those of all its planes, for what
+# goes by its values one by one; its layers see it as it is.
+
+
+def weight_in_a_plane(weight: Tensor) -> Tensor:
+    """The weight of a 1d convolution, ``[O, I, k]``, as that of a 2d one on height 1, ``[O, I, k, k]``."""
+    beside = weight.shape[-1] // 2
+    return F.pad(weight.unsqueeze(2), (0, 0, beside, beside))
+
+
+def in_a_plane(name: str, x: Tensor, dims: int, layers: Sequence[nn.Module | None],
+               run: Callable[[Tensor, tuple[Any, ...]], Tensor]) -> Tensor:
+    """``run(x, layers)``, which is for feature maps, on ``[N, C, *spatial]`` with layers for these.
+
+    Raises:
+        ValueError: for an x of other dimensions, or none of whose sites there is.
+    """
+    spatial = x.shape[2:]
+    if len(spatial) != dims or 0 in (*spatial, x.shape[1]):
+        raise ValueError(f"{name}: x must be [N, C, {'L' if dims == 1 else 'D, H, W'}] with at least one channel and "
+                         f"site, got shape {tuple(x.shape)}")
+
+    def planar(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+        return lambda y: _plane(layer(_as_it_is(y, spatial)))
+
+    return _as_it_is(run(_plane(x), tuple(layer and planar(layer) for layer in layers)), spatial)
+
+
+def _plane(x: Tensor) -> Tensor:
+    return x.unsqueeze(2) if x.dim() == 3 else x.flatten(2, 3)
+
+
+def _as_it_is(y: Tensor, spatial: Sequence[int]) -> Tensor:
+    return y.squeeze(2) if len(spatial) == 1 else y.unflatten(2, spatial[:2])
+
+
 # ---- inference forms ---------------------------------------------------------------------------------------
 
 
-class FoldedBlock(nn.Module):
+class FoldedBlock(Leaf):
     """Holds folded tensors, a named tuple of them, as parameters that do not train, and their mean as a buffer.
 
     What the kernels read of them is kept between calls, and made again when a tensor changes, in place or for another;
