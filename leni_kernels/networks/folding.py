@@ -17,17 +17,12 @@ from ..reborn.reference import fold_reborn, fold_reborn_features
 def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
     """Turn each :class:`LENI2d` and :class:`Reborn2d` of a model into its folded inference form.
 
-    Everything else is left alone, subclasses of the two included. A block used at several places stays one
-    object. Norms are folded in float32 (float64 for float64 blocks) and the folded parameters keep that dtype
-    and the block's device, whatever the dtype of the activations: a bfloat16 model is not rounded twice. A Reborn
-    block whose compression is larger than 1×1 becomes two modules, its folded branches and the compression. Fold
-    before ``torch.compile``. A batch norm after a convolution is PyTorch's to fold, with the tracer that knows the
-    blocks:
-
-    ```python
-    traced = torch.fx.GraphModule(folded, leni_kernels.surgery.Tracer().trace(folded))
-    fused = torch.fx.experimental.optimization.fuse(traced, no_trace=True)
-    ```
+    Everything else is left alone, subclasses of the two and blocks of one and three dimensions included. A block used
+    at several places stays one object. Norms are folded in float32 (float64 for float64 blocks) and the folded
+    parameters keep that dtype and the block's device, whatever the dtype of the activations: a bfloat16 model is not
+    rounded twice. A Reborn block whose compression is larger than 1×1 becomes two modules, its folded branches and the
+    compression. Fold before ``torch.compile``. A batch norm after a convolution is PyTorch's to fold:
+    ``torch.fx.experimental.optimization.fuse(folded)``.
 
     Args:
         model: in eval mode; may itself be a block.

@@ -1,7 +1,7 @@
 """Whole networks with a mechanism where ReLUs were."""
 
-from .graphs import Rewired, Tracer
+from ..forwards import InTurn
 from .replace import replace_relu
 from .report import Report, Row
 
-__all__ = ["Report", "Rewired", "Row", "Tracer", "replace_relu"]
+__all__ = ["InTurn", "Report", "Row", "replace_relu"]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from ...leni.modules import LENI2d
+from ...leni.modules import LENI1d, LENI2d, LENI3d
 from ...pointwise.modules import AdaReLU, FullyParametricReLU
-from ...reborn.modules import Reborn2d
-from .call_sites import Observer, Site
-from .operations import Operation, dtype, region, settled
+from ...reborn.modules import Reborn1d, Reborn2d, Reborn3d
+from .call_sites import Site, activation
+from .operations import Operation, dtype, settled
 
 Shape = tuple[int, ...]
 
@@ -40,8 +40,9 @@ def _options(module: type[nn.Module]) -> frozenset[str]:
         ("channels", "shape", "device", "dtype", "compress"))
 
 
-def _of_channels(module: type[nn.Module]) -> Callable[..., nn.Module]:
-    return lambda shape, **options: module(shape[1], **options)
+def _of_channels(*modules: type[nn.Module]) -> Callable[..., nn.Module]:
+    """Makes the last of the modules, or that for the shape's number of spatial dimensions, the first being for one."""
+    return lambda shape, **options: modules[min(len(shape) - 3, len(modules) - 1)](shape[1], **options)
 
 
 def _ada_relu(shape: Shape, sharing: str = "channel", **options: Any) -> AdaReLU:
@@ -57,8 +58,8 @@ def _flops_of_weights(block: nn.Module, shape: Shape) -> int:
 
 
 KINDS = {
-    "leni": Kind(_options(LENI2d), 4, 4, _of_channels(LENI2d), _flops_of_weights),
-    "reborn": Kind(_options(Reborn2d), 4, 4, _of_channels(Reborn2d), _flops_of_weights),
+    "leni": Kind(_options(LENI2d), 3, 5, _of_channels(LENI1d, LENI2d, LENI3d), _flops_of_weights),
+    "reborn": Kind(_options(Reborn2d), 3, 5, _of_channels(Reborn1d, Reborn2d, Reborn3d), _flops_of_weights),
     "ada_relu": Kind(_options(AdaReLU) | {"sharing"}, 2, math.inf, _ada_relu, lambda block, shape: 0),
     "fully_parametric_relu": Kind(_options(FullyParametricReLU), 2, math.inf, _of_channels(FullyParametricReLU),
                                   lambda block, shape: math.prod(shape[1:])),
@@ -66,21 +67,22 @@ KINDS = {
 
 
 class Blocks:
-    """A :class:`~.operations.Plan`: a block for each ReLU."""
+    """A block for each ReLU."""
 
-    notes = ()
-
-    def __init__(self, name: str, model: nn.Module, observer: Observer, options: Mapping[str, Any]) -> None:
-        self._kind, self._model, self._observer, self._options = KINDS[name], model, observer, options
+    def __init__(self, name: str, model: nn.Module, options: Mapping[str, Any]) -> None:
+        self._kind, self._model, self._options = KINDS[name], model, options
 
     def obstacle(self, site: Site) -> str | None:
         if self._kind.least <= len(site.shape) <= self._kind.most:
             return None
-        wanted = "[N, C, H, W]" if self._kind.most == 4 else "[N, C, *spatial]"
-        return f"the block takes {wanted}, this is {list(site.shape)}"
+        return f"the block takes [N, C, *spatial], this is {list(site.shape)}"
 
-    def operation(self, site: Site) -> Operation:
+    def operations(self, sites: Sequence[Site]) -> dict[str, Operation]:
+        return {site.name: self._operation(site) for site in sites}
+
+    def _operation(self, site: Site) -> Operation:
         block = self._kind.make(site.shape, device=site.device, dtype=dtype(site), **self._options)
         parameters = sum(parameter.numel() for parameter in block.parameters())
-        return Operation(site, settled(self._model, site, block), region(self._observer, site), type(block).__name__,
-                         parameters, self._kind.flops(block, site.shape))
+        note = type(block).__name__ + (", without the cap at 6" if site.sort == "relu6" else "")
+        return Operation(site, settled(self._model, site, block), activation(site.sort), note, parameters,
+                         self._kind.flops(block, site.shape))

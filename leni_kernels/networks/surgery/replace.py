@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,98 +11,132 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..examples import Arguments, ExampleError, arguments_of, copied, near, run
 from .blocks import KINDS, Blocks
-from .call_sites import FUNCTIONS, MODULES, Observer, Site, sort_of
-from .fusion import OPTIONS, Fusion, listed
-from .graphs import CannotRewireError, Edit, mode, rewire, swap
+from .call_sites import MODULES, Site
+from .edits import Editor, apply
+from .fusion import OPTIONS, Fusion
+from .observed import observe
 from .operations import Operation, obstacle
 from .report import Report, Row
+from .unseen import only_in_training, rows_not_run
 
 Where = str | Sequence[str] | Callable[[int, str], bool]
 
 
 def replace_relu(model: nn.Module, kind: str, where: Where = "all", *, example_input: Any, include: Sequence[str] = (),
-                 **options: Any) -> tuple[nn.Module, Report]:
+                 strict: bool = False, **options: Any) -> tuple[nn.Module, Report]:
     """Put a mechanism where a network calls ReLUs.
 
     What counts is the call, not the module: an ``nn.ReLU`` called twice is two sites, and ``F.relu``, ``torch.relu``,
-    ``x.relu()``, ``relu_`` and ``inplace=True`` are seen as well. ``example_input`` shows them: the model runs on it in
-    eval mode, without gradients, and neither its running statistics nor the random state change. A site is called
-    after the caller and the callee, and numbered when repeated: ``layer1.0.relu``, ``layer1.0.relu_1``.
+    ``x.relu()``, ``relu_`` and ``inplace=True`` are seen as well. ``example_input`` shows them: copies of the model run
+    on it in eval and in training mode. A site is called after the caller and the callee, and numbered when repeated:
+    ``layer1.0.relu``, ``layer1.0.relu_1``.
 
-    A ReLU module that runs once is replaced as a module, and nothing else changes. Where another kind of call has to
-    change, the module whose forward makes it becomes a :class:`Rewired`: ``torch.fx`` traces that one forward,
-    in training and in eval mode, and the children stay what they were. The rest of the network may be any Python.
+    The forward that the user wrote is what runs. A ReLU module that one place calls is replaced as a module. Any other
+    call goes to a block of its own, which its caller gets: the source of that one function is compiled anew with
+    ``self.relu_1(x)`` in the call's place, for a subclass of the caller's class that has the same name. Calls that the
+    example does not make stay what they are. A place that makes several calls, as in a loop, has several blocks, called
+    in turn (``lk.surgery.InTurn``); a forward that makes more of these calls than the example, or fewer, raises. What
+    can be told in no way stays, and the report says why.
 
     "conv_relu" is different: it replaces the convolutions that read a ReLU by ConvReLUs on the ReLU's input, with the
-    weights they had, and removes the ReLU. A ReLU that others read too (a skip connection, a concatenation) stays for
-    these. Where anything stands in between (pooling, dropout) nothing is fused. At thresholds of 0 the output of
-    the network is what it was. ReLU6 is fused as ``min(x, 6)`` before a ConvReLU. Who reads what, a trace of the whole
-    network tells; of what ``torch.fx`` cannot trace, the children are taken one by one.
+    weights they had. The ReLU goes, or stays for others that read it too (a skip connection, a concatenation), in which
+    case a ConvReLU that is given anything but its output raises. The example has to show these others, unless they are
+    in the function that calls the ReLU. Where anything stands in between (pooling, dropout) nothing is fused. At
+    thresholds of 0 the output of the network is what it was. ReLU6 is fused as ``min(x, 6)`` before a ConvReLU.
 
-    The axis after the first is taken for channels. New modules get the activation's device, the dtype of the
-    parameters around it, the memory format of the model and the mode of their caller; the rest keeps everything,
-    ``requires_grad`` included.
+    The axis after the first is taken for channels, also of ``[N, tokens, C]``, which ``where`` can leave out. New
+    modules get the activation's device, the dtype of the parameters around it, the memory format of the model and the
+    mode of their caller; the rest keeps everything, ``requires_grad`` included.
 
     Args:
         model: any module, before ``torch.compile`` and ``DistributedDataParallel``. It is left as it is, and the
             result shares nothing with it.
         kind: "leni", "reborn", "conv_relu", "ada_relu" or "fully_parametric_relu".
         where: "all"; "first", "first:N" or "last:N" in order of execution; name patterns, as of ``fnmatch``, one of
-            which must match; or a function of index and name. What the kind cannot take, as LENI a feature vector,
-            is neither counted nor asked for: the report says why.
+            which must match; or a function of index and name. What cannot be replaced, as by LENI a feature vector, is
+            neither counted nor asked for: the report says why.
         example_input: what the model is called with: a tensor, a tuple of arguments or a dictionary of them.
         include: "relu6", "hardswish": activations to replace along with ReLUs.
+        strict: refuse a call that is asked for and cannot be sent to a block, in place of leaving it.
         **options: for the new modules: ``kernel_size``, ``eps``, ``momentum`` of LENI and Reborn, ``groups`` and
             ``compress_kernel_size`` of Reborn, ``threshold_init`` of ConvReLU and AdaReLU; and ``sharing`` of AdaReLU,
             "channel", "layer" or "element".
 
     Returns:
         The new model and a :class:`Report`, which prints as a table. The model is checked: with ReLUs in the blocks'
-        places it computes what it did on the example.
+        places it computes in both modes what it did on the example.
 
     Raises:
         ValueError: for an unknown kind or ``where``, a pattern that matches nothing, a model without ReLUs or with none
-            that the kind can take, an example that the model does not run on, or a call that would have to
-            change in a forward that cannot be traced; the message names it.
+            that the kind can take, an example that the model does not run on, or what ``strict`` refuses.
         TypeError: for an option that the kind does not take, or a model that is wrapped, scripted or compiled.
     """
     _check_model(model)
     _check_arguments(kind, include, options)
-    choose = _chooser(where)
-    result = copy.deepcopy(model)
-    arguments = _arguments(example_input)
-    before = _run(result, arguments)
-    with Observer() as observer:
-        observer.read(_run(result, arguments))
-    sites = [site for site in observer.sites if site.sort == "relu" or site.sort in include]
-    if not sites:
+    choose, arguments = _chooser(where), arguments_of(example_input)
+    before = _outputs(copied(model), arguments, example_input)
+    observation = observe(copied(model), arguments)
+    sites = [site for site in observation.sites if site.sort in ("relu", *include)]
+    if not any(not site.within for site in sites):
         raise ValueError(f"replace_relu: {type(model).__name__} calls no {' or '.join(('relu', *include))}"
-                         + _others(observer.sites))
-    plan = Fusion(result, observer, options) if kind == "conv_relu" else Blocks(kind, result, observer, options)
-    obstacles = {site.name: obstacle(site) or plan.obstacle(site) for site in sites}
-    chosen = choose([name for name, reason in obstacles.items() if reason is None], list(obstacles))
-    if not chosen:
+                         + _others(observation.sites))
+    editor = Editor(observation)
+    out_of_reach = {site.name: obstacle(site) or editor.obstacle(site) for site in sites}
+    within_reach = [name for name, reason in out_of_reach.items() if reason is None]
+    plan = (Fusion(observation, within_reach, options) if kind == "conv_relu"
+            else Blocks(kind, observation.model, options))
+    obstacles = {site.name: obstacle(site) or plan.obstacle(site) or out_of_reach[site.name] for site in sites}
+    able = [site.name for site in sites if obstacles[site.name] is None
+            or (strict and obstacles[site.name] == editor.obstacle(site))]
+    chosen = choose(able, list(obstacles))
+    refused = [f"{name} cannot be replaced: {obstacles[name]}" for name in able if name in chosen and obstacles[name]]
+    if refused:
+        raise ValueError(f"replace_relu: {'; '.join(refused)}. `where` can leave these out")
+    operations = plan.operations([site for site in sites if site.name in chosen])
+    if not operations:
         raise ValueError(f"replace_relu: nothing that {kind} can replace was asked for\n" + "\n".join(
             f"  {name}: {reason or 'not asked for'}" for name, reason in obstacles.items()))
-    operations = {site.name: plan.operation(site) for site in sites if site.name in chosen}
-    rows = [_row(site, operations.get(site.name), obstacles[site.name]) for site in sites]
-    rows += _rows_not_run(result, observer, include)
-    result, note = _operate(result, observer, list(operations.values()))
-    _check_same(result, arguments, before, list(operations.values()))
-    return result, Report(kind, tuple(rows), (*plan.notes, *note))
+    edits = editor.edits([operation.site for operation in operations.values()])
+    after = _outputs(apply(copied(model), edits, operations, trial=True), arguments, example_input)
+    _check_same(after, before)
+    paths = {site.name: edit.module_of(site) for edit in edits if not edit.kept for site in edit.sites}
+    rows = [_row(site, operations.get(site.name), obstacles[site.name], paths.get(site.name, "")) for site in sites]
+    rows += rows_not_run(observation, include)
+    result = apply(copied(model), edits, operations, trial=False)
+    notes = filter(None, (observation.note, *only_in_training(observation)))
+    return result, Report(kind, tuple(rows), tuple(notes))
 
 
-def _row(site: Site, operation: Operation | None, reason: str | None) -> Row:
+def _row(site: Site, operation: Operation | None, reason: str | None, path: str) -> Row:
     if operation is None:
         return Row(site.name, site.text, site.shape, False, reason or "not asked for")
-    return Row(site.name, site.text, site.shape, True, operation.note, operation.parameters, operation.flops)
+    return Row(site.name, site.text, site.shape, True, operation.note, operation.parameters, operation.flops, path)
 
 
-def _rows_not_run(model: nn.Module, observer: Observer, include: Sequence[str]) -> list[Row]:
-    note = "does not run on the example in eval mode, or runs within a layer of torch.nn"
-    return [Row(name, f"nn.{type(module).__name__}", (), False, note) for name, module in model.named_modules()
-            if not observer.calls[module] and sort_of(module) in ("relu", *include)]
+def _outputs(model: nn.Module, arguments: Arguments, example: Any) -> list[Any]:
+    """What the model returns in eval and in training mode; None where it does not run in the latter."""
+    try:
+        in_eval = run(model, arguments, training=False)
+    except ExampleError as error:
+        shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in pytree.tree_leaves(arguments)]
+        hint = ("" if not isinstance(example, list) else
+                "\nA list is taken for the arguments; a model that takes a list as its one argument is shown ([...],)")
+        raise ValueError(f"replace_relu: {type(model).__name__} does not run on the example of shape "
+                         f"{', '.join(map(str, shapes))}: {error}{hint}") from error
+    with suppress(ExampleError):
+        return [in_eval, run(model, arguments, training=True)]
+    return [in_eval, None]
+
+
+def _check_same(after: Sequence[Any], before: Sequence[Any]) -> None:
+    """Require the example's outputs, with the activations of old in the places of the blocks."""
+    for mode, actual, expected in zip(("eval", "training"), after, before, strict=True):
+        if not near(actual, expected):
+            raise ValueError("replace_relu: with ReLUs in the places of the new modules the network does not compute "
+                             f"what it did, in {mode} mode: something is shared in a way that the example does not "
+                             "show; `where` can leave calls out")
 
 
 def _check_model(model: nn.Module) -> None:
@@ -149,11 +181,16 @@ def _chooser(where: Where) -> Callable[[Sequence[str], Sequence[str]], set[str]]
 
     def matching(names: Sequence[str], every: Sequence[str]) -> set[str]:
         for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in every):
+            if not any(_matches(name, pattern) for name in every):
                 raise ValueError(f"replace_relu: the pattern {pattern!r} matches none of {', '.join(every)}")
-        return {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+        return {name for name in names if any(_matches(name, pattern) for pattern in patterns)}
 
     return matching
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a pattern is a name, which may have brackets in it, or fits it."""
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def _slice(where: str) -> Callable[[Sequence[str], Sequence[str]], set[str]]:
@@ -167,106 +204,3 @@ def _slice(where: str) -> Callable[[Sequence[str], Sequence[str]], set[str]]:
                          f"a function of index and name, got {where!r}")
     number = int(count)
     return lambda names, every: set(names[:number] if end == "first" else names[-number:])
-
-
-# ---- running the example ------------------------------------------------------------------------------------
-
-
-def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
-
-
-def _run(model: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-    """The output in eval mode; the arguments, the model and the random state stay as they are."""
-    args, kwargs = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, arguments)
-    devices = {tensor.device for tensor in (*model.parameters(), *pytree.tree_leaves(arguments))
-               if isinstance(tensor, Tensor) and tensor.is_cuda}
-    of_python = random.getstate()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices), mode(model, training=False):
-            # Runs are compared. Not torch.manual_seed, which would seed the GPUs that are not forked too.
-            random.seed(0)
-            for generator in (torch.default_generator, *(torch.cuda.default_generators[gpu.index] for gpu in devices)):
-                generator.manual_seed(0)
-            return model(*args, **kwargs)
-    except Exception as error:  # the model is the user's: anything may go wrong in it
-        shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in pytree.tree_leaves(arguments)]
-        raise ValueError(f"replace_relu: {type(model).__name__} does not run on the example of shape "
-                         f"{', '.join(map(str, shapes))}: {error}") from error
-    finally:
-        random.setstate(of_python)
-
-
-# ---- the operation ------------------------------------------------------------------------------------------
-
-
-def _operate(model: nn.Module, observer: Observer,
-             operations: Sequence[Operation]) -> tuple[nn.Module, tuple[str, ...]]:
-    """Do all of it; returns the model, or what took its place, and a note on the modules rewritten."""
-    rewritten = []
-    for region, edits in _by_region(operations).items():
-        try:
-            rewired = rewire(region, observer.names[region], edits)
-        except CannotRewireError as error:
-            names = ", ".join(edit.site.name for edit in edits)
-            raise ValueError(f"replace_relu: {names} cannot be replaced: {error}. Replacing a module is not enough "
-                             "there; `where` can leave these out") from error
-        rewritten.append(observer.names[region] or "the model")
-        model = swap(model, {region: rewired})
-    swaps = {old: new for operation in operations for old, new in operation.convolutions.items()}
-    swaps |= {operation.site.module: operation.block for operation in operations if operation.region is None}
-    note = f"forwards that are now graphs: {listed(rewritten)}"
-    return swap(model, swaps), (note,) if rewritten else ()
-
-
-def _by_region(operations: Sequence[Operation]) -> dict[nn.Module, list[Edit]]:
-    """The edits of each module to rewrite, where one within another goes to the outer."""
-    regions = {operation.region for operation in operations} - {None}
-    edits: dict[nn.Module, list[Edit]] = {}
-    for operation in operations:
-        if operation.region is not None:
-            outermost = next(module for module in operation.site.callers if module in regions)
-            edits.setdefault(outermost, []).append(
-                Edit(operation.site, operation.block, operation.past, operation.past_callers, operation.cap))
-    return edits
-
-
-def _check_same(model: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]], before: Any,
-                operations: Sequence[Operation]) -> None:
-    """Require the example's output, with the activations of old in the places of the blocks."""
-    with _as_before(operations):
-        after = _run(model, arguments)
-    if not all(_near(*pair) for pair in zip(pytree.tree_leaves(after), pytree.tree_leaves(before), strict=True)):
-        raise ValueError("replace_relu: with ReLUs in the places of the new modules the network does not compute what "
-                         "it did: something is shared in a way that the example and a trace do not show; `where` can "
-                         "leave calls out")
-
-
-def _near(actual: Any, expected: Any) -> bool:
-    """Whether two outputs agree, as far as a GPU that chooses its algorithms anew lets them; a slip is far greater."""
-    if not isinstance(expected, Tensor):
-        return True
-    if actual.shape != expected.shape or not expected.numel():
-        return actual.shape == expected.shape
-    actual, expected = actual.double(), expected.double()
-    scale = expected.nan_to_num(0.0, 0.0, 0.0).abs().max().item()
-    return torch.allclose(actual, expected, rtol=0.0, atol=1e-2 * scale, equal_nan=True)
-
-
-@contextmanager
-def _as_before(operations: Sequence[Operation]) -> Iterator[None]:
-    stand_ins: dict[nn.Module, Callable[..., Tensor]] = {}
-    for operation in operations:
-        if operation.block is not None and not operation.convolutions:
-            stand_ins[operation.block] = FUNCTIONS[operation.site.sort]
-        for conv, new in operation.convolutions.items():
-            stand_ins[new] = lambda x, conv=conv: conv(torch.relu(x))
-    for module, forward in stand_ins.items():
-        module.forward = forward
-    try:
-        yield
-    finally:
-        for module in stand_ins:
-            del module.forward

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 class Row:
     """One call of a ReLU.
 
-    ``note`` says what stands there now, or why nothing new does. ``parameters`` and ``flops`` are what was added, the
-    latter for one sample: additions and multiplications of the folded form, comparisons not counted.
+    ``note`` says what stands there now, or why nothing new does, and ``module`` the path of the new module.
+    ``parameters`` and ``flops`` are what was added, the latter for one sample: additions and multiplications of the
+    folded form, comparisons not counted.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Row:
     note: str
     parameters: int = 0
     flops: int = 0
+    module: str = ""
 
 
 @dataclass(frozen=True)
