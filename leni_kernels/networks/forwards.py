@@ -64,7 +64,7 @@ def place_of(module: nn.Module, frame: types.FrameType, is_callee: Callable[[Any
     Raises:
         UnplacedError: if no call of a callee, in the source of a method of the module, can be told to be it.
     """
-    place, _, call = _located(module, frame, lambda call: _operand(call, frame, is_callee) is not None)
+    place, _, call = _located(module, frame, lambda function, call: _operand(call, frame, is_callee) is not None)
     local = {*frame.f_code.co_varnames, *frame.f_code.co_cellvars}
     names = [node.id for node in ast.walk(call.func) if isinstance(node, ast.Name) and node.id in local]
     is_method = not (call.args or call.keywords)
@@ -72,21 +72,21 @@ def place_of(module: nn.Module, frame: types.FrameType, is_callee: Callable[[Any
 
 
 def _located(module: nn.Module, frame: types.FrameType | None,
-             matches: Callable[[ast.Call], bool]) -> tuple[Place, Function, ast.Call]:
+             matches: Callable[[Function, ast.Call], bool]) -> tuple[Place, Function, ast.Call]:
     """Where a frame is at a call that matches, in which function, and the call."""
     cls, code = type(module), frame.f_code
     place, function = next(((place, function) for place, function in _methods(cls)
                             if any(each is code for each in _all(function))
                             and (_this(function, frame) is module or _this(function, frame) is None)), (None, None))
     if place is None and frame.f_back is not None and code is not nn.Module._call_impl.__code__:
-        place, caller, call = _located(module, frame.f_back, lambda call: True)
+        place, caller, call = _located(module, frame.f_back, lambda function, call: getattr(
+            _callee(function, call), "__code__", None) is code)
         function = _callee(caller, call)
-        place = place if getattr(function, "__code__", None) is code else None
     if place is None or place.attribute in vars(module):
         raise UnplacedError(f"it is called in {code.co_name}, which is neither a method of {cls.__name__} nor a "
                             "function that one calls")
     running = [(index, call) for index, call in enumerate(_calls(_source(function)[0]))
-               if _runs(call, frame) and matches(call)]
+               if _runs(call, frame) and matches(function, call)]
     if len(running) != 1:
         raise UnplacedError(f"{code.co_name} of {cls.__name__} does not call it by name, as self.relu(x) or F.relu(x), "
                             "or calls several in a line, which Python 3.10 cannot tell apart")
@@ -312,7 +312,9 @@ def _same(code: types.CodeType, other: types.CodeType) -> bool:
     # Not all instructions: how a module's function is called depends on the imports of the file.
     operators = [[(each.opname, each.argrepr) for each in dis.get_instructions(both)
                   if each.opname.startswith(("BINARY", "COMPARE", "INPLACE", "UNARY"))] for both in (code, other)]
-    constants = [[each for each in both.co_consts if not isinstance(each, types.CodeType)] for both in (code, other)]
+    # Nor, of Python 3.10, the names of functions within, which are of the surroundings too.
+    constants = [[each for each in both.co_consts if not isinstance(each, types.CodeType)
+                  and not (isinstance(each, str) and "<locals>" in each)] for both in (code, other)]
     parts = [list(_all(both))[1:] for both in (code, other)]
     return (operators[0] == operators[1] and constants[0] == constants[1] and code.co_names == other.co_names
             and code.co_varnames == other.co_varnames and code.co_freevars == other.co_freevars

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import random
+import sys
 
 import pytest
 import torch
@@ -798,6 +799,7 @@ def test_modules_are_replaced_in_what_cannot_be_traced():
     assert report.replaced == 4
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 tells no two calls in a line apart")
 def test_what_no_trace_can_follow_is_replaced():
     for call in (lambda self, x: F.relu(x), lambda self, x: self.act(self.act(x))):
         model = branching(call, act=nn.ReLU())

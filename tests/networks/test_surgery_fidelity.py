@@ -42,7 +42,8 @@ class Plain(nn.Module):
         self.n, self.log, self.num_classes = 0, [], 10
 
     def body(self, x):
-        return self.last(self.relu(self.second(self.relu(F.relu(self.first(x))))))
+        y = self.relu(F.relu(self.first(x)))
+        return self.last(self.relu(self.second(y)))
 
     def forward(self, x):
         return self.body(x)

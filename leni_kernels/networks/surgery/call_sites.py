@@ -277,7 +277,7 @@ class Observer(TorchFunctionMode):
             return None
         else:
             site = Site(self._calls.name_of_function(spelling.sort), *spelling, self._calls.callers, None, frame)
-            self._add(site, _is_function)
+            self._add(site, lambda called: _sort_of_function(called) == spelling.sort)
         return None if site.within else site
 
 
@@ -293,13 +293,11 @@ def _names_of(x: Tensor, depth: int) -> Iterator[tuple[str, ...]]:
         yield tuple(sorted(name for name, value in frame.f_locals.items() if value is x and name in variables))
 
 
-def _is_function(value: Any) -> bool:
+def _sort_of_function(value: Any) -> str | None:
     while isinstance(value, partial):
         value = value.func
-    try:
-        return value in _SPELLINGS
-    except TypeError:  # it cannot be hashed
-        return False
+    with suppress(TypeError):  # it cannot be hashed
+        return _SPELLINGS[value].sort if value in _SPELLINGS else None
 
 
 def _storage(tensor: Tensor) -> int:

@@ -98,7 +98,8 @@ class Editor:
 
     def _can_swap(self, site: Site) -> bool:
         """Whether a module can take the activation module's place, since nothing else calls that."""
-        return (site.module in self._paths and not (site.reread or site.keyword)
+        told = site.spot is not None or len(self._visits[site.key]) == 1
+        return (site.module in self._paths and told and not (site.reread or site.keyword)
                 and len(self._spots[site.module]) == 1 and not self._beside(site))
 
     def _beside(self, site: Site) -> set[Spot]:
