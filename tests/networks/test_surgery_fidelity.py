@@ -396,8 +396,11 @@ class Doubling(nn.ReLU):
 
 
 def test_classes_that_inherit_from_an_activation():
-    _, report = replaced(nn.Sequential(conv(), Inheriting(True)), "ada_relu")
-    assert [(row.site, row.note) for row in report.rows] == [("Inheriting(inplace)", "AdaReLU")]
+    model = nn.Sequential(conv(), Inheriting(True))
+    model[0].unused = Inheriting()
+    _, report = replaced(model, "ada_relu")
+    assert [(row.name, row.site, row.replaced) for row in report.rows] == [
+        ("1", "Inheriting(inplace)", True), ("0.unused", "Inheriting", False)]
     model = nn.Sequential(conv(), Doubling(), conv(), nn.ReLU()).double()
     result, report = replaced(model, "ada_relu")
     assert [row.name for row in report.rows if row.replaced] == ["3"]

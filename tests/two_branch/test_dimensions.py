@@ -53,7 +53,7 @@ def test_children_are_layers_of_these_dimensions(make, dims, options):
                           3: (nn.ConvTranspose3d, nn.BatchNorm3d, nn.Conv3d)}[dims]
     assert (type(block.deconv), type(block.bn_negative)) == (deconv, norm)
     assert block.compress is None or type(block.compress) is conv
-    like = {1: lk.LENI2d, 3: lk.LENI2d}[dims] if make in (lk.LENI1d, lk.LENI3d) else lk.Reborn2d
+    like = lk.LENI2d if make in (lk.LENI1d, lk.LENI3d) else lk.Reborn2d
     assert block.state_dict().keys() == like(4, **options).state_dict().keys()
 
 

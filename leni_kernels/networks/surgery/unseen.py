@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .call_sites import sort_of
+from .call_sites import MODULES, sort_of
 from .observed import Observation
 from .report import Row
 
@@ -27,7 +27,7 @@ def rows_not_run(observation: Observation, include: Sequence[str]) -> list[Row]:
         if module in seen or name.startswith(tuple(scripted)):
             continue
         if sort_of(module) in ("relu", *include):
-            rows.append(Row(name, f"nn.{type(module).__name__}", (), False, _NOT_RUN))
+            rows.append(Row(name, "nn." * (type(module) in MODULES) + type(module).__name__, (), False, _NOT_RUN))
         rows += [Row(name, text, (), False, "runs within a layer that is not opened") for text in _within(module)]
     return rows
 
