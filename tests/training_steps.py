@@ -32,6 +32,21 @@ def truth(block, x, grad):
     return step("reference", copy.deepcopy(block).double(), x.double(), grad.double())
 
 
+def loss(block, x):
+    return block(x).sin().sum()
+
+
+def second_gradients(block, x):
+    """The gradients of a loss, and then those of a penalty on them: each of x and of every parameter that trains."""
+    x = x.detach().clone().requires_grad_()
+    leaves = [x, *(parameter for parameter in block.parameters() if parameter.requires_grad)]
+    first = torch.autograd.grad(loss(block, x), leaves, create_graph=True)
+    weights = (torch.linspace(-1, 1, leaf.numel(), dtype=leaf.dtype, device=leaf.device).view_as(leaf)
+               for leaf in leaves)
+    penalty = sum((gradient * weight).sum() for gradient, weight in zip(first, weights, strict=True))
+    return *first, *torch.autograd.grad(penalty, leaves, allow_unused=True, materialize_grads=True)
+
+
 def dense_truth(grad, grad_z, x, deconv_weight, weight):
     """z and the gradients of x and D in float64: what Reborn's own deconvolution and its last pass are to give."""
     leaves = x.double().requires_grad_(), deconv_weight.double().requires_grad_()

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from . import checks
+from .operators import watched
 
 NAMES = ("cpp", "triton", "reference")
 
@@ -64,7 +66,7 @@ class Operation:
     def __call__(self, call: Any) -> Tensor:
         backend = self.backends[-1]
         if _forced is None:
-            for kernel in self._kernels:
+            for kernel in self._kernels if _why_no_kernels(call) is None else ():
                 if kernel.why_not(call) is None and not (_any_failed and _why_failed(self.name, kernel.name, call)):
                     backend = kernel
                     break
@@ -79,7 +81,9 @@ class Operation:
         return self(call)
 
     def _why_not(self, backend: Backend, call: Any) -> str | None:
-        return backend.why_not(call) or _why_failed(self.name, backend.name, call)
+        if backend is self.backends[-1]:
+            return None
+        return _why_no_kernels(call) or backend.why_not(call) or _why_failed(self.name, backend.name, call)
 
     def _named(self, name: str, call: Any) -> Backend:
         for backend in self.backends:
@@ -108,6 +112,21 @@ def _no_kernel(operation: str) -> str:
 
 def _unavailable(name: str, operation: str, reason: str) -> BackendUnavailableError:
     return BackendUnavailableError(f"backend '{name}' cannot run {operation}: {reason}")
+
+
+def _why_no_kernels(call: Any) -> str | None:
+    """Why what is around a call needs PyTorch's own operators, whose insides it knows, or None if it does not."""
+    if torch._C._are_functorch_transforms_active():
+        return "it is inside a transform of torch.func, and kernels have no rules for these"
+    if forward_ad._current_level >= 0 and any(map(_has_tangent, tree_leaves(call))):
+        return "forward-mode differentiation goes through it, and kernels have no rules for that"
+    if watched() and torch.onnx.is_in_onnx_export():
+        return "it is exported to ONNX, which has no such operator"
+    return None
+
+
+def _has_tangent(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and forward_ad.unpack_dual(leaf).tangent is not None
 
 
 def constant_to_the_compiler(function: Any) -> Any:
@@ -149,15 +168,20 @@ def with_reference(operation: str, backend: str, run: Callable[..., Any],
     return run_or_reference
 
 
-def gradients_of(definition: Callable[..., Tensor], inputs: tuple[Tensor, ...], needs: tuple[bool, ...],
+def gradients_of(definition: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], needs: tuple[bool, ...],
                  grad: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients of ``definition(*inputs)`` by autograd for that of its result, None where not needed.
 
     They can be differentiated again where grad mode is on, as it is in a backward with ``create_graph``.
     """
     again = torch.is_grad_enabled()
-    leaves = [tensor if again and tensor.requires_grad else tensor.detach().requires_grad_(needed)
-              for tensor, needed in zip(inputs, needs, strict=True)]
+
+    def leaf(tensor: Tensor | None, needed: bool) -> Tensor | None:
+        if tensor is None or (again and tensor.requires_grad):
+            return tensor
+        return tensor.detach().requires_grad_(needed)
+
+    leaves = list(map(leaf, inputs, needs))
     with torch.enable_grad():
         y = definition(*leaves)
     wanted = [leaf for leaf, needed in zip(leaves, needs, strict=True) if needed]
@@ -311,7 +335,12 @@ def explain(module_or_function: Callable[..., Any], *inputs: Any, **options: Any
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def fake(value: Any) -> Any:
-        return fake_mode.from_tensor(value) if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            return value
+        of_primal = fake_mode.from_tensor(value)
+        if forward_ad._current_level < 0 or not _has_tangent(value):
+            return of_primal
+        return forward_ad.make_dual(of_primal, torch.zeros_like(of_primal))
 
     inputs = torch.utils._pytree.tree_map(fake, inputs)
     options = torch.utils._pytree.tree_map(fake, options)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _LIBRARY = torch.library.Library("leni_kernels", "FRAGMENT")
 
@@ -28,11 +29,14 @@ def launch_at_once(operator: Any, launch: Callable[..., Any]) -> None:
     _launches[operator] = launch
 
 
-def eager(operator: Any) -> Callable[..., Any]:
-    """The operator, or what it launches where its tensors are plain ones and nobody traces or intercepts calls."""
+def unframed(operator: Any) -> Callable[..., Any]:
+    """What an operator runs, without the frame in Python of its call, for where nobody compiles.
+
+    It is what the operator launches, where its tensors are plain ones and nobody traces or intercepts calls.
+    """
     launch = _launches.get(operator)
     if launch is None:
-        return operator
+        return operator._op
 
     def call(*inputs: Any) -> Any:
         return operator(*inputs) if intercepted(inputs[0]) else launch(*inputs)
@@ -40,16 +44,15 @@ def eager(operator: Any) -> Callable[..., Any]:
     return call
 
 
-def unframed(operator: Any) -> Callable[..., Any]:
-    """As :func:`eager`, but without the frame in Python of an operator's call, for where nobody compiles."""
-    return eager(operator) if operator in _launches else operator._op
-
-
 def intercepted(tensor: Tensor) -> bool:
     """Whether somebody traces calls, or sees each one, of a mode, a transform or a tensor that is no plain one."""
+    return watched() or type(tensor) not in (Tensor, torch.nn.Parameter)
+
+
+def watched() -> bool:
+    """Whether somebody traces calls, or sees each one, of a mode or a transform."""
     return (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-            or torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None
-            or type(tensor) not in (Tensor, torch.nn.Parameter))
+            or torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None)
 
 
 def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Any:
@@ -76,26 +79,22 @@ def without_gradients(operator: Any) -> Callable[..., Any]:
     return call
 
 
-def once_differentiable(operator: Any, message: str) -> Callable[..., Any]:
-    """Register that nothing can be differentiated through a backward's operator, which raises the message.
+def once_differentiable(operator: Any) -> Callable[..., Any]:
+    """Register that an operator of a backward has no gradients; returns what calls it."""
+    return _without(operator, "cannot be differentiated again as an operator; use_backend('reference') can")
 
-    Returns what calls it.
-    """
 
+def inference_only(operator: Any) -> Callable[..., Any]:
+    """Register that an operator of inference has no gradients; returns what calls it."""
+    return _without(operator, "is for inference and has no gradients; in a graph that is exported with gradients on, "
+                              "another one stands in its place")
+
+
+def _without(operator: Any, message: str) -> Callable[..., Any]:
     def raise_it(ctx: Any, *grads: Tensor) -> None:
-        raise NotImplementedError(message)
+        raise NotImplementedError(f"leni_kernels: operator {operator._schema.name} {message}")
 
-    torch.library.register_autograd(operator._schema.name, raise_it, setup_context=lambda *_, **__: None)
-
-    at_once = unframed(operator)
-
-    def call(*inputs: Any) -> Any:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return operator(*inputs)
-        with _BelowAutograd():
-            return at_once(*inputs)
-
-    return call
+    return differentiable(operator, lambda *_: None, raise_it)
 
 
 def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], None],
@@ -115,11 +114,22 @@ def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], No
             save(ctx, inputs, output)
             return output
 
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> None:
+            raise no_rule()
+
     Differentiable.backward = staticmethod(backward)
     apply = Differentiable.apply
 
+    def no_rule() -> NotImplementedError:
+        return NotImplementedError(
+            f"leni_kernels: operator {operator._schema.name} has no rule for forward-mode differentiation and the "
+            "transforms of torch.func; under use_backend('reference') PyTorch's own operators run, which have")
+
     def run(*inputs: Any) -> Any:
-        if torch.is_grad_enabled():
+        if torch._C._are_functorch_transforms_active():
+            raise no_rule()
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
             return apply(*inputs)
         with _BelowAutograd():
             return at_once(*inputs)
@@ -135,7 +145,7 @@ def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], No
         _LIBRARY.impl(operator._schema.name, run_as_operator, "Autograd", allow_override=True)
 
     def call(*inputs: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return operator(*inputs)
         return apply(*inputs) if torch.is_grad_enabled() else run(*inputs)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..common import checks, extension
 from ..common.backends import Backend, Operation, gradients_of, with_reference
 from ..common.gpu import support
-from ..common.operators import differentiable, needed
+from ..common.operators import differentiable, inference_only, needed, once_differentiable
 from . import gpu, reference
 from .gpu.configs import converts
 from .reference import Pads
@@ -64,11 +64,6 @@ def _fake_taps(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | None
     return _empty(x, (x.shape[0], weight.shape[0], *x.shape[2:]), channels_last)
 
 
-def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError("leni_kernels: double backward through ConvReLU's kernels is not supported; "
-                              "use_backend('reference') supports it")
-
-
 def _backward_by_reference(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor,
                            *rest: Any) -> tuple[Tensor | None, ...]:
     """What the operator of backward returns, from the definition; None where it is not needed."""
@@ -89,7 +84,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(operator: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad[:4]
-    gradients = operator(grad, *ctx.saved_tensors, *ctx.options, *needs)
+    # With create_graph only the reference can be differentiated again.
+    run = _backward_by_reference if torch.is_grad_enabled() else operator
+    gradients = run(grad, *ctx.saved_tensors, *ctx.options, *needs)
     return *(gradients if all(needs) else needed(gradients, needs)), None, None, None, None, None
 
 
@@ -99,10 +96,10 @@ def _operators(backend: str) -> Kernels:
     for name, fake in zip(names, (_fake_forward, _fake_backward, _fake_taps), strict=True):
         torch.library.register_fake(f"leni_kernels::{name}", fake)
     forward, backward, taps = (getattr(torch.ops.leni_kernels, name).default for name in names)
-    backward = differentiable(backward, lambda *_: None, _no_double_backward)
+    backward = once_differentiable(backward)
     if backend == "triton":
         backward = with_reference("conv_relu_backward", backend, backward, _backward_by_reference)
-    return Kernels(differentiable(forward, _save, partial(_backward, backward)), backward, taps)
+    return Kernels(differentiable(forward, _save, partial(_backward, backward)), backward, inference_only(taps))
 
 
 if extension.why_missing is None:

@@ -21,8 +21,8 @@ from ..common.norm import Norm
 from ..common.operators import define, differentiable, once_differentiable, without_gradients
 from ..two_branch.layout import empty_as, is_channels_last, laid_out
 from ..two_branch.ops import (
-    DOUBLE_BACKWARD,
     GIVEN,
+    SYNCHRONISED,
     check_block,
     check_folded,
     check_values,
@@ -30,12 +30,14 @@ from ..two_branch.ops import (
     fake_parameter_gradients,
     folded_fits,
     gradient_of,
+    gradients_again,
     how_triton,
     norm_fits,
     only_first_differentiable,
     only_needed,
     operators_of,
     read,
+    records_gradients,
     steps_of,
     tensors_fit,
     wants_gradient,
@@ -195,6 +197,19 @@ def _save_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     only_first_differentiable(ctx, output)
 
 
+def _gradients_again(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
+    """Of x, D, γ1, β1, γ2, β2, P and c, in a backward with ``create_graph``."""
+    *parameters, needs, negative_eps, fusion_eps = rest
+
+    def block(x: Tensor, deconv_weight: Tensor, *rest: Tensor | None) -> Tensor:
+        gamma1, beta1, gamma2, beta2, compress_weight, bias = rest
+        norms = (Norm(None, None, gamma1, beta1, True, eps=negative_eps),
+                 Norm(None, None, gamma2, beta2, True, eps=fusion_eps))
+        return reference.leni(x, *LeniParameters(deconv_weight, *norms, compress_weight, bias).layers())
+
+    return gradients_again(block, (x, *parameters, x.new_zeros(x.shape[1])), needs, grad)
+
+
 def _training(steps: Steps) -> Callable[..., tuple[Tensor, Tensor]]:
     """What trains a process' own batch, with autograd: ``steps.training`` without statistics."""
 
@@ -208,8 +223,11 @@ def _training(steps: Steps) -> Callable[..., tuple[Tensor, Tensor]]:
         if ctx.given:
             raise NotImplementedError(GIVEN)
         needs = ctx.needs_input_grad
-        gradients = steps.training_backward(grad, *ctx.saved_tensors, None, *ctx.options, needs[0] or needs[1])
-        return only_needed(gradients[:-1], needs)
+        if torch.is_grad_enabled():
+            gradients = _gradients_again(grad, *ctx.saved_tensors[:-1], needs[:8], *ctx.options[:2])
+        else:
+            gradients = steps.training_backward(grad, *ctx.saved_tensors, None, *ctx.options, needs[0] or needs[1])[:-1]
+        return only_needed(gradients, needs)
 
     return differentiable(steps.training, save, backward)
 
@@ -249,7 +267,7 @@ def _define_synchronised(backend: str, steps: Steps) -> Callable[..., tuple[Tens
     backward_operator = define(f"leni_synchronised_backward_{backend}(Tensor grad, {tensors}Tensor statistics, "
                                f"{options}, bool needs_input) -> ({', '.join(['Tensor'] * 8)})", backward,
                                fake_backward)
-    run_once = once_differentiable(backward_operator, DOUBLE_BACKWARD)
+    run_once = once_differentiable(backward_operator)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _save_training(ctx, inputs, output)
@@ -258,6 +276,8 @@ def _define_synchronised(backend: str, steps: Steps) -> Callable[..., tuple[Tens
     def run_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 12
+        if torch.is_grad_enabled():
+            raise NotImplementedError(SYNCHRONISED)
         needs = ctx.needs_input_grad
         gradients = run_once(grad, *ctx.saved_tensors, *ctx.options, needs[0] or needs[1])
         return only_needed(gradients, needs)
@@ -499,7 +519,7 @@ def _run_leni_triton(call: LeniCall) -> Tensor:
 
 
 def _run_eval(call: LeniCall, steps: Steps, kernels: Kernels) -> Tensor:
-    if torch.is_grad_enabled():  # the folding has gradients of its own
+    if records_gradients():  # the folding has gradients of its own
         return _run(kernels, call, reference.fold_leni(*call.parameters))
     x = read(call)
     deconv_weight, negative, fusion, compress_weight, compress_bias = call.parameters

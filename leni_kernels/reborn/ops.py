@@ -23,20 +23,22 @@ from ..common.operators import define, differentiable, once_differentiable
 from ..conv_relu import ops as conv_relu_ops
 from ..two_branch.layout import empty_as, is_channels_last
 from ..two_branch.ops import (
-    DOUBLE_BACKWARD,
     GIVEN,
+    SYNCHRONISED,
     check_block,
     check_folded,
     check_values,
     deconv_layer,
     fake_parameter_gradients,
     gradient_of,
+    gradients_again,
     how_triton,
     norm_fits,
     only_first_differentiable,
     only_needed,
     operators_of,
     read,
+    records_gradients,
     steps_of,
     tensors_fit,
     values_of,
@@ -124,6 +126,19 @@ def _needs(ctx: Any) -> tuple[bool, bool, bool]:
     return needs[0], needs[1], True in needs[2:]
 
 
+def _gradients_again(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
+    """Of x, D, γ, β, P and c, in a backward with ``create_graph``."""
+    *parameters, _, statistics, needs, eps, groups, _, trains = rest
+    running = (None, None) if trains else statistics[:-1].chunk(2)
+
+    def block(x: Tensor, deconv_weight: Tensor, *rest: Tensor | None) -> Tensor:
+        gamma, beta, compress_weight, bias = rest
+        norm = Norm(*(known if known is None else known.to(x.dtype) for known in running), gamma, beta, trains, eps=eps)
+        return reference.reborn(x, *RebornParameters(deconv_weight, norm, compress_weight, bias, groups).layers())
+
+    return gradients_again(block, (x, *parameters, x.new_zeros(x.shape[1])), needs, grad)
+
+
 def _training(steps: Steps) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """A block with autograd, on a process' own batch or with running statistics: ``steps.training`` without a z.
 
@@ -140,8 +155,12 @@ def _training(steps: Steps) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
             return (None,) * 12
         if ctx.given:
             raise NotImplementedError(GIVEN)
-        gradients = steps.training_backward(grad, *ctx.saved_tensors, None, *ctx.options, *_needs(ctx))
-        return only_needed(gradients[:-1], ctx.needs_input_grad)
+        needs = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            gradients = _gradients_again(grad, *ctx.saved_tensors, needs[:6], *ctx.options)
+        else:
+            gradients = steps.training_backward(grad, *ctx.saved_tensors, None, *ctx.options, *_needs(ctx))[:-1]
+        return only_needed(gradients, needs)
 
     return differentiable(steps.training, save, backward)
 
@@ -181,7 +200,7 @@ def _define_synchronised(backend: str, steps: Steps) -> Callable[..., tuple[Tens
     backward_operator = define(
         f"reborn_synchronised_backward_{backend}(Tensor grad, {tensors}Tensor z, Tensor statistics, {options}, "
         f"bool needs_x, bool needs_deconv) -> ({', '.join(['Tensor'] * 6)})", backward, fake_backward)
-    run_once = once_differentiable(backward_operator, DOUBLE_BACKWARD)
+    run_once = once_differentiable(backward_operator)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _save(ctx, inputs, *output[1:])
@@ -191,6 +210,8 @@ def _define_synchronised(backend: str, steps: Steps) -> Callable[..., tuple[Tens
     def run_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 10
+        if torch.is_grad_enabled():
+            raise NotImplementedError(SYNCHRONISED)
         gradients = run_once(grad, *ctx.saved_tensors, *ctx.options, *_needs(ctx)[:2])
         return only_needed(gradients, ctx.needs_input_grad)
 
@@ -407,7 +428,7 @@ def _run(call: RebornCall, training: Training) -> Tensor:
     tensors = (x, deconv_weight, norm.weight, norm.bias, compress_weight, compress_bias)
     options = (norm.eps, groups, call.channels_last)
     if not norm.uses_batch_statistics:
-        if not torch.is_grad_enabled():
+        if not records_gradients():
             return training.steps.eval(*tensors, norm.running_mean, norm.running_var, *options)
         return training.alone(*tensors, None, norm.running_mean, norm.running_var, *options)[0]
     check_values(x, group)

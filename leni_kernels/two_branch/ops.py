@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,21 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..common import checks, extension
+from ..common.backends import gradients_of
 from ..common.gpu import support
 from ..common.norm import Norm
-from ..common.operators import eager, needed, once_differentiable, without_gradients
+from ..common.operators import inference_only, needed, once_differentiable, without_gradients
 from .reference import Layer, folding_dtype
+from .statistics import FEW_VALUES
 
 # ---- the operators -----------------------------------------------------------------------------------------
 
-DOUBLE_BACKWARD = ("leni_kernels: double backward through the training kernels is not supported; "
-                   "use_backend('reference') supports it")
+SYNCHRONISED = ("leni_kernels: double backward with statistics of several processes is not supported; "
+                "use_backend('reference') supports it")
 GIVEN = ("leni_kernels: a step with statistics that are given is a part of one over several processes, and has no "
          "gradient by itself")
-
-
-def no_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError(DOUBLE_BACKWARD)
 
 
 def operators_of(mechanism: str, backend: str, fakes: Any, names: tuple[str, ...]) -> list[Any]:
@@ -34,9 +32,8 @@ def operators_of(mechanism: str, backend: str, fakes: Any, names: tuple[str, ...
     for name in names:
         qualified = f"leni_kernels::{mechanism}_{name}_{backend}"
         torch.library.register_fake(qualified, getattr(fakes, name))
-        if name != "folded":
-            torch.library.register_autograd(qualified, no_double_backward, setup_context=lambda *_, **__: None)
-        operators.append(getattr(torch.ops.leni_kernels, f"{mechanism}_{name}_{backend}").default)
+        operator = getattr(torch.ops.leni_kernels, f"{mechanism}_{name}_{backend}").default
+        operators.append(operator if name == "folded" else once_differentiable(operator))
     return operators
 
 
@@ -48,8 +45,8 @@ def steps_of(mechanism: str, backend: str, fakes: Any) -> Any:
         steps.append(getattr(torch.ops.leni_kernels, f"{mechanism}_{name}_{backend}").default)
     steps = type(fakes)(*steps)
     return steps._replace(
-        eval=eager(steps.eval), batch_statistics=eager(steps.batch_statistics),
-        training_backward=once_differentiable(steps.training_backward, DOUBLE_BACKWARD),
+        eval=inference_only(steps.eval), batch_statistics=inference_only(steps.batch_statistics),
+        training_backward=once_differentiable(steps.training_backward),
         running_statistics=without_gradients(steps.running_statistics))
 
 
@@ -79,6 +76,19 @@ def only_needed(gradients: tuple[Tensor, ...], needs: tuple[bool, ...]) -> tuple
     if False not in asked:  # as nearly always
         return *gradients, *others
     return *needed(gradients, asked), *others
+
+
+def gradients_again(block: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], needs: tuple[bool, ...],
+                    grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of a block, a function of x and of its parameters, in a backward with ``create_graph``: only those
+    of the definition can be differentiated again. As precise as the kernels' are."""
+    x = inputs[0]
+    dtype = torch.float64 if values_of(x) <= FEW_VALUES else folding_dtype(x.dtype)
+
+    def definition(*tensors: Tensor | None) -> Tensor:
+        return block(*(tensor if tensor is None else tensor.to(dtype) for tensor in tensors)).to(x.dtype)
+
+    return gradients_of(definition, inputs, needs, grad)
 
 
 # ---- which backend, and why --------------------------------------------------------------------------------
@@ -118,8 +128,13 @@ def how_triton(call: Any) -> tuple[str, ...]:
     return support.how_multiplied(call.x, call.dtype)
 
 
+def records_gradients() -> bool:
+    """Whether what runs may be differentiated: a graph that torch.jit traces may, whatever the mode it is traced in."""
+    return torch.is_grad_enabled() or torch._C._get_tracing_state() is not None
+
+
 def wants_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    return records_gradients() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 # ---- what a call must be -----------------------------------------------------------------------------------

@@ -42,20 +42,12 @@ def test_gradcheck(case):
     assert gradcheck(lambda *tensors: function(*tensors, **options), off_kinks(x_shape, weight_shape))
 
 
-def test_second_derivatives():
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=pytest.mark.skipif(
+    extension.why_missing is not None, reason=str(extension.why_missing)))])
+def test_second_derivatives(backend):
     tensors = off_kinks((1, 2, 4), (2, 2, 2))
-    with lk.use_backend("reference"):
+    with lk.use_backend(backend):
         assert gradgradcheck(lambda *tensors: lk.functional.conv_relu1d(*tensors, padding=1), tensors)
-
-
-@pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
-def test_second_derivatives_of_the_kernels_are_refused():
-    tensors = off_kinks((1, 2, 4), (2, 2, 2))
-    with lk.use_backend("cpp"):
-        y = lk.functional.conv_relu1d(*tensors)
-    first = torch.autograd.grad(y.sum(), tensors, create_graph=True)
-    with pytest.raises(NotImplementedError, match="double backward through ConvReLU's kernels is not supported"):
-        torch.autograd.grad(first[1].sum(), tensors)
 
 
 @pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))

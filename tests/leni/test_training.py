@@ -229,18 +229,6 @@ def test_x_alone_is_kept(kernel_backend, make_leni, layout, dtype, training):
     assert small
 
 
-def test_double_backward_names_the_remedy(kernel_backend, train):
-    block, x = train(3, dtype=torch.float64), normal(2, 3, 4, 5).requires_grad_()
-    with lk.use_backend(kernel_backend):
-        gradient, = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
-        with pytest.raises(NotImplementedError, match=r"double backward .* use_backend\('reference'\) supports it"):
-            gradient.square().sum().backward()
-    with lk.use_backend("reference"):
-        gradient, = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
-        gradient.square().sum().backward()
-    assert x.grad.isfinite().all()
-
-
 # ---- threads -----------------------------------------------------------------------------------------------
 
 

@@ -233,14 +233,6 @@ def test_backward_fills_no_activation_with_zeros(kernel_backend, make):
     assert list(x.shape) not in zeroed
 
 
-def test_double_backward_names_the_remedy(kernel_backend, make):
-    block, x = make(3, dtype=torch.float64), normal(2, 3, 4, 5).requires_grad_()
-    with lk.use_backend(kernel_backend):
-        gradient, = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
-        with pytest.raises(NotImplementedError, match=r"double backward .* use_backend\('reference'\) supports it"):
-            gradient.square().sum().backward()
-
-
 # ---- norms -------------------------------------------------------------------------------------------------
 
 NORMS = {
