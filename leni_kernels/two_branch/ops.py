@@ -20,8 +20,7 @@ from .statistics import FEW_VALUES
 
 # ---- the operators -----------------------------------------------------------------------------------------
 
-SYNCHRONISED = ("leni_kernels: double backward with statistics of several processes is not supported; "
-                "use_backend('reference') supports it")
+SYNCHRONISED = "leni_kernels: double backward with statistics of several processes is not supported"
 GIVEN = ("leni_kernels: a step with statistics that are given is a part of one over several processes, and has no "
          "gradient by itself")
 

@@ -90,6 +90,16 @@ def train(model, batches, average=lambda gradient: None):
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
+def refusal(mechanism):
+    """What is said to a second gradient, which would need both processes once more."""
+    block, x = nn.SyncBatchNorm.convert_sync_batchnorm(mechanism(3)), torch.randn(2, 3, 4, 4, requires_grad=True)
+    try:
+        torch.autograd.grad(block(x).sum(), x, create_graph=True)
+    except NotImplementedError as error:
+        return str(error)
+    return ""
+
+
 def mean_of_both(gradient):
     distributed.all_reduce(gradient)
     gradient.div_(2)
@@ -114,6 +124,7 @@ def work(rank, folder):
     # DistributedDataParallel takes SyncBatchNorm on GPUs only: here the one without the other, and reversed.
     results["parallel"] = train(nn.parallel.DistributedDataParallel(network()), [half])
     results["synchronised"] = train(nn.SyncBatchNorm.convert_sync_batchnorm(network()), [half], mean_of_both)
+    results["refusals"] = [refusal(mechanism) for mechanism in (lk.LENI2d, lk.Reborn2d)]
     torch.save(results, folder / f"results{rank}")
     distributed.destroy_process_group()
 
@@ -181,3 +192,9 @@ def test_a_network_with_synchronised_norms(both):
 
 if __name__ == "__main__":
     work(int(sys.argv[1]), Path(sys.argv[2]))
+
+
+def test_second_gradients_over_several_processes_are_refused(both):
+    for results in both:
+        for text in results["refusals"]:
+            assert "double backward with statistics of several processes is not supported" in text
