@@ -64,8 +64,8 @@ class Kernel(NamedTuple):
     """The names of its cases in the mechanism's ``compile_cases``."""
     choose: Callable[[int, str, str, bool], Any]
     """The tiling of C channels, an operand, an architecture and channels-last or not."""
-    run: Callable[[Inputs, bool], Outputs]
-    """Launch in the layout."""
+    run: Callable[[Inputs], Outputs]
+    """Launch it."""
     truth: Callable[[Inputs], Outputs]
     """The same in plain PyTorch."""
 
@@ -136,19 +136,19 @@ def _conv_relu_gradients(i: Inputs, *wanted: str) -> Outputs:
 _launch = torch.ops.leni_kernels
 
 
-def _of_leni(name: str, case: str, choose: Callable[..., Any], run: Callable[[Inputs, bool], Outputs],
+def _of_leni(name: str, case: str, choose: Callable[..., Any], run: Callable[[Inputs], Outputs],
              truth: Callable[[Inputs], Outputs]) -> Kernel:
     return Kernel(f"leni {name}", KERNEL_SIZE**2, "leni", (f"leni {case}{{layout}} C={{channels}} k={KERNEL_SIZE}",),
                   lambda channels, *where: choose(channels, KERNEL_SIZE, *where), run, truth)
 
 
-def _of_reborn(name: str, cases: tuple[str, ...], choose: Callable[..., Any], run: Callable[[Inputs, bool], Outputs],
+def _of_reborn(name: str, cases: tuple[str, ...], choose: Callable[..., Any], run: Callable[[Inputs], Outputs],
                truth: Callable[[Inputs], Outputs]) -> Kernel:
     return Kernel(f"reborn {name}", 1, "reborn", tuple(f"reborn {case} {{layout}} C={{channels}}" for case in cases),
                   choose, run, truth)
 
 
-def _of_conv_relu(name: str, cases: tuple[str, ...], run: Callable[[Inputs, bool], Outputs],
+def _of_conv_relu(name: str, cases: tuple[str, ...], run: Callable[[Inputs], Outputs],
                   truth: Callable[[Inputs], Outputs]) -> Kernel:
     window = f"{{channels}}→{{channels}} k={KERNEL_SIZE}×{KERNEL_SIZE}"
     return Kernel(f"conv_relu {name}", KERNEL_SIZE**2, "conv_relu",
@@ -159,43 +159,42 @@ def _of_conv_relu(name: str, cases: tuple[str, ...], run: Callable[[Inputs, bool
 
 KERNELS = (
     _of_leni("folded", "", leni_configs.folded,
-             lambda i, last: (_launch.leni_folded_triton(i.x, i.taps, i.weight, i.bias, last, i.mean),),
+             lambda i: (_launch.leni_folded_triton(i.x, i.taps, i.weight, i.bias, i.mean),),
              lambda i: (reference.leni_folded(i.x, i.taps, i.weight, _less_mean(i, i.mean)),)),
     _of_conv_relu("forward", ("forward",),
-                  lambda i, last: (_launch.conv_relu_triton(i.x, i.filters, i.threshold, i.bias, *_OPTIONS, last),),
+                  lambda i: (_launch.conv_relu_triton(i.x, i.filters, i.threshold, i.bias, *_OPTIONS),),
                   lambda i: (_conv_relu(i.x, i.filters, i.threshold, i.bias),)),
     *(_of_leni(name, f"{name} ", choose,
-               lambda i, last: _launch.leni_input_gradient_triton(
-                   i.grad, i.x, i.taps, i.weight, i.constant, i.slope, last),
+               lambda i: _launch.leni_input_gradient_triton(i.grad, i.x, i.taps, i.weight, i.constant, i.slope),
                _leni_input_gradient)
       for name, choose in (("negative gradient", leni_configs.negative_gradient),
                            ("input gradient", leni_configs.input_gradient))),
     _of_leni("weight gradient", "weight gradient ", leni_configs.weight_gradient,
-             lambda i, last: _launch.leni_weight_gradient_triton(i.grad, i.x, i.taps, last, i.mean),
+             lambda i: _launch.leni_weight_gradient_triton(i.grad, i.x, i.taps, i.mean),
              _leni_weight_gradient),
     _of_leni("statistics", "statistics ", leni_configs.statistics,
-             lambda i, last: _launch.leni_statistics_triton(i.x, i.taps, last),
+             lambda i: _launch.leni_statistics_triton(i.x, i.taps),
              lambda i: reference.leni_statistics(i.x, i.taps)),
     _of_conv_relu("input", ("input",),
-                  lambda i, last: _launch.conv_relu_backward_triton(
-                      i.grad, i.x, i.filters, i.threshold, *_OPTIONS, last, True, False, False, False)[:1],
+                  lambda i: _launch.conv_relu_backward_triton(
+                      i.grad, i.x, i.filters, i.threshold, *_OPTIONS, True, False, False, False)[:1],
                   lambda i: _conv_relu_gradients(i, "x")),
     _of_conv_relu("weight", ("weight",),
-                  lambda i, last: _launch.conv_relu_backward_triton(
-                      i.grad, i.x, i.filters, i.threshold, *_OPTIONS, last, False, True, True, False)[1:3],
+                  lambda i: _launch.conv_relu_backward_triton(
+                      i.grad, i.x, i.filters, i.threshold, *_OPTIONS, False, True, True, False)[1:3],
                   lambda i: _conv_relu_gradients(i, "filters", "threshold")),
     _of_reborn("tail", ("tail",), reborn_configs.tail,
-               lambda i, last: (_launch.reborn_tail_triton(i.x, i.z, i.weight, i.bias, last, _mean_of_z(i)),),
+               lambda i: (_launch.reborn_tail_triton(i.x, i.z, i.weight, i.bias, _mean_of_z(i)),),
                lambda i: (F.conv2d(_features(i), i.weight[:, :, None, None], _less_mean(i, _mean_of_z(i))),)),
     _of_reborn("gradient", ("negative gradient", "input gradient"), reborn_configs.branch_gradient,
-               lambda i, last: (_launch.reborn_negative_gradient_triton(i.grad, i.z, i.weight, *_of_z(i), last),
-                                _launch.reborn_input_gradient_triton(i.grad, i.x, i.negative, i.weight, last)),
+               lambda i: (_launch.reborn_negative_gradient_triton(i.grad, i.z, i.weight, *_of_z(i)),
+                          _launch.reborn_input_gradient_triton(i.grad, i.x, i.negative, i.weight)),
                _reborn_gradient),
     _of_reborn("weight gradient", ("weight gradient",), reborn_configs.weight_gradient,
-               lambda i, last: _launch.reborn_weight_gradient_triton(i.grad, i.x, i.z, i.mean, last),
+               lambda i: _launch.reborn_weight_gradient_triton(i.grad, i.x, i.z, i.mean),
                _reborn_weight_gradient),
     _of_reborn("statistics", ("statistics",), reborn_configs.statistics,
-               lambda i, last: _launch.reborn_statistics_triton(i.z, last), _reborn_statistics),
+               lambda i: _launch.reborn_statistics_triton(i.z), _reborn_statistics),
 )
 """Every kernel that has tilings, the more important first."""
 
@@ -250,7 +249,7 @@ class Subject(NamedTuple):
     def run(self, tiling: Any, inputs: Inputs) -> Outputs:
         """Launch with a tiling."""
         with tilings.override(self.key, tiling):
-            return KERNELS[self.kernel].run(inputs, self.channels_last)
+            return KERNELS[self.kernel].run(inputs)
 
     def truth(self, inputs: Inputs) -> Outputs:
         """The same by the definition in float64."""

@@ -18,7 +18,6 @@ namespace {
 struct Options {
   const std::vector<int64_t>&stride, &pads, &dilation;
   int64_t groups;
-  bool channels_last;
 };
 
 void check_bias(const char* op, const std::optional<Tensor>& bias, const Tensor& x, int64_t channels) {
@@ -27,13 +26,14 @@ void check_bias(const char* op, const std::optional<Tensor>& bias, const Tensor&
   STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == channels, op, ": bias must be [", channels, "]");
 }
 
-void check_input(const char* op, const Tensor& x, bool channels_last) {
+// Returns whether x is channels-last.
+bool check_input(const char* op, const Tensor& x) {
   check_cpu(op, x, "x");
   STD_TORCH_CHECK(x.dim() >= 3 && x.dim() <= 5, op, ": x must be [N, C, W], [N, C, H, W] or [N, C, D, H, W]");
   for (int64_t i = 1; i < x.dim(); ++i) {
     STD_TORCH_CHECK(x.size(i) > 0, op, ": x must have at least one channel and one site in each dimension");
   }
-  check_layout(op, x, "x", channels_last);
+  return reads_channels_last(op, x, "x");
 }
 
 void check_parameters(const char* op, const Tensor& x, const Tensor& weight, const Tensor& threshold,
@@ -95,12 +95,11 @@ struct Convolution {
   std::vector<int64_t> out_shape;
 
   Convolution(const char* op, const Tensor& x, const Tensor& w, const Tensor& t, const Options& options) {
-    check_input(op, x, options.channels_last);
+    const bool channels_last = check_input(op, x);
     check_parameters(op, x, w, t, options);
     const int64_t missing = 5 - x.dim();
     int64_t kernel[3] = {1, 1, 1}, dilation[3] = {1, 1, 1}, before[3] = {0, 0, 0};
-    problem = {scalar_of(op, x), volume(x, options.channels_last), nullptr, 0, {1, 1, 1}, options.groups, w.size(0),
-               {1, 1, 1}};
+    problem = {scalar_of(op, x), volume(x, channels_last), nullptr, 0, {1, 1, 1}, options.groups, w.size(0), {1, 1, 1}};
     out_shape = {x.size(0), w.size(0)};
     for (int64_t d = missing; d < 3; ++d) {
       const int64_t i = d - missing;
@@ -127,8 +126,8 @@ struct Convolution {
 
   // A list of taps at stride 1 on [N, C, H, W], with an output for each site of x.
   Convolution(const char* op, const Tensor& x, const Tensor& w, const Tensor& t, const std::vector<int64_t>& offsets,
-              const std::vector<int64_t>& below, bool channels_last) {
-    check_input(op, x, channels_last);
+              const std::vector<int64_t>& below) {
+    const bool channels_last = check_input(op, x);
     check_convertible(op, w, "weight", x);
     check_convertible(op, t, "threshold", x);
     const int64_t count = static_cast<int64_t>(below.size());
@@ -179,18 +178,18 @@ Tensor forward(const Convolution& convolution, const Tensor& x, const std::optio
 }
 
 Tensor conv_relu(const Tensor& x, const Tensor& weight, const Tensor& threshold, std::optional<Tensor> bias,
-                 std::vector<int64_t> stride, std::vector<int64_t> pads, std::vector<int64_t> dilation, int64_t groups,
-                 bool channels_last) {
+                 std::vector<int64_t> stride, std::vector<int64_t> pads, std::vector<int64_t> dilation,
+                 int64_t groups) {
   constexpr const char* op = "conv_relu_cpp";
-  const Convolution convolution(op, x, weight, threshold, {stride, pads, dilation, groups, channels_last});
+  const Convolution convolution(op, x, weight, threshold, {stride, pads, dilation, groups});
   check_bias(op, bias, x, weight.size(0));
   return forward(convolution, x, bias);
 }
 
 Tensor conv_relu_taps(const Tensor& x, const Tensor& weight, const Tensor& threshold, std::optional<Tensor> bias,
-                      std::vector<int64_t> offsets, std::vector<int64_t> below, bool channels_last) {
+                      std::vector<int64_t> offsets, std::vector<int64_t> below) {
   constexpr const char* op = "conv_relu_taps_cpp";
-  const Convolution convolution(op, x, weight, threshold, offsets, below, channels_last);
+  const Convolution convolution(op, x, weight, threshold, offsets, below);
   check_bias(op, bias, x, weight.size(0));
   return forward(convolution, x, bias);
 }
@@ -205,13 +204,13 @@ ConvReluGradientProblem gradient_problem(const char* op, const Convolution& conv
 std::tuple<Tensor, Tensor, Tensor, Tensor> conv_relu_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                                               const Tensor& threshold, std::vector<int64_t> stride,
                                                               std::vector<int64_t> pads, std::vector<int64_t> dilation,
-                                                              int64_t groups, bool channels_last, bool needs_x,
-                                                              bool needs_weight, bool needs_threshold,
-                                                              bool needs_bias) {
+                                                              int64_t groups, bool needs_x, bool needs_weight,
+                                                              bool needs_threshold, bool needs_bias) {
   constexpr const char* op = "conv_relu_backward_cpp";
-  const Convolution convolution(op, x, weight, threshold, {stride, pads, dilation, groups, channels_last});
+  const Convolution convolution(op, x, weight, threshold, {stride, pads, dilation, groups});
   ConvReluGradientProblem problem = gradient_problem(op, convolution, grad, x);
   const std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+  const bool channels_last = convolution.problem.x.channels_last;
   Tensor dx = needs_x ? empty(shape, x.scalar_type(), channels_last) : empty({0}, x.scalar_type());
   Tensor dweight = empty_gradient(weight, x, needs_weight);
   Tensor dthreshold = empty_gradient(threshold, x, needs_threshold);
@@ -238,13 +237,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_relu_backward(const Tensor& grad
 STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
   m.def(
       "conv_relu_cpp(Tensor x, Tensor weight, Tensor threshold, Tensor? bias, int[] stride, int[] pads, "
-      "int[] dilation, int groups, bool channels_last) -> Tensor");
+      "int[] dilation, int groups) -> Tensor");
   m.def(
-      "conv_relu_taps_cpp(Tensor x, Tensor weight, Tensor threshold, Tensor? bias, int[] offsets, int[] below, "
-      "bool channels_last) -> Tensor");
+      "conv_relu_taps_cpp(Tensor x, Tensor weight, Tensor threshold, Tensor? bias, int[] offsets, int[] below) "
+      "-> Tensor");
   m.def(
       "conv_relu_backward_cpp(Tensor grad, Tensor x, Tensor weight, Tensor threshold, int[] stride, int[] pads, "
-      "int[] dilation, int groups, bool channels_last, bool needs_x, bool needs_weight, bool needs_threshold, "
+      "int[] dilation, int groups, bool needs_x, bool needs_weight, bool needs_threshold, "
       "bool needs_bias) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 

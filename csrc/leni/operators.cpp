@@ -27,13 +27,14 @@ void check_kernel_size(const char* op, int64_t k) {
   STD_TORCH_CHECK(k == 3 || k == 5 || k == 7, op, ": k must be 3, 5 or 7, got ", k);
 }
 
-// What the passes ask of x and taps.
-void check_input(const char* op, const Tensor& x, const Tensor& taps, bool channels_last) {
-  check_activation(op, x, "x", channels_last);
+// What the passes ask of x and taps; returns whether x is channels-last.
+bool check_input(const char* op, const Tensor& x, const Tensor& taps) {
+  const bool channels_last = check_activation(op, x, "x");
   check_parameter(op, taps, "taps", x);
   STD_TORCH_CHECK(taps.dim() == 3 && taps.size(0) == x.size(1) && taps.size(1) == taps.size(2), op, ": taps must be [",
                   x.size(1), ", k, k]");
   check_kernel_size(op, taps.size(1));
+  return channels_last;
 }
 
 // ---- passes ----------------------------------------------------------------------------------------------------
@@ -44,10 +45,10 @@ const void* half_of(const Tensor& mean, const Tensor& x, int half) {
   return static_cast<const char*>(mean.const_data_ptr()) + half * x.size(1) * bytes;
 }
 
-Tensor leni_folded(const Tensor& x, const Tensor& taps, const Tensor& weight, const Tensor& bias, bool channels_last,
+Tensor leni_folded(const Tensor& x, const Tensor& taps, const Tensor& weight, const Tensor& bias,
                    std::optional<Tensor> mean) {
   constexpr const char* op = "leni_folded_cpp";
-  check_input(op, x, taps, channels_last);
+  const bool channels_last = check_input(op, x, taps);
   check_weight(op, weight, x);
   check_vector(op, bias, "bias", x, x.size(1));
   const Scalar scalar = scalar_of(x);
@@ -72,9 +73,9 @@ Tensor leni_folded(const Tensor& x, const Tensor& taps, const Tensor& weight, co
   return y;
 }
 
-std::tuple<Tensor, Tensor> leni_statistics(const Tensor& x, const Tensor& taps, bool channels_last) {
+std::tuple<Tensor, Tensor> leni_statistics(const Tensor& x, const Tensor& taps) {
   constexpr const char* op = "leni_statistics_cpp";
-  check_input(op, x, taps, channels_last);
+  const bool channels_last = check_input(op, x, taps);
   const Scalar scalar = scalar_of(x);
   const int64_t features = 2 * x.size(1);
   Tensor mean = torch::stable::new_empty(taps, {features}), variance = torch::stable::new_empty(taps, {features});
@@ -88,9 +89,9 @@ std::tuple<Tensor, Tensor> leni_statistics(const Tensor& x, const Tensor& taps, 
 }
 
 std::tuple<Tensor, Tensor> leni_weight_gradient(const Tensor& grad, const Tensor& x, const Tensor& taps,
-                                                bool channels_last, std::optional<Tensor> mean) {
+                                                std::optional<Tensor> mean) {
   constexpr const char* op = "leni_weight_gradient_cpp";
-  check_input(op, x, taps, channels_last);
+  const bool channels_last = check_input(op, x, taps);
   check_gradient(op, grad, x);
   const int64_t channels = x.size(1);
   Tensor weight = torch::stable::new_empty(taps, {channels, 2 * channels});
@@ -113,9 +114,9 @@ std::tuple<Tensor, Tensor> leni_weight_gradient(const Tensor& grad, const Tensor
 
 std::tuple<Tensor, Tensor> leni_input_gradient(const Tensor& grad, const Tensor& x, const Tensor& taps,
                                                const Tensor& weight, std::optional<Tensor> constant,
-                                               std::optional<Tensor> slope, bool channels_last) {
+                                               std::optional<Tensor> slope) {
   constexpr const char* op = "leni_input_gradient_cpp";
-  check_input(op, x, taps, channels_last);
+  const bool channels_last = check_input(op, x, taps);
   check_gradient(op, grad, x);
   check_weight(op, weight, x);
   STD_TORCH_CHECK(constant.has_value() == slope.has_value(), op, ": constant and slope go together");
@@ -197,9 +198,9 @@ Tensor statistics_of(const Tensor& x, const Taps<Scale>& taps, bool channels_las
   return packed_statistics(moments, values_of(x));
 }
 
-Tensor leni_batch_statistics(const Tensor& x, const Tensor& deconv_weight, bool channels_last) {
+Tensor leni_batch_statistics(const Tensor& x, const Tensor& deconv_weight) {
   constexpr const char* op = "leni_batch_statistics_cpp";
-  check_activation(op, x, "x", channels_last);
+  const bool channels_last = check_activation(op, x, "x");
   const Call host;
   const Tensor a = in_type(x, training_type(x), channels_last);
   return with_scale(a, [&](auto scale) {
@@ -220,10 +221,9 @@ std::tuple<Tensor, Tensor> leni_training(const Tensor& x, const Tensor& deconv_w
                                          std::optional<Tensor> negative_weight, std::optional<Tensor> /*cancels*/,
                                          std::optional<Tensor> fusion_weight, std::optional<Tensor> fusion_bias,
                                          const Tensor& compress_weight, std::optional<Tensor> compress_bias,
-                                         std::optional<Tensor> statistics, double negative_eps, double fusion_eps,
-                                         bool channels_last) {
+                                         std::optional<Tensor> statistics, double negative_eps, double fusion_eps) {
   constexpr const char* op = "leni_training_cpp";
-  check_activation(op, x, "x", channels_last);
+  const bool channels_last = check_activation(op, x, "x");
   const int64_t channels = x.size(1);
   const LeniNorms norms = norms_of(x, negative_weight, fusion_weight, fusion_bias, negative_eps, fusion_eps);
   const Call host;
@@ -249,9 +249,9 @@ LeniGradients leni_training_backward(const Tensor& grad, const Tensor& x, const 
                                      std::optional<Tensor> fusion_weight, std::optional<Tensor> fusion_bias,
                                      const Tensor& compress_weight, const Tensor& statistics,
                                      std::optional<Tensor> grad_statistics, double negative_eps, double fusion_eps,
-                                     bool channels_last, bool needs_input) {
+                                     bool needs_input) {
   constexpr const char* op = "leni_training_backward_cpp";
-  check_activation(op, x, "x", channels_last);
+  const bool channels_last = check_activation(op, x, "x");
   check_gradient(op, grad, x);
   const int64_t channels = x.size(1), features = 2 * channels;
   const LeniNorms norms = norms_of(x, negative_weight, fusion_weight, fusion_bias, negative_eps, fusion_eps);
@@ -321,9 +321,9 @@ Tensor leni_eval(const Tensor& x, const Tensor& deconv_weight, const Tensor& neg
                  const Tensor& negative_variance, std::optional<Tensor> negative_weight,
                  std::optional<Tensor> negative_bias, const Tensor& fusion_mean, const Tensor& fusion_variance,
                  std::optional<Tensor> fusion_weight, std::optional<Tensor> fusion_bias, const Tensor& compress_weight,
-                 std::optional<Tensor> compress_bias, double negative_eps, double fusion_eps, bool channels_last) {
+                 std::optional<Tensor> compress_bias, double negative_eps, double fusion_eps) {
   constexpr const char* op = "leni_eval_cpp";
-  check_activation(op, x, "x", channels_last);
+  const bool channels_last = check_activation(op, x, "x");
   const int64_t channels = x.size(1), features = 2 * channels;
   const Vector first_mean = vector_of(negative_mean, channels, 0), gamma = vector_of(negative_weight, channels, 1);
   const Vector first_variance = vector_of(negative_variance, channels, 1);
@@ -379,31 +379,29 @@ void leni_running_statistics(const Tensor& statistics, std::optional<Tensor> neg
 }  // namespace leni_kernels::leni
 
 STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
+  m.def("leni_folded_cpp(Tensor x, Tensor taps, Tensor weight, Tensor bias, Tensor? mean=None) -> Tensor");
+  m.def("leni_statistics_cpp(Tensor x, Tensor taps) -> (Tensor, Tensor)");
   m.def(
-      "leni_folded_cpp(Tensor x, Tensor taps, Tensor weight, Tensor bias, bool channels_last, Tensor? mean=None) "
-      "-> Tensor");
-  m.def("leni_statistics_cpp(Tensor x, Tensor taps, bool channels_last) -> (Tensor, Tensor)");
-  m.def(
-      "leni_weight_gradient_cpp(Tensor grad, Tensor x, Tensor taps, bool channels_last, Tensor? mean=None) "
+      "leni_weight_gradient_cpp(Tensor grad, Tensor x, Tensor taps, Tensor? mean=None) "
       "-> (Tensor, Tensor)");
   m.def(
-      "leni_input_gradient_cpp(Tensor grad, Tensor x, Tensor taps, Tensor weight, Tensor? constant, Tensor? slope, "
-      "bool channels_last) -> (Tensor, Tensor)");
-  m.def("leni_batch_statistics_cpp(Tensor x, Tensor deconv_weight, bool channels_last) -> Tensor");
+      "leni_input_gradient_cpp(Tensor grad, Tensor x, Tensor taps, Tensor weight, Tensor? constant, Tensor? slope) "
+      "-> (Tensor, Tensor)");
+  m.def("leni_batch_statistics_cpp(Tensor x, Tensor deconv_weight) -> Tensor");
   m.def(
       "leni_training_cpp(Tensor x, Tensor deconv_weight, Tensor? negative_weight, Tensor? negative_bias, "
       "Tensor? fusion_weight, Tensor? fusion_bias, Tensor compress_weight, Tensor? compress_bias, "
-      "Tensor? statistics, float negative_eps, float fusion_eps, bool channels_last) -> (Tensor, Tensor)");
+      "Tensor? statistics, float negative_eps, float fusion_eps) -> (Tensor, Tensor)");
   m.def(
       "leni_training_backward_cpp(Tensor grad, Tensor x, Tensor deconv_weight, Tensor? negative_weight, "
       "Tensor? negative_bias, Tensor? fusion_weight, Tensor? fusion_bias, Tensor compress_weight, Tensor statistics, "
-      "Tensor? grad_statistics, float negative_eps, float fusion_eps, bool channels_last, bool needs_input) "
+      "Tensor? grad_statistics, float negative_eps, float fusion_eps, bool needs_input) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "leni_eval_cpp(Tensor x, Tensor deconv_weight, Tensor negative_mean, Tensor negative_variance, "
       "Tensor? negative_weight, Tensor? negative_bias, Tensor fusion_mean, Tensor fusion_variance, "
       "Tensor? fusion_weight, Tensor? fusion_bias, Tensor compress_weight, Tensor? compress_bias, "
-      "float negative_eps, float fusion_eps, bool channels_last) -> Tensor");
+      "float negative_eps, float fusion_eps) -> Tensor");
   m.def(
       "leni_running_statistics_cpp(Tensor statistics, Tensor? negative_weight, Tensor? negative_bias, "
       "Tensor(a!)? negative_mean, Tensor(b!)? negative_variance, Tensor(c!)? negative_batches, "

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
 
 #include "kernels/kernel.h"
 #include "pytorch/stable.h"
@@ -41,7 +42,21 @@ inline void check_convertible(const char* op, const Tensor& tensor, const char* 
                   " must be of x's dtype, or of float32 for a bfloat16 x");
 }
 
-// That x can be read in place.
+// Whether x [N, C, *spatial] is read in place with channels (true) or columns (false) at stride 1, as
+// ``is_channels_last`` in leni_kernels/common/layout.py has it; the stride of a dimension of size 1 says nothing.
+inline bool reads_channels_last(const char* op, const Tensor& x, const char* name) {
+  const int64_t last = x.dim() - 1;
+  if (x.stride(last) == 1) return false;
+  if (x.stride(1) == 1) return true;
+  if (x.size(last) == 1) return false;
+  if (x.size(1) == 1) return true;
+  std::string strides;
+  for (const int64_t stride : x.strides()) strides += (strides.empty() ? "" : ", ") + std::to_string(stride);
+  STD_TORCH_CHECK(false, op, ": ", name, " must have stride 1 along channels or columns, as ", name,
+                  ".contiguous() has; its strides are [", strides, "]");
+}
+
+// That another activation can be read in place in x's layout.
 inline void check_layout(const char* op, const Tensor& x, const char* name, bool channels_last) {
   const int64_t dimension = channels_last ? 1 : x.dim() - 1;
   STD_TORCH_CHECK(x.size(dimension) <= 1 || x.stride(dimension) == 1, op, ": ", name, " must have stride 1 along ",

@@ -30,22 +30,29 @@ void run(void (*Kernels::*pass)(const Problem&, const Host&), const Problem& pro
 
 // ---- Reborn's tail: what follows the deconvolution that makes z -------------------------------------------------
 
-// What every operator of the tail asks of x and z.
-void check_branches(const char* op, const Tensor& x, const Tensor& z, bool channels_last, const char* name = "z") {
-  check_activation(op, x, "x", channels_last);
-  check_activation(op, z, name, channels_last);
+// What every operator of the tail asks of z, or what stands for it, beside x.
+void check_branch(const char* op, const Tensor& x, const Tensor& z, bool channels_last, const char* name = "z") {
+  check_cpu(op, z, name);
   STD_TORCH_CHECK(z.scalar_type() == x.scalar_type() && has_sizes(z, x.sizes()), op, ": ", name,
                   " must have x's dtype and shape");
+  check_layout(op, z, name, channels_last);
+}
+
+// What it asks of both; returns whether x is channels-last.
+bool check_branches(const char* op, const Tensor& x, const Tensor& z, const char* name = "z") {
+  const bool channels_last = check_activation(op, x, "x");
+  check_branch(op, x, z, channels_last, name);
+  return channels_last;
 }
 
 Tensor empty_parameter(const Tensor& x, std::initializer_list<int64_t> sizes) {
   return torch::stable::empty(sizes, wide(x), std::nullopt, x.device());
 }
 
-Tensor reborn_tail(const Tensor& x, const Tensor& z, const Tensor& weight, const Tensor& bias, bool channels_last,
+Tensor reborn_tail(const Tensor& x, const Tensor& z, const Tensor& weight, const Tensor& bias,
                    std::optional<Tensor> mean) {
   constexpr const char* op = "reborn_tail_cpp";
-  check_branches(op, x, z, channels_last);
+  const bool channels_last = check_branches(op, x, z);
   check_weight(op, weight, x);
   check_vector(op, bias, "bias", x, x.size(1));
   const Scalar scalar = scalar_of(x);
@@ -66,8 +73,8 @@ Tensor reborn_tail(const Tensor& x, const Tensor& z, const Tensor& weight, const
   return y;
 }
 
-std::tuple<Tensor, Tensor> reborn_statistics(const Tensor& z, bool channels_last) {
-  check_activation("reborn_statistics_cpp", z, "z", channels_last);
+std::tuple<Tensor, Tensor> reborn_statistics(const Tensor& z) {
+  const bool channels_last = check_activation("reborn_statistics_cpp", z, "z");
   const Scalar scalar = scalar_of(z);
   Tensor mean = empty_parameter(z, {z.size(1)}), variance = empty_parameter(z, {z.size(1)});
   if (z.numel() == 0) return {torch::stable::zero_(mean), torch::stable::zero_(variance)};
@@ -77,9 +84,9 @@ std::tuple<Tensor, Tensor> reborn_statistics(const Tensor& z, bool channels_last
 }
 
 std::tuple<Tensor, Tensor> reborn_weight_gradient(const Tensor& grad, const Tensor& x, const Tensor& z,
-                                                  const Tensor& mean, bool channels_last) {
+                                                  const Tensor& mean) {
   constexpr const char* op = "reborn_weight_gradient_cpp";
-  check_branches(op, x, z, channels_last);
+  const bool channels_last = check_branches(op, x, z);
   check_gradient(op, grad, x);
   const int64_t channels = x.size(1);
   check_vector(op, mean, "mean", x, 2 * channels);
@@ -97,9 +104,9 @@ std::tuple<Tensor, Tensor> reborn_weight_gradient(const Tensor& grad, const Tens
 }
 
 Tensor reborn_negative_gradient(const Tensor& grad, const Tensor& z, const Tensor& weight,
-                                std::optional<Tensor> constant, std::optional<Tensor> slope, bool channels_last) {
+                                std::optional<Tensor> constant, std::optional<Tensor> slope) {
   constexpr const char* op = "reborn_negative_gradient_cpp";
-  check_activation(op, z, "z", channels_last);
+  const bool channels_last = check_activation(op, z, "z");
   check_gradient(op, grad, z);
   check_weight(op, weight, z);
   STD_TORCH_CHECK(constant.has_value() == slope.has_value(), op, ": constant and slope go together");
@@ -122,10 +129,9 @@ Tensor reborn_negative_gradient(const Tensor& grad, const Tensor& z, const Tenso
   return dz;
 }
 
-Tensor reborn_input_gradient(const Tensor& grad, const Tensor& x, const Tensor& negative, const Tensor& weight,
-                             bool channels_last) {
+Tensor reborn_input_gradient(const Tensor& grad, const Tensor& x, const Tensor& negative, const Tensor& weight) {
   constexpr const char* op = "reborn_input_gradient_cpp";
-  check_branches(op, x, negative, channels_last, "negative");
+  const bool channels_last = check_branches(op, x, negative, "negative");
   check_gradient(op, grad, x);
   check_weight(op, weight, x);
   Tensor dx = empty_as(x, channels_last);
@@ -141,18 +147,20 @@ Tensor reborn_input_gradient(const Tensor& grad, const Tensor& x, const Tensor& 
 
 // ---- Reborn's deconvolution, where it is dense, 3×3 and in float -----------------------------------------------
 
-void check_deconvolution(const char* op, const Tensor& x, const Tensor& deconv_weight, bool channels_last) {
-  check_activation(op, x, "x", channels_last);
+// Returns whether x is channels-last.
+bool check_deconvolution(const char* op, const Tensor& x, const Tensor& deconv_weight) {
+  const bool channels_last = check_activation(op, x, "x");
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, op, ": x must be float32");
   check_parameter(op, deconv_weight, "deconv_weight", x);
   const int64_t channels = x.size(1);
   STD_TORCH_CHECK(deconv_weight.dim() == 4 && deconv_weight.size(0) == channels && deconv_weight.size(1) == channels &&
                       deconv_weight.size(2) == 3 && deconv_weight.size(3) == 3,
                   op, ": deconv_weight must be [", channels, ", ", channels, ", 3, 3]");
+  return channels_last;
 }
 
-std::tuple<Tensor, Tensor, Tensor> reborn_deconvolve(const Tensor& x, const Tensor& deconv_weight, bool channels_last) {
-  check_deconvolution("reborn_deconvolve_cpp", x, deconv_weight, channels_last);
+std::tuple<Tensor, Tensor, Tensor> reborn_deconvolve(const Tensor& x, const Tensor& deconv_weight) {
+  const bool channels_last = check_deconvolution("reborn_deconvolve_cpp", x, deconv_weight);
   Tensor z = empty_as(x, channels_last);
   Tensor mean = empty_parameter(x, {x.size(1)}), variance = empty_parameter(x, {x.size(1)});
   if (z.numel() == 0) return {z, torch::stable::zero_(mean), torch::stable::zero_(variance)};
@@ -166,10 +174,10 @@ std::tuple<Tensor, Tensor, Tensor> reborn_deconvolve(const Tensor& x, const Tens
 
 std::tuple<Tensor, Tensor> reborn_deconv_gradient(const Tensor& grad, const Tensor& grad_z, const Tensor& x,
                                                   const Tensor& deconv_weight, const Tensor& weight, bool needs_input,
-                                                  bool needs_deconv, bool channels_last) {
+                                                  bool needs_deconv) {
   constexpr const char* op = "reborn_deconv_gradient_cpp";
-  check_deconvolution(op, x, deconv_weight, channels_last);
-  check_branches(op, x, grad_z, channels_last, "grad_z");
+  const bool channels_last = check_deconvolution(op, x, deconv_weight);
+  check_branch(op, x, grad_z, channels_last, "grad_z");
   check_gradient(op, grad, x);
   check_weight(op, weight, x);
   Tensor dx = needs_input ? empty_as(x, channels_last) : torch::stable::new_empty(x, {0});
@@ -389,10 +397,9 @@ struct Deconvolution {
 
 // z, in double where a channel has few values, and its statistics [2C + 1]: mean, biased variance, and the count of
 // values a channel.
-std::tuple<Tensor, Tensor> reborn_batch_statistics(const Tensor& x, const Tensor& deconv_weight, int64_t groups,
-                                                   bool channels_last) {
+std::tuple<Tensor, Tensor> reborn_batch_statistics(const Tensor& x, const Tensor& deconv_weight, int64_t groups) {
   constexpr const char* op = "reborn_batch_statistics_cpp";
-  check_activation(op, x, "x", channels_last);
+  const bool channels_last = check_activation(op, x, "x");
   const Call host;
   const Tensor a = in_type(x, training_type(x), channels_last);
   const Deconvolution deconvolution(op, a, deconv_weight, groups, channels_last, true, host);
@@ -413,9 +420,8 @@ struct Block {
 Block block(const char* op, const Tensor& x, const Tensor& deconv_weight, const std::optional<Tensor>& norm_weight,
             const std::optional<Tensor>& norm_bias, const Tensor& compress_weight,
             const std::optional<Tensor>& compress_bias, const std::optional<Tensor>& z,
-            const std::optional<Tensor>& mean, const std::optional<Tensor>& variance, double eps, int64_t groups,
-            bool channels_last) {
-  check_activation(op, x, "x", channels_last);
+            const std::optional<Tensor>& mean, const std::optional<Tensor>& variance, double eps, int64_t groups) {
+  const bool channels_last = check_activation(op, x, "x");
   STD_TORCH_CHECK(mean.has_value() == variance.has_value(), op, ": mean and variance go together");
   const int64_t channels = x.size(1);
   const RebornNorm norm{vector_of(norm_weight, channels, 1), vector_of(norm_bias, channels, 0), eps};
@@ -428,7 +434,7 @@ Block block(const char* op, const Tensor& x, const Tensor& deconv_weight, const 
     const Tensor deconvolved = z.has_value() ? *z
                                              : Deconvolution(op, a, deconv_weight, groups, channels_last, trains, host)
                                                    .template forward<Scale>(a, mean.has_value() ? nullptr : &moments);
-    check_branches(op, a, deconvolved, channels_last);
+    check_branch(op, a, deconvolved, channels_last);
     Vector statistics(moments.begin(), moments.end());
     if (mean.has_value()) {
       statistics = vector_of(mean, channels, 0);
@@ -456,19 +462,18 @@ std::tuple<Tensor, Tensor, Tensor> reborn_training(const Tensor& x, const Tensor
                                                    std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias,
                                                    const Tensor& compress_weight, std::optional<Tensor> compress_bias,
                                                    std::optional<Tensor> z, std::optional<Tensor> mean,
-                                                   std::optional<Tensor> variance, double eps, int64_t groups,
-                                                   bool channels_last) {
+                                                   std::optional<Tensor> variance, double eps, int64_t groups) {
   const Block result = block("reborn_training_cpp", x, deconv_weight, norm_weight, norm_bias, compress_weight,
-                             compress_bias, z, mean, variance, eps, groups, channels_last);
+                             compress_bias, z, mean, variance, eps, groups);
   return {result.y, z.has_value() ? nothing(x) : result.z, packed_statistics(result.statistics, values_of(x))};
 }
 
 // Inference, with the running statistics.
 Tensor reborn_eval(const Tensor& x, const Tensor& deconv_weight, std::optional<Tensor> norm_weight,
                    std::optional<Tensor> norm_bias, const Tensor& compress_weight, std::optional<Tensor> compress_bias,
-                   const Tensor& mean, const Tensor& variance, double eps, int64_t groups, bool channels_last) {
+                   const Tensor& mean, const Tensor& variance, double eps, int64_t groups) {
   return block("reborn_eval_cpp", x, deconv_weight, norm_weight, norm_bias, compress_weight, compress_bias,
-               std::nullopt, mean, variance, eps, groups, channels_last)
+               std::nullopt, mean, variance, eps, groups)
       .y;
 }
 
@@ -480,11 +485,10 @@ using RebornGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 RebornGradients reborn_training_backward(const Tensor& grad, const Tensor& x, const Tensor& deconv_weight,
                                          std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias,
                                          const Tensor& compress_weight, const Tensor& z, const Tensor& statistics,
-                                         std::optional<Tensor> grad_statistics, double eps, int64_t groups,
-                                         bool channels_last, bool trains, bool needs_x, bool needs_deconv,
-                                         bool needs_parameters) {
+                                         std::optional<Tensor> grad_statistics, double eps, int64_t groups, bool trains,
+                                         bool needs_x, bool needs_deconv, bool needs_parameters) {
   constexpr const char* op = "reborn_training_backward_cpp";
-  check_activation(op, x, "x", channels_last);
+  const bool channels_last = check_activation(op, x, "x");
   check_gradient(op, grad, x);
   const int64_t channels = x.size(1), features = 2 * channels;
   const RebornNorm norm{vector_of(norm_weight, channels, 1), vector_of(norm_bias, channels, 0), eps};
@@ -497,7 +501,7 @@ RebornGradients reborn_training_backward(const Tensor& grad, const Tensor& x, co
   const Deconvolution deconvolution(op, a, deconv_weight, groups, channels_last, trains, host);
   return with_scale(a, [&](auto type) -> RebornGradients {
     using Scale = decltype(type);
-    check_branches(op, a, z, channels_last);
+    check_branch(op, a, z, channels_last);
     const auto* compress = compress_of<Scale>(op, compress_weight, channels, host);
     const Activation negative = activation(z, channels_last);
     Results<7> result;
@@ -568,36 +572,29 @@ void reborn_running_statistics(const Tensor& statistics, std::optional<Tensor> m
 }  // namespace leni_kernels::reborn
 
 STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
-  m.def("reborn_deconvolve_cpp(Tensor x, Tensor deconv_weight, bool channels_last) -> (Tensor, Tensor, Tensor)");
+  m.def("reborn_deconvolve_cpp(Tensor x, Tensor deconv_weight) -> (Tensor, Tensor, Tensor)");
   m.def(
       "reborn_deconv_gradient_cpp(Tensor grad, Tensor grad_z, Tensor x, Tensor deconv_weight, Tensor weight, "
-      "bool needs_input, bool needs_deconv, bool channels_last) -> (Tensor, Tensor)");
+      "bool needs_input, bool needs_deconv) -> (Tensor, Tensor)");
+  m.def("reborn_tail_cpp(Tensor x, Tensor z, Tensor weight, Tensor bias, Tensor? mean=None) -> Tensor");
+  m.def("reborn_statistics_cpp(Tensor z) -> (Tensor, Tensor)");
+  m.def("reborn_weight_gradient_cpp(Tensor grad, Tensor x, Tensor z, Tensor mean) -> (Tensor, Tensor)");
   m.def(
-      "reborn_tail_cpp(Tensor x, Tensor z, Tensor weight, Tensor bias, bool channels_last, Tensor? mean=None) "
+      "reborn_negative_gradient_cpp(Tensor grad, Tensor z, Tensor weight, Tensor? constant, Tensor? slope) "
       "-> Tensor");
-  m.def("reborn_statistics_cpp(Tensor z, bool channels_last) -> (Tensor, Tensor)");
-  m.def(
-      "reborn_weight_gradient_cpp(Tensor grad, Tensor x, Tensor z, Tensor mean, bool channels_last) "
-      "-> (Tensor, Tensor)");
-  m.def(
-      "reborn_negative_gradient_cpp(Tensor grad, Tensor z, Tensor weight, Tensor? constant, Tensor? slope, "
-      "bool channels_last) -> Tensor");
-  m.def(
-      "reborn_input_gradient_cpp(Tensor grad, Tensor x, Tensor negative, Tensor weight, bool channels_last) -> Tensor");
-  m.def(
-      "reborn_batch_statistics_cpp(Tensor x, Tensor deconv_weight, int groups, bool channels_last) "
-      "-> (Tensor, Tensor)");
+  m.def("reborn_input_gradient_cpp(Tensor grad, Tensor x, Tensor negative, Tensor weight) -> Tensor");
+  m.def("reborn_batch_statistics_cpp(Tensor x, Tensor deconv_weight, int groups) -> (Tensor, Tensor)");
   m.def(
       "reborn_training_cpp(Tensor x, Tensor deconv_weight, Tensor? norm_weight, Tensor? norm_bias, "
       "Tensor compress_weight, Tensor? compress_bias, Tensor? z, Tensor? mean, Tensor? variance, float eps, "
-      "int groups, bool channels_last) -> (Tensor, Tensor, Tensor)");
+      "int groups) -> (Tensor, Tensor, Tensor)");
   m.def(
       "reborn_eval_cpp(Tensor x, Tensor deconv_weight, Tensor? norm_weight, Tensor? norm_bias, Tensor compress_weight, "
-      "Tensor? compress_bias, Tensor mean, Tensor variance, float eps, int groups, bool channels_last) -> Tensor");
+      "Tensor? compress_bias, Tensor mean, Tensor variance, float eps, int groups) -> Tensor");
   m.def(
       "reborn_training_backward_cpp(Tensor grad, Tensor x, Tensor deconv_weight, Tensor? norm_weight, "
       "Tensor? norm_bias, Tensor compress_weight, Tensor z, Tensor statistics, Tensor? grad_statistics, float eps, "
-      "int groups, bool channels_last, bool trains, bool needs_x, bool needs_deconv, bool needs_parameters) "
+      "int groups, bool trains, bool needs_x, bool needs_deconv, bool needs_parameters) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "reborn_running_statistics_cpp(Tensor statistics, Tensor(a!)? mean, Tensor(b!)? variance, "

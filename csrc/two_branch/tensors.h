@@ -36,10 +36,11 @@ inline void check_weight(const char* op, const Tensor& weight, const Tensor& x) 
                   ": weight must be [", channels, ", ", 2 * channels, "]");
 }
 
-inline void check_activation(const char* op, const Tensor& x, const char* name, bool channels_last) {
+// Returns whether it is channels-last.
+inline bool check_activation(const char* op, const Tensor& x, const char* name) {
   check_cpu(op, x, name);
   STD_TORCH_CHECK(x.dim() == 4, op, ": ", name, " must be [N, C, H, W], got ", x.dim(), " dimensions");
-  check_layout(op, x, name, channels_last);
+  return reads_channels_last(op, x, name);
 }
 
 inline void check_gradient(const char* op, const Tensor& grad, const Tensor& x) {

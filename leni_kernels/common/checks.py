@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .norm import Norm
+from .operators import intercepted
 
 
 def feature_map(name: str, x: Tensor) -> int:
@@ -139,9 +140,16 @@ def in_dtype(x: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
     return cast.movedim(-1, 1) if channels_last else cast
 
 
+def cast(x: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """x as :func:`in_dtype`, and in a traced program in whichever layout it has at each call."""
+    if dtype != x.dtype and intercepted(x):
+        return x.to(dtype)
+    return in_dtype(x, dtype, channels_last)
+
+
 def in_autocast_dtype(x: Tensor, channels_last: bool) -> Tensor:
-    """x as :func:`in_dtype`, in autocast's dtype."""
-    return in_dtype(x, autocast_dtype(x), channels_last)
+    """x as :func:`cast` gives it, in autocast's dtype."""
+    return cast(x, autocast_dtype(x), channels_last)
 
 
 def same_dtype(name: str, **tensors: Tensor) -> None:

@@ -65,14 +65,18 @@ def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) 
     return getattr(torch.ops.leni_kernels, name).default
 
 
+def _without_gradient(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) and value.requires_grad else value
+
+
 def without_gradients(operator: Any) -> Callable[..., Any]:
     """What calls an operator whose results have no gradients, whoever asks for some."""
     at_once = unframed(operator)
 
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling():
-            with torch.no_grad():
-                return operator(*inputs)
+            # Under torch.no_grad() an exported program could not be loaded. What is written to wants no gradient.
+            return operator(*map(_without_gradient, inputs))
         with _BelowAutograd():
             return at_once(*inputs)
 

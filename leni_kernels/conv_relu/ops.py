@@ -12,6 +12,7 @@ from torch import Tensor
 from ..common import checks, extension
 from ..common.backends import Backend, Operation, gradients_of, with_reference
 from ..common.gpu import support
+from ..common.layout import is_channels_last, reads_channels_last
 from ..common.operators import differentiable, inference_only, needed, once_differentiable
 from . import gpu, reference
 from .gpu.configs import converts
@@ -19,55 +20,56 @@ from .reference import Pads
 
 # ---- the operators -----------------------------------------------------------------------------------------
 # Of each backend: conv_relu with autograd, its backward, and its general form, without. Options are a convolution's,
-# one number per spatial dimension, and two of ``pads``: before and after. ``channels_last`` says which stride of x is
-# 1 and how y and dx are laid out. What is kept for backward is x and the parameters.
+# one number per spatial dimension, and two of ``pads``: before and after. Which stride of x is 1, channels' or
+# columns', x itself says at each call, and y and dx are laid out as x is. What is kept for backward is x and the
+# parameters.
 
 
 class Kernels(NamedTuple):
     """The operators of one backend."""
 
     forward: Any
-    """(x, weight, threshold, bias, *options) -> y; options are stride, pads, dilation, groups, channels_last"""
+    """(x, weight, threshold, bias, *options) -> y; options are stride, pads, dilation, groups"""
     backward: Any
     """(grad, x, weight, threshold, *options, needs_x, needs_weight, needs_threshold, needs_bias) -> the gradients of
     all four, empty if not needed"""
     taps: Any
-    """(x, weight, threshold, bias, offsets, below, channels_last) -> y: what Reborn folds into"""
+    """(x, weight, threshold, bias, offsets, below) -> y: what Reborn folds into"""
 
 
-def _empty(x: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
-    """An activation in x's dtype."""
-    if not channels_last:
+def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """An activation in x's dtype and layout."""
+    if not reads_channels_last("conv_relu", x):
         return x.new_empty(shape)
     return x.new_empty((shape[0], *shape[2:], shape[1])).movedim(-1, 1)
 
 
 def _fake_forward(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | None, stride: Sequence[int],
-                  pads: Sequence[int], dilation: Sequence[int], groups: int, channels_last: bool) -> Tensor:
+                  pads: Sequence[int], dilation: Sequence[int], groups: int) -> Tensor:
     padded = [size + before + after for size, before, after in zip(x.shape[2:], pads[::2], pads[1::2], strict=True)]
     extents = [reference.extent(k, d) for k, d in zip(weight.shape[2:], dilation, strict=True)]
     sites = [(size - extent) // step + 1 for size, extent, step in zip(padded, extents, stride, strict=True)]
-    return _empty(x, (x.shape[0], weight.shape[0], *sites), channels_last)
+    return _empty(x, (x.shape[0], weight.shape[0], *sites))
 
 
 def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor, stride: Sequence[int],
-                   pads: Sequence[int], dilation: Sequence[int], groups: int, channels_last: bool, needs_x: bool,
-                   needs_weight: bool, needs_threshold: bool, needs_bias: bool) -> tuple[Tensor, ...]:
-    return (_empty(x, x.shape, channels_last) if needs_x else x.new_empty(0),
+                   pads: Sequence[int], dilation: Sequence[int], groups: int, needs_x: bool, needs_weight: bool,
+                   needs_threshold: bool, needs_bias: bool) -> tuple[Tensor, ...]:
+    return (_empty(x, x.shape) if needs_x else x.new_empty(0),
             weight.new_empty(weight.shape if needs_weight else 0),
             threshold.new_empty(threshold.shape if needs_threshold else 0),
             weight.new_empty(weight.shape[0] if needs_bias else 0))
 
 
 def _fake_taps(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | None, offsets: Sequence[int],
-               below: Sequence[int], channels_last: bool) -> Tensor:
-    return _empty(x, (x.shape[0], weight.shape[0], *x.shape[2:]), channels_last)
+               below: Sequence[int]) -> Tensor:
+    return _empty(x, (x.shape[0], weight.shape[0], *x.shape[2:]))
 
 
 def _backward_by_reference(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor,
                            *rest: Any) -> tuple[Tensor | None, ...]:
     """What the operator of backward returns, from the definition; None where it is not needed."""
-    stride, pads, dilation, groups, _, *needs = rest
+    stride, pads, dilation, groups, *needs = rest
 
     def definition(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor) -> Tensor:
         pairs = tuple(zip(pads[::2], pads[1::2], strict=True))
@@ -87,7 +89,7 @@ def _backward(operator: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...
     # With create_graph only the reference can be differentiated again.
     run = _backward_by_reference if torch.is_grad_enabled() else operator
     gradients = run(grad, *ctx.saved_tensors, *ctx.options, *needs)
-    return *(gradients if all(needs) else needed(gradients, needs)), None, None, None, None, None
+    return *(gradients if all(needs) else needed(gradients, needs)), None, None, None, None
 
 
 def _operators(backend: str) -> Kernels:
@@ -130,21 +132,10 @@ class ConvReluCall(NamedTuple):
     groups: int
 
 
-def _channels_last(x: Tensor) -> bool | None:
-    """Whether the kernels read x with channels (True) or columns (False) at stride 1; None if neither is."""
-    strides = x.stride()
-    if strides[-1] == 1:
-        return False
-    if strides[1] == 1:
-        return True
-    # The stride of a dimension of size 1 says nothing.
-    return False if x.shape[-1] == 1 else True if x.shape[1] == 1 else None
-
-
 def _why_no_kernel(x: Tensor) -> str | None:
     if 0 in x.shape[1:]:
         return "x has no channels or no sites"
-    if _channels_last(x) is None:
+    if is_channels_last(x) is None:
         return "x has stride 1 neither along channels nor along columns, and the kernels do not copy"
     return None
 
@@ -168,16 +159,15 @@ def why_not_triton(x: Tensor) -> str | None:
 
 def _run(kernels: Kernels, call: ConvReluCall) -> Tensor:
     x, weight, threshold, bias, stride, pads, dilation, groups = call
-    channels_last = _channels_last(x)
-    x = checks.in_autocast_dtype(x, channels_last)
+    x = checks.in_autocast_dtype(x, is_channels_last(x))
     flat_pads = [count for pair in pads for count in pair]
-    return kernels.forward(x, weight, threshold, bias, stride, flat_pads, dilation, groups, channels_last)
+    return kernels.forward(x, weight, threshold, bias, stride, flat_pads, dilation, groups)
 
 
 def how_triton(x: Tensor, channels: int, taps: int) -> tuple[str, ...]:
     """What is worth knowing of a call with so many channels in a group on Triton's kernels."""
     how = support.how_multiplied(x, checks.autocast_dtype(x))
-    if not _channels_last(x) and converts(channels, taps):
+    if not is_channels_last(x) and converts(channels, taps):
         how += ("x, and in backward y's gradient, is copied to channels innermost first, which takes less time than "
                 "reading single elements; a network in channels-last needs no copies",)
     return how
@@ -191,10 +181,9 @@ def run_taps(backend: str, x: Tensor, weight: Tensor, threshold: Tensor, bias: T
     ``threshold[c, t]``, or the minimum where it is ``below``. Weight is ``[O, C, T]``, threshold ``[C, T]``,
     ``offsets`` ``[2 · T]``: rows and columns.
     """
-    channels_last = _channels_last(x)
-    x = checks.in_autocast_dtype(x, channels_last)
+    x = checks.in_autocast_dtype(x, is_channels_last(x))
     kernels = _CPP if backend == "cpp" else _TRITON
-    return kernels.taps(x, weight, threshold, bias, offsets, below, channels_last)
+    return kernels.taps(x, weight, threshold, bias, offsets, below)
 
 
 def _operation(dimensions: int) -> Operation:

@@ -17,9 +17,10 @@ from ..common import checks, extension
 from ..common.backends import Backend, Operation, with_reference
 from ..common.gpu import support
 from ..common.kept import Kept
+from ..common.layout import is_channels_last, reads_channels_last
 from ..common.norm import Norm
 from ..common.operators import define, differentiable, once_differentiable, without_gradients
-from ..two_branch.layout import empty_as, is_channels_last, laid_out
+from ..two_branch.layout import empty_like, laid_out
 from ..two_branch.ops import (
     GIVEN,
     SYNCHRONISED,
@@ -55,60 +56,58 @@ KERNEL_SIZES = (3, 5, 7)
 
 # ---- the operators -----------------------------------------------------------------------------------------
 # Of each backend: leni_folded, which is inference; the passes of training, which have no autograd; and leni_training,
-# which is made of them. Parameters are float32 (float64 for a float64 x). ``channels_last`` says which stride of x
-# is 1 and how y and dx are laid out.
+# which is made of them. Parameters are float32 (float64 for a float64 x). Which stride of x is 1, channels' or
+# columns', x itself says at each call, and y and dx are laid out as x is.
 
 
 class Kernels(NamedTuple):
     """The operators of one backend."""
 
     folded: Any
-    """(x, taps, weight, bias, channels_last, mean=None) -> y, for features less their mean"""
+    """(x, taps, weight, bias, mean=None) -> y, for features less their mean"""
     statistics: Any
-    """(x, taps, channels_last) -> mean, variance"""
+    """(x, taps) -> mean, variance"""
     weight_gradient: Any
-    """(grad, x, taps, channels_last, mean=None) -> weight's gradient, for features less their mean, and bias's"""
+    """(grad, x, taps, mean=None) -> weight's gradient, for features less their mean, and bias's"""
     input_gradient: Any
-    """(grad, x, taps, weight, constant, slope, channels_last) -> x's gradient, taps' gradient"""
+    """(grad, x, taps, weight, constant, slope) -> x's gradient, taps' gradient"""
 
 
-def _fake_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, channels_last: bool,
-                 mean: Tensor | None = None) -> Tensor:
-    return empty_as(x, channels_last)
+def _fake_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None = None) -> Tensor:
+    return empty_like(x)
 
 
-def _fake_laid_out(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None,
-                   channels_last: bool) -> Tensor:
-    return empty_as(x, channels_last)
+def _fake_laid_out(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None) -> Tensor:
+    return empty_like(x)
 
 
-def _fake_statistics(x: Tensor, taps: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
+def _fake_statistics(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
     features = 2 * x.shape[1]
     return taps.new_empty(features), taps.new_empty(features)
 
 
 def _fake_weight_gradient(
-    grad: Tensor, x: Tensor, taps: Tensor, channels_last: bool, mean: Tensor | None = None
+    grad: Tensor, x: Tensor, taps: Tensor, mean: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     channels = x.shape[1]
     return taps.new_empty(channels, 2 * channels), taps.new_empty(channels)
 
 
 def _fake_input_gradient(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, constant: Tensor | None,
-                         slope: Tensor | None, channels_last: bool) -> tuple[Tensor, Tensor]:
-    return empty_as(x, channels_last), taps.new_empty(taps.shape)
+                         slope: Tensor | None) -> tuple[Tensor, Tensor]:
+    return empty_like(x), taps.new_empty(taps.shape)
 
 
 _FAKES = Kernels(_fake_folded, _fake_statistics, _fake_weight_gradient, _fake_input_gradient)
 
 
 def _save_folded(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, taps, weight, _, ctx.channels_last, mean = inputs
+    x, taps, weight, _, mean = inputs
     ctx.save_for_backward(x, taps, weight, mean)
 
 
 def _backward_by_reference(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *reference.leni_folded_backward(grad, *ctx.saved_tensors, ctx.needs_input_grad[:4]), None, None
+    return *reference.leni_folded_backward(grad, *ctx.saved_tensors, ctx.needs_input_grad[:4]), None
 
 
 def _backward_by_kernels(kernels: Kernels, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -117,25 +116,25 @@ def _backward_by_kernels(kernels: Kernels, ctx: Any, grad: Tensor) -> tuple[Tens
     x, taps, weight, mean = ctx.saved_tensors
     gradients: list[Tensor | None] = [None] * 4
     if any(ctx.needs_input_grad[:2]):
-        gradients[:2] = kernels.input_gradient(grad, x, taps, weight, None, None, ctx.channels_last)
+        gradients[:2] = kernels.input_gradient(grad, x, taps, weight, None, None)
     if any(ctx.needs_input_grad[2:4]):
-        gradients[2:] = kernels.weight_gradient(grad, x, taps, ctx.channels_last, mean)
-    return *gradients, None, None
+        gradients[2:] = kernels.weight_gradient(grad, x, taps, mean)
+    return *gradients, None
 
 
 def _with_autograd(kernels: Kernels) -> Kernels:
     return kernels._replace(folded=differentiable(kernels.folded, _save_folded, partial(_backward_by_kernels, kernels)))
 
 
-def _weight_gradient_by_reference(grad: Tensor, x: Tensor, taps: Tensor, channels_last: bool,
+def _weight_gradient_by_reference(grad: Tensor, x: Tensor, taps: Tensor,
                                   mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return reference.leni_weight_gradient(grad, x, taps, mean)
 
 
 def _input_gradient_by_reference(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, constant: Tensor | None,
-                                 slope: Tensor | None, channels_last: bool) -> tuple[Tensor, Tensor]:
+                                 slope: Tensor | None) -> tuple[Tensor, Tensor]:
     grad_x, grad_taps = reference.leni_input_gradient(grad, x, taps, weight, constant, slope)
-    return laid_out(grad_x, channels_last), grad_taps
+    return laid_out(grad_x, reads_channels_last("leni_input_gradient", x)), grad_taps
 
 
 # ---- training: a block is one operator, and its backward another --------------------------------------------
@@ -147,13 +146,13 @@ class Steps(NamedTuple):
     """The operators of one backend for whole blocks."""
 
     eval: Any
-    """(x, D, BN1's mean, variance, γ1, β1, BN2's mean, variance, γ2, β2, P, c, both eps, channels_last) -> y"""
+    """(x, D, BN1's mean, variance, γ1, β1, BN2's mean, variance, γ2, β2, P, c, both eps) -> y"""
     batch_statistics: Any
-    """(x, D, channels_last) -> statistics"""
+    """(x, D) -> statistics"""
     training: Any
-    """(x, D, γ1, β1, γ2, β2, P, c, statistics, both eps, channels_last) -> y, the statistics if none were given"""
+    """(x, D, γ1, β1, γ2, β2, P, c, statistics, both eps) -> y, the statistics if none were given"""
     training_backward: Any
-    """(grad, x, D, γ1, β1, γ2, β2, P, statistics, their gradient, both eps, channels_last, needs_input) -> the
+    """(grad, x, D, γ1, β1, γ2, β2, P, statistics, their gradient, both eps, needs_input) -> the
     gradients of x and D, empty unless needed, of γ1, β1, γ2, β2, P, c, and of the statistics [4C]; given the latter,
     only those of x and D"""
     running_statistics: Any
@@ -161,23 +160,23 @@ class Steps(NamedTuple):
 
 
 def _fake_eval(x: Tensor, *rest: Any) -> Tensor:
-    return empty_as(x, rest[-1])
+    return empty_like(x)
 
 
-def _fake_batch_statistics(x: Tensor, deconv_weight: Tensor, channels_last: bool) -> Tensor:
+def _fake_batch_statistics(x: Tensor, deconv_weight: Tensor) -> Tensor:
     return x.new_empty(4 * x.shape[1] + 1, dtype=torch.float64)
 
 
 def _fake_training(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    statistics, channels_last = rest[-4], rest[-1]
+    statistics = rest[-3]
     size = 4 * x.shape[1] + 1 if statistics is None else 0
-    return empty_as(x, channels_last), x.new_empty(size, dtype=torch.float64)
+    return empty_like(x), x.new_empty(size, dtype=torch.float64)
 
 
 def _fake_training_backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *parameters, _, grad_statistics, _, _, channels_last, needs_input = rest
+    *parameters, _, grad_statistics, _, _, needs_input = rest
     needs_parameters = grad_statistics is None
-    return (empty_as(x, channels_last) if needs_input else x.new_empty(0), gradient_of(deconv_weight, x, needs_input),
+    return (empty_like(x) if needs_input else x.new_empty(0), gradient_of(deconv_weight, x, needs_input),
             *fake_parameter_gradients(x, parameters, 4 * x.shape[1], needs_parameters))
 
 
@@ -219,7 +218,7 @@ def _training(steps: Steps) -> Callable[..., tuple[Tensor, Tensor]]:
 
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 12
+            return (None,) * 11
         if ctx.given:
             raise NotImplementedError(GIVEN)
         needs = ctx.needs_input_grad
@@ -239,16 +238,16 @@ def _define_synchronised(backend: str, steps: Steps) -> Callable[..., tuple[Tens
     """
     tensors = ("Tensor x, Tensor deconv_weight, Tensor? negative_weight, Tensor? negative_bias, Tensor? fusion_weight, "
                "Tensor? fusion_bias, Tensor compress_weight, ")
-    options = "float negative_eps, float fusion_eps, bool channels_last, str group"
+    options = "float negative_eps, float fusion_eps, str group"
 
     def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        *tensors, negative_eps, fusion_eps, channels_last, group = inputs
-        statistics = merged_over(group, steps.batch_statistics(*tensors[:2], channels_last))
-        return steps.training(*tensors, statistics, negative_eps, fusion_eps, channels_last)[0], statistics
+        *tensors, negative_eps, fusion_eps, group = inputs
+        statistics = merged_over(group, steps.batch_statistics(*tensors[:2]))
+        return steps.training(*tensors, statistics, negative_eps, fusion_eps)[0], statistics
 
     def backward(*inputs: Any) -> tuple[Tensor, ...]:
-        *tensors, negative_eps, fusion_eps, channels_last, group, needs_input = inputs
-        options = (negative_eps, fusion_eps, channels_last)
+        *tensors, negative_eps, fusion_eps, group, needs_input = inputs
+        options = (negative_eps, fusion_eps)
         gradients = steps.training_backward(*tensors, None, *options, False)
         of_input = gradients[:2]
         if needs_input:
@@ -256,11 +255,11 @@ def _define_synchronised(backend: str, steps: Steps) -> Callable[..., tuple[Tens
         return *of_input, *gradients[2:8]
 
     def fake_forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        return _fake_training(x, None, *rest[-4:-1])
+        return _fake_training(x, None, *rest[-3:-1])
 
     def fake_backward(*inputs: Any) -> tuple[Tensor, ...]:
-        *tensors, negative_eps, fusion_eps, channels_last, _, needs_input = inputs
-        return _fake_training_backward(*tensors, None, negative_eps, fusion_eps, channels_last, needs_input)[:8]
+        *tensors, negative_eps, fusion_eps, _, needs_input = inputs
+        return _fake_training_backward(*tensors, None, negative_eps, fusion_eps, needs_input)[:8]
 
     forward_operator = define(f"leni_synchronised_{backend}({tensors}Tensor? compress_bias, {options}) "
                               "-> (Tensor, Tensor)", forward, fake_forward)
@@ -275,7 +274,7 @@ def _define_synchronised(backend: str, steps: Steps) -> Callable[..., tuple[Tens
 
     def run_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 12
+            return (None,) * 11
         if torch.is_grad_enabled():
             raise NotImplementedError(SYNCHRONISED)
         needs = ctx.needs_input_grad
@@ -290,9 +289,9 @@ class Training(NamedTuple):
 
     steps: Steps
     alone: Callable[..., tuple[Tensor, Tensor]]
-    """(x, D, γ1, β1, γ2, β2, P, c, None, both eps, channels_last) -> y, statistics"""
+    """(x, D, γ1, β1, γ2, β2, P, c, None, both eps) -> y, statistics"""
     synchronised: Callable[..., tuple[Tensor, Tensor]]
-    """(x, D, γ1, β1, γ2, β2, P, c, both eps, channels_last, group) -> y, statistics"""
+    """(x, D, γ1, β1, γ2, β2, P, c, both eps, group) -> y, statistics"""
 
 
 def _define_training(backend: str, steps: Steps) -> Training:
@@ -353,7 +352,7 @@ def rounds_products(x: Tensor) -> bool:
 def _run(kernels: Kernels, call: FoldedCall | LeniCall, folded: Folded) -> Tensor:
     x = read(call)
     taps, weight, bias, mean = _centred(x, folded)
-    return kernels.folded(x, taps, weight, bias, call.channels_last, mean)
+    return kernels.folded(x, taps, weight, bias, mean)
 
 
 def _centred(x: Tensor, folded: Folded) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -387,7 +386,7 @@ def _run_folded_triton(call: FoldedCall) -> Tensor:
         return _run(_TRITON, call, folded)
     x = read(call)
     laid_out = kept.get(x.dtype, folded, lambda: gpu.forward.lay_out_folded(x.dtype, *_centred(x, folded)))
-    return _LAID_OUT_TRITON(x, *laid_out, call.channels_last)
+    return _LAID_OUT_TRITON(x, *laid_out)
 
 
 _LENI_FOLDED = Operation(
@@ -524,7 +523,7 @@ def _run_eval(call: LeniCall, steps: Steps, kernels: Kernels) -> Tensor:
     x = read(call)
     deconv_weight, negative, fusion, compress_weight, compress_bias = call.parameters
     return steps.eval(x, deconv_weight, *negative[:4], *fusion[:4], compress_weight, compress_bias, negative.eps,
-                      fusion.eps, call.channels_last)
+                      fusion.eps)
 
 
 def _run_training(call: LeniCall, training: Training) -> Tensor:
@@ -533,7 +532,7 @@ def _run_training(call: LeniCall, training: Training) -> Tensor:
     check_values(x, call.group)
     tensors = (x, deconv_weight, negative.weight, negative.bias, fusion.weight, fusion.bias, compress_weight,
                compress_bias)
-    options = (negative.eps, fusion.eps, call.channels_last)
+    options = (negative.eps, fusion.eps)
     if call.group:
         y, statistics = training.synchronised(*tensors, *options, call.group)
     else:

@@ -163,7 +163,7 @@ def _fused_scale(variance: Tensor, negative_weight: Tensor | None, fusion_weight
 def leni_training_backward(
         grad: Tensor, x: Tensor, deconv_weight: Tensor, negative_weight: Tensor | None, negative_bias: Tensor | None,
         fusion_weight: Tensor | None, fusion_bias: Tensor | None, compress_weight: Tensor, statistics: Tensor,
-        grad_statistics: Tensor | None, negative_eps: float, fusion_eps: float, channels_last: bool,
+        grad_statistics: Tensor | None, negative_eps: float, fusion_eps: float,
         needs_input: bool) -> tuple[Tensor, ...]:
     """The gradients of x, D, γ1, β1, γ2, β2, P, c and of the statistics of a batch in training, empty where there is
     none; for gradients of the statistics that are given, those of x and D alone."""
@@ -177,7 +177,7 @@ def leni_training_backward(
     gradients = block_backward(
         grad, x, lambda inputs, taps: _features(inputs, taps.squeeze(1)), deconv_weight, normed,
         (negative_weight, fusion_weight, fusion_bias, compress_weight, compress_weight.new_zeros(x.shape[1])),
-        statistics, grad_statistics, channels_last, (needs_input, needs_input, True), True)
+        statistics, grad_statistics, (needs_input, needs_input, True), True)
     grad_x, grad_deconv, grad_gamma1, grad_gamma2, grad_beta2, grad_weight, grad_bias, of_statistics = gradients
     absent = negative_bias is None or grad_statistics is not None
     grad_beta1 = x.new_empty(0) if absent else torch.zeros_like(negative_bias)

@@ -18,10 +18,11 @@ from ..common import checks, extension
 from ..common.backends import Backend, Operation, with_reference
 from ..common.gpu import support
 from ..common.kept import Kept
+from ..common.layout import is_channels_last
 from ..common.norm import Norm
 from ..common.operators import define, differentiable, once_differentiable
 from ..conv_relu import ops as conv_relu_ops
-from ..two_branch.layout import empty_as, is_channels_last
+from ..two_branch.layout import empty_like
 from ..two_branch.ops import (
     GIVEN,
     SYNCHRONISED,
@@ -63,14 +64,14 @@ class Steps(NamedTuple):
     """The operators of one backend."""
 
     eval: Any
-    """(x, D, γ, β, P, c, mean, variance, eps, groups, channels_last) -> y"""
+    """(x, D, γ, β, P, c, mean, variance, eps, groups) -> y"""
     batch_statistics: Any
-    """(x, D, groups, channels_last) -> z, statistics"""
+    """(x, D, groups) -> z, statistics"""
     training: Any
-    """(x, D, γ, β, P, c, z, mean, variance, eps, groups, channels_last) -> y, z if none was given, statistics; with a
+    """(x, D, γ, β, P, c, z, mean, variance, eps, groups) -> y, z if none was given, statistics; with a
     mean and a variance but no z in eval mode"""
     training_backward: Any
-    """(grad, x, D, γ, β, P, z, statistics, their gradient, eps, groups, channels_last, trains, needs_x, needs_deconv,
+    """(grad, x, D, γ, β, P, z, statistics, their gradient, eps, groups, trains, needs_x, needs_deconv,
     needs_parameters) -> the gradients of x, D, γ, β, P, c and of the statistics [2C], empty unless needed; given the
     latter, those of x and D alone"""
     running_statistics: Any
@@ -78,35 +79,36 @@ class Steps(NamedTuple):
 
 
 def _fake_eval(x: Tensor, *rest: Any) -> Tensor:
-    return empty_as(x, rest[-1])
+    return empty_like(x)
 
 
 def _statistics_like(x: Tensor) -> Tensor:
     return x.new_empty(2 * x.shape[1] + 1, dtype=torch.float64)
 
 
-def _z_like(x: Tensor, channels_last: bool) -> Tensor:
+def _z_like(x: Tensor) -> Tensor:
     """In training in float64 where a channel has few values."""
-    return empty_as(x.to(torch.float64) if values_of(x) <= FEW_VALUES else x, channels_last)
+    y = empty_like(x)
+    return y.to(torch.float64) if values_of(x) <= FEW_VALUES else y
 
 
-def _fake_batch_statistics(x: Tensor, deconv_weight: Tensor, groups: int, channels_last: bool) -> tuple[Tensor, Tensor]:
-    return _z_like(x, channels_last), _statistics_like(x)
+def _fake_batch_statistics(x: Tensor, deconv_weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    return _z_like(x), _statistics_like(x)
 
 
 def _fake_training(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    z, mean, channels_last = rest[5], rest[6], rest[-1]
-    y = empty_as(x, channels_last)
+    z, mean = rest[5], rest[6]
+    y = empty_like(x)
     if z is not None:
         return y, x.new_empty(0), _statistics_like(x)
-    return y, _z_like(x, channels_last) if mean is None else torch.empty_like(y), _statistics_like(x)
+    return y, _z_like(x) if mean is None else torch.empty_like(y), _statistics_like(x)
 
 
 def _fake_training_backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     parameters, grad_statistics = rest[:3], rest[5]
-    channels_last, trains, needs_x, needs_deconv, needs_parameters = rest[-5:]
+    trains, needs_x, needs_deconv, needs_parameters = rest[-4:]
     needed = grad_statistics is None and (trains or needs_parameters)
-    return (empty_as(x, channels_last) if needs_x else x.new_empty(0), gradient_of(deconv_weight, x, needs_deconv),
+    return (empty_like(x) if needs_x else x.new_empty(0), gradient_of(deconv_weight, x, needs_deconv),
             *fake_parameter_gradients(x, parameters, 2 * x.shape[1], needed))
 
 
@@ -128,7 +130,7 @@ def _needs(ctx: Any) -> tuple[bool, bool, bool]:
 
 def _gradients_again(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
     """Of x, D, γ, β, P and c, in a backward with ``create_graph``."""
-    *parameters, _, statistics, needs, eps, groups, _, trains = rest
+    *parameters, _, statistics, needs, eps, groups, trains = rest
     running = (None, None) if trains else statistics[:-1].chunk(2)
 
     def block(x: Tensor, deconv_weight: Tensor, *rest: Tensor | None) -> Tensor:
@@ -152,7 +154,7 @@ def _training(steps: Steps) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 12
+            return (None,) * 11
         if ctx.given:
             raise NotImplementedError(GIVEN)
         needs = ctx.needs_input_grad
@@ -168,18 +170,18 @@ def _training(steps: Steps) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 def _define_synchronised(backend: str, steps: Steps) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """The same in training, with the statistics of all processes of a group, as LENI's."""
     tensors = ("Tensor x, Tensor deconv_weight, Tensor? norm_weight, Tensor? norm_bias, Tensor compress_weight, ")
-    options = "float eps, int groups, bool channels_last, str group"
+    options = "float eps, int groups, str group"
 
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        *tensors, eps, groups, channels_last, group = inputs
-        z, own = steps.batch_statistics(*tensors[:2], groups, channels_last)
+        *tensors, eps, groups, group = inputs
+        z, own = steps.batch_statistics(*tensors[:2], groups)
         statistics = merged_over(group, own)
         mean, variance = statistics[:-1].chunk(2)
-        return steps.training(*tensors, z, mean, variance, eps, groups, channels_last)[0], z, statistics
+        return steps.training(*tensors, z, mean, variance, eps, groups)[0], z, statistics
 
     def backward(*inputs: Any) -> tuple[Tensor, ...]:
-        *tensors, eps, groups, channels_last, group, needs_x, needs_deconv = inputs
-        options = (eps, groups, channels_last, True)
+        *tensors, eps, groups, group, needs_x, needs_deconv = inputs
+        options = (eps, groups, True)
         gradients = steps.training_backward(*tensors, None, *options, False, False, True)
         of_input = gradients[:2]
         if needs_x or needs_deconv:
@@ -188,12 +190,12 @@ def _define_synchronised(backend: str, steps: Steps) -> Callable[..., tuple[Tens
         return *of_input, *gradients[2:6]
 
     def fake_forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return empty_as(x, rest[-2]), _z_like(x, rest[-2]), _statistics_like(x)
+        return empty_like(x), _z_like(x), _statistics_like(x)
 
     def fake_backward(*inputs: Any) -> tuple[Tensor, ...]:
-        *tensors, eps, groups, channels_last, _, needs_x, needs_deconv = inputs
+        *tensors, eps, groups, _, needs_x, needs_deconv = inputs
         needs = (needs_x, needs_deconv, True)
-        return _fake_training_backward(*tensors, None, eps, groups, channels_last, True, *needs)[:6]
+        return _fake_training_backward(*tensors, None, eps, groups, True, *needs)[:6]
 
     forward_operator = define(f"reborn_synchronised_{backend}({tensors}Tensor? compress_bias, {options}) "
                               "-> (Tensor, Tensor, Tensor)", forward, fake_forward)
@@ -209,7 +211,7 @@ def _define_synchronised(backend: str, steps: Steps) -> Callable[..., tuple[Tens
 
     def run_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 10
+            return (None,) * 9
         if torch.is_grad_enabled():
             raise NotImplementedError(SYNCHRONISED)
         gradients = run_once(grad, *ctx.saved_tensors, *ctx.options, *_needs(ctx)[:2])
@@ -223,9 +225,9 @@ class Training(NamedTuple):
 
     steps: Steps
     alone: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    """(x, D, γ, β, P, c, None, mean, variance, eps, groups, channels_last) -> y, z, statistics"""
+    """(x, D, γ, β, P, c, None, mean, variance, eps, groups) -> y, z, statistics"""
     synchronised: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    """(x, D, γ, β, P, c, eps, groups, channels_last, group) -> y, z, statistics"""
+    """(x, D, γ, β, P, c, eps, groups, group) -> y, z, statistics"""
 
 
 def _define_training(backend: str, steps: Steps) -> Training:
@@ -236,60 +238,58 @@ def _define_training(backend: str, steps: Steps) -> Training:
 
 
 class Passes(NamedTuple):
-    """What a block is made of, one by one, for z = D ⋆ᵀ min(x, 0); all activations but grad in one layout."""
+    """What a block is made of, one by one, for z = D ⋆ᵀ min(x, 0); all activations but grad in x's layout, or z's."""
 
     tail: Any
-    """(x, z, weight, bias, channels_last, mean=None) -> y, for z less its mean"""
+    """(x, z, weight, bias, mean=None) -> y, for z less its mean"""
     statistics: Any
-    """(z, channels_last) -> mean, variance"""
+    """(z) -> mean, variance"""
     weight_gradient: Any
-    """(grad, x, z, mean, channels_last) -> weight's gradient, for [max(x, 0); z] less ``mean``, and bias's"""
+    """(grad, x, z, mean) -> weight's gradient, for [max(x, 0); z] less ``mean``, and bias's"""
     negative_gradient: Any
-    """(grad, z, weight, constant, slope, channels_last) -> z's gradient"""
+    """(grad, z, weight, constant, slope) -> z's gradient"""
     input_gradient: Any
-    """(grad, x, negative, weight, channels_last) -> x's gradient, ``negative`` where x < 0"""
+    """(grad, x, negative, weight) -> x's gradient, ``negative`` where x < 0"""
     deconvolve: Any
-    """(x, D, channels_last) -> z, mean, variance, for a dense 3×3 D"""
+    """(x, D) -> z, mean, variance, for a dense 3×3 D"""
     deconv_gradient: Any
-    """(grad, z's gradient, x, D, weight, needs_input, needs_deconv, channels_last) -> x's and D's gradients"""
+    """(grad, z's gradient, x, D, weight, needs_input, needs_deconv) -> x's and D's gradients"""
 
 
 def _parameter_of(x: Tensor, *shape: int) -> Tensor:
     return x.new_empty(shape, dtype=folding_dtype(x.dtype))
 
 
-def _fake_deconvolve(x: Tensor, deconv_weight: Tensor, channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_as(x, channels_last), *_fake_statistics(x, channels_last)
+def _fake_deconvolve(x: Tensor, deconv_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return empty_like(x), *_fake_statistics(x)
 
 
 def _fake_deconv_gradient(grad: Tensor, grad_z: Tensor, x: Tensor, deconv_weight: Tensor, weight: Tensor,
-                          needs_input: bool, needs_deconv: bool, channels_last: bool) -> tuple[Tensor, Tensor]:
-    return (empty_as(x, channels_last) if needs_input else x.new_empty(0),
+                          needs_input: bool, needs_deconv: bool) -> tuple[Tensor, Tensor]:
+    return (empty_like(x) if needs_input else x.new_empty(0),
             deconv_weight.new_empty(deconv_weight.shape if needs_deconv else 0))
 
 
-def _fake_tail(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, channels_last: bool,
-               mean: Tensor | None = None) -> Tensor:
-    return empty_as(x, channels_last)
+def _fake_tail(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None = None) -> Tensor:
+    return empty_like(x)
 
 
-def _fake_statistics(z: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
+def _fake_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
     return _parameter_of(z, z.shape[1]), _parameter_of(z, z.shape[1])
 
 
-def _fake_weight_gradient(grad: Tensor, x: Tensor, z: Tensor, mean: Tensor,
-                          channels_last: bool) -> tuple[Tensor, Tensor]:
+def _fake_weight_gradient(grad: Tensor, x: Tensor, z: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     channels = x.shape[1]
     return _parameter_of(x, channels, 2 * channels), _parameter_of(x, channels)
 
 
-def _fake_negative_gradient(grad: Tensor, z: Tensor, weight: Tensor, constant: Tensor | None, slope: Tensor | None,
-                            channels_last: bool) -> Tensor:
-    return empty_as(z, channels_last)
+def _fake_negative_gradient(grad: Tensor, z: Tensor, weight: Tensor, constant: Tensor | None,
+                            slope: Tensor | None) -> Tensor:
+    return empty_like(z)
 
 
-def _fake_input_gradient(grad: Tensor, x: Tensor, negative: Tensor, weight: Tensor, channels_last: bool) -> Tensor:
-    return empty_as(x, channels_last)
+def _fake_input_gradient(grad: Tensor, x: Tensor, negative: Tensor, weight: Tensor) -> Tensor:
+    return empty_like(x)
 
 
 _PASS_FAKES = Passes(
@@ -426,7 +426,7 @@ def _run(call: RebornCall, training: Training) -> Tensor:
     x, group = read(call), call.group
     deconv_weight, norm, compress_weight, compress_bias, groups = call.parameters
     tensors = (x, deconv_weight, norm.weight, norm.bias, compress_weight, compress_bias)
-    options = (norm.eps, groups, call.channels_last)
+    options = (norm.eps, groups)
     if not norm.uses_batch_statistics:
         if not records_gradients():
             return training.steps.eval(*tensors, norm.running_mean, norm.running_var, *options)

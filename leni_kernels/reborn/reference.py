@@ -161,8 +161,7 @@ def reborn_input_gradient(grad: Tensor, x: Tensor, negative: Tensor, weight: Ten
 def reborn_training_backward(
         grad: Tensor, x: Tensor, deconv_weight: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None,
         compress_weight: Tensor, z: Tensor, statistics: Tensor, grad_statistics: Tensor | None, eps: float,
-        groups: int, channels_last: bool, trains: bool, needs_x: bool, needs_deconv: bool,
-        needs_parameters: bool) -> tuple[Tensor, ...]:
+        groups: int, trains: bool, needs_x: bool, needs_deconv: bool, needs_parameters: bool) -> tuple[Tensor, ...]:
     """As :func:`leni_training_backward`, of x, D, γ, β, P, c and the statistics of z; none goes through those unless
     the norm ``trains``."""
 
@@ -182,4 +181,4 @@ def reborn_training_backward(
     return block_backward(
         grad, x, features, deconv_weight, normed,
         (norm_weight, norm_bias, compress_weight, compress_weight.new_zeros(x.shape[1])), statistics, grad_statistics,
-        channels_last, (needs_x, needs_deconv, trains or needs_parameters), trains)
+        (needs_x, needs_deconv, trains or needs_parameters), trains)

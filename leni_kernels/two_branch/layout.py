@@ -1,23 +1,21 @@
-"""The two layouts of an activation [N, C, H, W]: NCHW, and channels-last."""
+"""Activations [N, C, H, W] laid out as NCHW or as channels-last."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-
-def is_channels_last(x: Tensor) -> bool | None:
-    """Whether the kernels read x with channels (True) or columns (False) at stride 1; None if neither is."""
-    _, channel, _, column = x.stride()
-    if column == 1 or channel == 1:
-        return column != 1
-    # The stride of a dimension of size 1 says nothing.
-    return False if x.shape[3] == 1 else True if x.shape[1] == 1 else None
+from ..common.layout import reads_channels_last
 
 
 def empty_as(x: Tensor, channels_last: bool) -> Tensor:
     """An activation without gaps, of x's shape and dtype."""
     return torch.empty_like(x, memory_format=_memory_format(channels_last))
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """An activation as operators return it: without gaps, of x's shape, dtype and layout."""
+    return empty_as(x, reads_channels_last("leni_kernels", x))
 
 
 def laid_out(x: Tensor, channels_last: bool) -> Tensor:

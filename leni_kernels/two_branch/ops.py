@@ -119,7 +119,7 @@ def why_not_on_cpu(call: Any) -> str | None:
 
 def read(call: Any) -> Tensor:
     """A call's x as the kernels read it."""
-    return checks.in_dtype(call.x, call.dtype, call.channels_last)
+    return checks.cast(call.x, call.dtype, call.channels_last)
 
 
 def how_triton(call: Any) -> tuple[str, ...]:

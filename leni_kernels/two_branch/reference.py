@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..common.layout import reads_channels_last
+from .layout import laid_out
+
 Layer = Callable[[Tensor], Tensor]
 
 
@@ -64,8 +67,7 @@ def _through_statistics(features: Tensor, statistics: Tensor, grad_statistics: T
 
 def block_backward(grad: Tensor, x: Tensor, features: Callable[[Tensor, Tensor], Tensor], deconv_weight: Tensor,
                    normed: Callable[..., Tensor], parameters: tuple[Tensor | None, ...], statistics: Tensor,
-                   grad_statistics: Tensor | None, channels_last: bool, needs: tuple[bool, bool, bool],
-                   trains: bool) -> tuple[Tensor, ...]:
+                   grad_statistics: Tensor | None, needs: tuple[bool, bool, bool], trains: bool) -> tuple[Tensor, ...]:
     """The gradients of x, D, the parameters and the statistics in ``normed(features(x, D), statistics, *parameters)``,
     each in its tensor's dtype and empty where it is not needed."""
     needs_x, needs_deconv, needs_parameters = needs
@@ -92,7 +94,6 @@ def block_backward(grad: Tensor, x: Tensor, features: Callable[[Tensor, Tensor],
                 total = total + _through_statistics(
                     own, statistics, of_statistics if grad_statistics is None else grad_statistics)
         grad_x, grad_deconv = torch.autograd.grad(total, [inputs, taps])
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        of_inputs = [grad_x.to(x.dtype).contiguous(memory_format=layout) if needs_x else nothing,
+        of_inputs = [laid_out(grad_x.to(x.dtype), reads_channels_last("leni_kernels", x)) if needs_x else nothing,
                      grad_deconv.to(deconv_weight.dtype).contiguous() if needs_deconv else nothing]
     return *of_inputs, *of_parameters, of_statistics

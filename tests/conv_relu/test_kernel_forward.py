@@ -33,11 +33,10 @@ FORWARD_CASES = {
 }
 
 
-def forward(case, x, threshold, weight, bias, is_channels_last):
+def forward(case, x, threshold, weight, bias):
     _, _, stride, pads, dilation, groups = case
     flat = [count for pair in pads for count in pair]
-    return torch.ops.leni_kernels.conv_relu_cpp(x, weight, threshold, bias, stride, flat, dilation, groups,
-                                                is_channels_last)
+    return torch.ops.leni_kernels.conv_relu_cpp(x, weight, threshold, bias, stride, flat, dilation, groups)
 
 
 def truth(case, x, threshold, weight, bias):
@@ -58,7 +57,7 @@ def check(name, dtype, is_channels_last):
     x, threshold, weight, _ = inputs(case, dtype)
     bias = torch.randn(weight.shape[0], dtype=weight.dtype)
     exact = truth(case, x, threshold, weight, bias)
-    y = forward(case, LAYOUTS[is_channels_last](x), threshold, weight, bias, is_channels_last)
+    y = forward(case, LAYOUTS[is_channels_last](x), threshold, weight, bias)
     assert (y.dtype, y.shape) == (dtype, exact.shape)
     # The stride of a dimension of size 1 says nothing.
     assert y.stride() == LAYOUTS[is_channels_last](exact).stride() or 1 in y.shape
@@ -83,7 +82,7 @@ def test_convolution_and_convolution_of_relu(name, is_channels_last, threshold_v
     _, _, stride, pads, dilation, groups = case
     x, threshold, weight, _ = inputs(case, dtype)
     bias = torch.randn(weight.shape[0], dtype=weight.dtype)
-    y = forward(case, LAYOUTS[is_channels_last](x), threshold.fill_(threshold_value), weight, bias, is_channels_last)
+    y = forward(case, LAYOUTS[is_channels_last](x), threshold.fill_(threshold_value), weight, bias)
     convolve = CONVOLUTIONS[len(stride)]
 
     def convolution(x, weight, bias):
@@ -106,8 +105,8 @@ def test_x_is_a_slice(name, dtype, view):
     x = take(inputs(CASES[name], dtype)[0])
     case = (tuple(x.shape), *options)
     _, threshold, weight, _ = inputs(case, dtype)
-    y = forward(case, x, threshold, weight, None, is_channels_last)
-    assert torch.equal(y, forward(case, LAYOUTS[is_channels_last](x), threshold, weight, None, is_channels_last))
+    y = forward(case, x, threshold, weight, None)
+    assert torch.equal(y, forward(case, LAYOUTS[is_channels_last](x), threshold, weight, None))
     assert y.stride() == LAYOUTS[is_channels_last](y).stride()
 
 
@@ -118,11 +117,11 @@ def test_weight_of_any_strides(name, dtype, is_channels_last):
     case = CASES[name]
     x, threshold, weight, _ = inputs(case, dtype)
     x = LAYOUTS[is_channels_last](x)
-    y = forward(case, x, threshold, weight, None, is_channels_last)
+    y = forward(case, x, threshold, weight, None)
     views = (weight.contiguous(memory_format=torch.channels_last), torch.cat([weight, weight])[:weight.shape[0]],
              torch.cat([weight, weight], dim=1)[:, :weight.shape[1]], weight.mT.contiguous().mT)
     for view in views:
-        assert torch.equal(forward(case, x, threshold, view, None, is_channels_last), y)
+        assert torch.equal(forward(case, x, threshold, view, None), y)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -132,8 +131,7 @@ def test_weight_of_any_strides(name, dtype, is_channels_last):
 def test_nan_and_infinity_reach_what_they_meet_and_nothing_else(name, is_channels_last, of, dtype):
     tensors = dict(zip(("x", "threshold", "weight"), inputs(CASES[name], dtype), strict=False))
     tensors[of] = special(tensors[of], seed=1)
-    y = forward(CASES[name], LAYOUTS[is_channels_last](tensors["x"]), tensors["threshold"], tensors["weight"], None,
-                is_channels_last)
+    y = forward(CASES[name], LAYOUTS[is_channels_last](tensors["x"]), tensors["threshold"], tensors["weight"], None)
     exact = truth(CASES[name], **tensors, bias=None)
     for kind in (torch.isnan, torch.isposinf, torch.isneginf):
         assert torch.equal(kind(y), kind(exact))
@@ -143,7 +141,7 @@ def bounded(x, value, below, is_channels_last):
     """x [N, C, H, W] through one tap that hands each channel on."""
     weight, threshold = torch.eye(x.shape[1])[:, :, None], torch.full((x.shape[1], 1), value)
     return torch.ops.leni_kernels.conv_relu_taps_cpp(LAYOUTS[is_channels_last](x), weight, threshold, None, [0, 0],
-                                                     [below], is_channels_last)
+                                                     [below])
 
 
 @pytest.mark.parametrize("is_channels_last", LAYOUTS)
@@ -183,8 +181,7 @@ def test_taps_above_and_below(is_channels_last, dtype):
         bounded = torch.minimum(read, bound) if below[t] else torch.maximum(read, bound)
         exact = exact + F.conv2d(bounded, weight[:, :, t, None, None].double())
     flat = [number for pair in offsets for number in pair]
-    y = torch.ops.leni_kernels.conv_relu_taps_cpp(LAYOUTS[is_channels_last](x), weight, threshold, bias, flat, below,
-                                                  is_channels_last)
+    y = torch.ops.leni_kernels.conv_relu_taps_cpp(LAYOUTS[is_channels_last](x), weight, threshold, bias, flat, below)
     limit = {**LIMITS, torch.bfloat16: 1e-2}[dtype]
     assert (y.double() - exact).abs().max() <= limit * exact.abs().max()
 
@@ -199,7 +196,7 @@ def test_any_number_of_threads_gives_the_same_bits(name, is_channels_last):
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            results.append(forward(case, x, threshold, weight, None, is_channels_last))
+            results.append(forward(case, x, threshold, weight, None))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
@@ -218,7 +215,7 @@ def test_opcheck(name, is_channels_last, dtype):
     _, _, stride, pads, dilation, groups = case
     x, threshold, weight, grad = inputs(case, dtype)
     x, bias = LAYOUTS[is_channels_last](x), torch.randn(weight.shape[0], dtype=weight.dtype)
-    options = (stride, [count for pair in pads for count in pair], dilation, groups, is_channels_last)
+    options = (stride, [count for pair in pads for count in pair], dilation, groups)
     ops = torch.ops.leni_kernels
     torch.library.opcheck(ops.conv_relu_cpp.default, (x, weight, threshold, bias, *options))
     trainable = [tensor.clone().requires_grad_() for tensor in (x, weight, threshold, bias)]
@@ -231,13 +228,13 @@ def test_opcheck(name, is_channels_last, dtype):
 def test_opcheck_of_taps(is_channels_last):
     x = LAYOUTS[is_channels_last](torch.randn(2, 3, 5, 4))
     arguments = (x, torch.randn(6, 3, 2), torch.randn(3, 2), torch.randn(6), [0, 0, 1, -1], [1, 0])
-    torch.library.opcheck(torch.ops.leni_kernels.conv_relu_taps_cpp.default, (*arguments, is_channels_last))
+    torch.library.opcheck(torch.ops.leni_kernels.conv_relu_taps_cpp.default, arguments)
 
 
 def test_what_was_in_scratch_memory_takes_no_time():
     """Lanes of a tile's last vector that are no sites: a product with a denormal takes a hundred times as long."""
     weight, threshold, x = torch.randn(64, 64, 3, 3), torch.full((64, 3, 3), -1.0), torch.randn(1, 64, 7, 5)
-    options = ([1, 1], [1, 1, 1, 1], [1, 1], 1, False)
+    options = ([1, 1], [1, 1, 1, 1], [1, 1], 1)
 
     def seconds_after(value):
         torch.ops.leni_kernels.conv_relu_cpp(torch.full((1, 64, 64, 64), value), weight, threshold, None, *options)

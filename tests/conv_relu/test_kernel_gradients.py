@@ -82,10 +82,10 @@ def truth(case, x, threshold, weight, grad):
     return torch.autograd.grad(y, (x, weight, threshold, bias), grad.double())
 
 
-def kernels(case, x, threshold, weight, grad, is_channels_last, needs=(True, True, True, True)):
+def kernels(case, x, threshold, weight, grad, needs=(True, True, True, True)):
     """What the operator gives; what is not asked for is empty."""
     _, _, stride, pads, dilation, groups = case
-    options = (stride, [count for pair in pads for count in pair], dilation, groups, is_channels_last)
+    options = (stride, [count for pair in pads for count in pair], dilation, groups)
     return torch.ops.leni_kernels.conv_relu_backward_cpp(grad, x, weight, threshold, *options, *needs)
 
 
@@ -102,7 +102,7 @@ def check(name, got, exact, dtype):
 def test_against_autograd_of_the_definition(case, is_channels_last, dtype):
     x, threshold, weight, grad = inputs(CASES[case], dtype)
     x, grad = LAYOUTS[is_channels_last](x), LAYOUTS[is_channels_last](grad)
-    got = kernels(CASES[case], x, threshold, weight, grad, is_channels_last)
+    got = kernels(CASES[case], x, threshold, weight, grad)
     check(case, got, truth(CASES[case], x, threshold, weight, grad), dtype)
     assert got[0].stride() == LAYOUTS[is_channels_last](x).stride() or 1 in x.shape
 
@@ -129,7 +129,7 @@ def test_gradient_of_y_of_any_strides(case, is_channels_last, view):
     if grad.shape[1] % options[-1] != 0:
         pytest.skip("the groups do not divide the slice")
     x, threshold, weight, _ = inputs(case, torch.float64)
-    got = kernels(case, LAYOUTS[is_channels_last](x), threshold, weight, grad, is_channels_last)
+    got = kernels(case, LAYOUTS[is_channels_last](x), threshold, weight, grad)
     check("view", got, truth(case, x, threshold, weight, grad), torch.float64)
 
 
@@ -153,7 +153,7 @@ def test_x_is_a_slice(name, view):
     x = take(inputs(CASES[name], torch.float64)[0])
     case = (tuple(x.shape), *options)
     _, threshold, weight, grad = inputs(case, torch.float64)
-    got = kernels(case, x, threshold, weight, grad, is_channels_last)
+    got = kernels(case, x, threshold, weight, grad)
     check("slice", got, truth(case, x, threshold, weight, grad), torch.float64)
     assert got[0].stride() == LAYOUTS[is_channels_last](x).stride()
 
@@ -163,7 +163,7 @@ def test_weight_of_any_strides(memory_format):
     case = CASES["2d groups"]
     x, threshold, weight, grad = inputs(case, torch.float64)
     larger = torch.cat([weight, weight]).contiguous(memory_format=memory_format)
-    got = kernels(case, x, threshold, larger[:weight.shape[0]], grad, False)
+    got = kernels(case, x, threshold, larger[:weight.shape[0]], grad)
     check("weight", got, truth(case, x, threshold, weight, grad), torch.float64)
 
 
@@ -172,9 +172,9 @@ def test_weight_of_any_strides(memory_format):
 def test_only_what_is_asked_for_is_given(case, is_channels_last):
     x, threshold, weight, grad = inputs(CASES[case], torch.float64)
     x = LAYOUTS[is_channels_last](x)
-    wanted = kernels(CASES[case], x, threshold, weight, grad, is_channels_last)
+    wanted = kernels(CASES[case], x, threshold, weight, grad)
     for needs in product((False, True), repeat=4):
-        got = kernels(CASES[case], x, threshold, weight, grad, is_channels_last, needs)
+        got = kernels(CASES[case], x, threshold, weight, grad, needs)
         for needed, gradient, full in zip(needs, got, wanted, strict=True):
             assert torch.equal(gradient, full) if needed else gradient.numel() == 0
 
@@ -189,7 +189,7 @@ def test_at_a_tie_all_goes_to_the_threshold(groups, is_channels_last):
     _, _, weight, grad = inputs(case, torch.float64)
     x = LAYOUTS[is_channels_last](torch.zeros(case[0], dtype=torch.float64))
     threshold = torch.zeros(20, 3, 3, dtype=torch.float64)
-    dx, *others = kernels(case, x, threshold, weight, grad, is_channels_last)
+    dx, *others = kernels(case, x, threshold, weight, grad)
     assert not dx.any()
     check("ties", (dx, *others), truth(case, x, threshold, weight, grad), torch.float64)
 
@@ -214,7 +214,7 @@ def test_nan_and_infinity_reach_what_they_meet_and_nothing_else(case, is_channel
     tensors[of] = special(tensors[of], seed=len(case))
     exact = truth(CASES[case], **tensors)
     tensors["x"] = LAYOUTS[is_channels_last](tensors["x"])
-    got = kernels(CASES[case], **tensors, is_channels_last=is_channels_last)
+    got = kernels(CASES[case], **tensors)
     for gradient, wanted, name in zip(got, exact, NAMES, strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=1e-11, atol=1e-11, equal_nan=True, msg=f"{of}: {name}")
 
@@ -234,9 +234,9 @@ def threads(request):
                                   "2d one channel"])
 def test_any_number_of_threads_and_the_same_bits_each_time(case, threads):
     x, threshold, weight, grad = inputs(CASES[case], torch.float32)
-    got = kernels(CASES[case], x, threshold, weight, grad, False)
+    got = kernels(CASES[case], x, threshold, weight, grad)
     check(f"{threads} threads", got, truth(CASES[case], x, threshold, weight, grad), torch.float32)
-    for first, second in zip(got, kernels(CASES[case], x, threshold, weight, grad, False), strict=True):
+    for first, second in zip(got, kernels(CASES[case], x, threshold, weight, grad), strict=True):
         assert torch.equal(first, second)
 
 
@@ -245,7 +245,7 @@ def test_sums_over_many_sites_keep_their_accuracy(is_channels_last):
     case = ((4, 16, 160, 160), (16, 16, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
     x, threshold, weight, grad = inputs(case, torch.float32)
     x, grad = LAYOUTS[is_channels_last](x), LAYOUTS[is_channels_last](grad)
-    got = kernels(case, x, threshold, weight, grad, is_channels_last)
+    got = kernels(case, x, threshold, weight, grad)
     for gradient, wanted in zip(got[1:], truth(case, x, threshold, weight, grad)[1:], strict=True):
         assert (gradient - wanted).abs().max() <= 2e-6 * wanted.abs().max()
 
@@ -259,7 +259,7 @@ def test_long_sums_of_terms_of_one_sign_keep_theirs(is_channels_last):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        got, wanted = (kernels(case, *(tensor.to(dtype) for tensor in (x, threshold, weight, grad)), is_channels_last)
+        got, wanted = (kernels(case, *(tensor.to(dtype) for tensor in (x, threshold, weight, grad)))
                        for dtype in (torch.float32, torch.float64))
     finally:
         torch.set_num_threads(threads)
@@ -274,7 +274,7 @@ def parity_errors() -> None:
         x, threshold, weight, grad = inputs(CASES[name], dtype)
         exact = truth(CASES[name], x, threshold, weight, grad)
         x = LAYOUTS[is_channels_last](x)
-        check(name, kernels(CASES[name], x, threshold, weight, grad, is_channels_last), exact, dtype)
+        check(name, kernels(CASES[name], x, threshold, weight, grad), exact, dtype)
 
 
 @pytest.mark.parametrize("isa", ISAS)

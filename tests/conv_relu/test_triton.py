@@ -61,10 +61,10 @@ def inputs(case: str | tuple, dtype: torch.dtype, channels_last: bool) -> tuple[
     return [tensor.to(dtype).requires_grad_() for tensor in tensors], tuple(options)
 
 
-def run(tensors: list[Tensor], options: tuple, channels_last: bool) -> Tensor:
+def run(tensors: list[Tensor], options: tuple) -> Tensor:
     stride, pads, dilation, groups = options
     flat = [count for pair in pads for count in pair]
-    return torch.ops.leni_kernels.conv_relu_triton(*tensors, stride, flat, dilation, groups, channels_last)
+    return torch.ops.leni_kernels.conv_relu_triton(*tensors, stride, flat, dilation, groups)
 
 
 def in_double(tensors: list[Tensor]) -> list[Tensor]:
@@ -82,7 +82,7 @@ def assert_right(case: str | tuple, dtype: torch.dtype, channels_last: bool) -> 
     exact = in_double(tensors)
     wanted = reference.conv_relu(*exact, *options)
     grad = in_layout(torch.randn_like(wanted).to(dtype), channels_last)
-    y = run(tensors, options, channels_last)
+    y = run(tensors, options)
     gradients = torch.autograd.grad(y, tensors, grad)
     wanted_gradients = torch.autograd.grad(wanted, exact, grad.double())
     assert y.stride() == in_layout(y, channels_last).stride()
@@ -212,7 +212,7 @@ def test_right_over_several_blocks_of_channels(stages, swapped, channels_last, m
                               channels_last)
     use_tiling(monkeypatch, Config(16, 16, 16, 4, stages))
     with torch.no_grad():
-        y, wanted = run(tensors, options, channels_last), reference.conv_relu(*tensors, *options)
+        y, wanted = run(tensors, options), reference.conv_relu(*tensors, *options)
     torch.testing.assert_close(y, wanted, rtol=1e-12, atol=1e-12)
     assert y.stride() == in_layout(y, channels_last).stride()
 
@@ -276,7 +276,7 @@ def test_reborn_s_folded_form_is_a_list_of_taps(dtype, channels, stages, channel
 def test_thresholds_that_are_a_convolution(threshold, channels_last):
     """θ = -∞ bounds nothing, θ = 0 is a ReLU, and to a NaN no x is less or equal, so it bounds nothing."""
     (x, weight, theta, bias), options = inputs("2d kernel larger than x", torch.float64, channels_last)
-    y = run([x, weight, torch.full_like(theta, threshold), bias], options, channels_last)
+    y = run([x, weight, torch.full_like(theta, threshold), bias], options)
     wanted = F.conv2d(x.relu() if threshold == 0 else x, weight, bias, padding=(1, 2))
     torch.testing.assert_close(y, wanted, rtol=1e-12, atol=1e-12)
 
@@ -287,7 +287,7 @@ def test_at_a_tie_the_gradient_goes_to_the_threshold(channels_last):
     x = in_layout(torch.tensor([[[1.5, 1.5, 1.5]]], device=DEVICE), channels_last).requires_grad_()
     threshold = torch.tensor([[1.5, 1.0]], device=DEVICE).requires_grad_()
     weight = torch.tensor([[[1.0, 10.0]]], device=DEVICE)
-    run([x, weight, threshold, None], ((1,), ((0, 0),), (1,), 1), channels_last).sum().backward()
+    run([x, weight, threshold, None], ((1,), ((0, 0),), (1,), 1)).sum().backward()
     assert x.grad.flatten().tolist() == [0.0, 10.0, 10.0]
     assert threshold.grad.flatten().tolist() == [2.0, 0.0]
 
@@ -300,7 +300,7 @@ def test_nan_and_infinity_travel_as_in_the_reference(value, dtype, channels_last
     tensors, options = inputs("2d strided", dtype, channels_last)
     with torch.no_grad():
         tensors[0][0, 2, 2, 3] = value
-        y, wanted = run(tensors, options, channels_last), reference.conv_relu(*in_double(tensors), *options)
+        y, wanted = run(tensors, options), reference.conv_relu(*in_double(tensors), *options)
     assert torch.equal(y.isnan(), wanted.isnan())
     assert torch.equal(y.isposinf(), wanted.isposinf())
     assert torch.equal(y.isneginf(), wanted.isneginf())
@@ -313,7 +313,7 @@ def test_nan_and_infinity_travel_as_in_the_reference(value, dtype, channels_last
 @layouts
 def test_an_empty_batch_launches_nothing(channels_last):
     tensors, options = inputs(((0, 3, 4, 4), *CASES["2d strided"][1:]), torch.float32, channels_last)
-    y = run(tensors, options, channels_last)
+    y = run(tensors, options)
     assert y.shape == (0, 4, 2, 2)
     gradients = torch.autograd.grad(y, tensors, y)
     assert gradients[0].shape == tensors[0].shape
@@ -331,7 +331,7 @@ def test_slices_of_a_larger_tensor_are_read_in_place(part, channels_last):
     x = whole.detach()[part]
     (_, *parameters), options = inputs((x.shape, (2, x.shape[1], 2, 2), (1, 1), ((1, 0), (0, 1)), (1, 1), 1), x.dtype,
                                        channels_last)
-    y, wanted = run([x, *parameters], options, channels_last), reference.conv_relu(x, *parameters, *options)
+    y, wanted = run([x, *parameters], options), reference.conv_relu(x, *parameters, *options)
     grad = torch.randn_like(wanted)
     for got, truth in zip((y, *torch.autograd.grad(y, parameters, grad)),
                           (wanted, *torch.autograd.grad(wanted, parameters, grad)), strict=True):
@@ -347,7 +347,7 @@ def test_slices_of_a_larger_tensor_are_read_in_place(part, channels_last):
 ], ids=["strided", "expanded", "channels-last", "slice"])
 def test_layout_of_the_output_gradient_does_not_matter(layout, channels_last):
     tensors, options = inputs("2d strided", torch.float64, channels_last)
-    y = run(tensors, options, channels_last)
+    y = run(tensors, options)
     grad = layout(torch.randn_like(y))
     exact = in_double(tensors)
     wanted = torch.autograd.grad(reference.conv_relu(*exact, *options), exact, grad)
@@ -386,7 +386,7 @@ def test_gradcheck(case, channels_last):
     with torch.no_grad():  # off the kinks: every threshold at least 0.15 from every x and from 0
         tensors[0].floor_().add_(0.5).add_(torch.rand_like(tensors[0]), alpha=0.1)
         tensors[2].floor_().add_(0.2).add_(torch.rand_like(tensors[2]), alpha=0.1)
-    assert torch.autograd.gradcheck(lambda *tensors: run(tensors, options, channels_last), tensors, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda *tensors: run(tensors, options), tensors, fast_mode=True)
 
 
 @runs_kernels
@@ -409,7 +409,7 @@ def test_only_what_is_asked_for_is_computed(needed, monkeypatch):
 def test_opcheck(case, channels_last):
     tensors, options = inputs(case, torch.float32, channels_last)
     stride, pads, dilation, groups = options
-    options = (stride, [count for pair in pads for count in pair], dilation, groups, channels_last)
+    options = (stride, [count for pair in pads for count in pair], dilation, groups)
     operators = torch.ops.leni_kernels
     torch.library.opcheck(operators.conv_relu_triton.default, (*tensors, *options))
     x, weight, threshold, _ = (tensor.detach() for tensor in tensors)
@@ -436,7 +436,7 @@ def test_the_launches_can_be_traced_without_a_gpu(channels_last):
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    options = ([1, 1], [1, 1, 1, 1], [1, 1], 1, channels_last)
+    options = ([1, 1], [1, 1, 1, 1], [1, 1], 1)
 
     def step(x, weight, threshold, bias):
         y = forward.conv_relu(x, weight, threshold, bias, *options)
@@ -484,8 +484,7 @@ def test_right_past_two_to_the_31_elements(channels_last):
     x, parameters = x.detach(), [parameter.detach() for parameter in parameters]
     whole = in_layout(x[:1].expand(2**15 + 2, -1, -1, -1), channels_last)
     whole[-2:] = x
-    assert torch.equal(run([whole, *parameters], options, channels_last)[-2:],
-                       run([x, *parameters], options, channels_last))
+    assert torch.equal(run([whole, *parameters], options)[-2:], run([x, *parameters], options))
 
 
 @needs_gpu
@@ -512,7 +511,7 @@ WIDE_CASE = ((1, 256, 5, 4), (256, 256, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1),
 def test_a_step_is_seven_launches_and_copies(case, channels_last, copies, kernel):
     tensors, (stride, pads, dilation, groups) = inputs(case, torch.float16, channels_last)
     x, weight, threshold, bias = (tensor.detach() for tensor in tensors)
-    options = stride, [count for pair in pads for count in pair], dilation, groups, channels_last
+    options = stride, [count for pair in pads for count in pair], dilation, groups
     with Launches() as seen:
         y = forward.conv_relu(x, weight, threshold, bias, *options)
     copies = [f"conv_relu_{copy}_kernel" for copy in copies]

@@ -37,8 +37,8 @@ def feature_map(*shape: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
     return x.to(memory_format=torch.channels_last) if channels_last else x
 
 
-def run(x: Tensor, folded: Folded, channels_last: bool) -> Tensor:
-    return torch.ops.leni_kernels.leni_folded_triton(x, *folded[:3], channels_last)
+def run(x: Tensor, folded: Folded) -> Tensor:
+    return torch.ops.leni_kernels.leni_folded_triton(x, *folded[:3])
 
 
 def truth(x: Tensor, folded: Folded) -> Tensor:
@@ -51,7 +51,7 @@ def error(y: Tensor, wanted: Tensor) -> float:
 
 
 def assert_right(x: Tensor, folded: Folded, channels_last: bool) -> None:
-    y, wanted = run(x, folded, channels_last), truth(x, folded)
+    y, wanted = run(x, folded), truth(x, folded)
     assert y.shape == x.shape
     assert y.dtype == x.dtype
     assert y.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
@@ -125,7 +125,7 @@ def test_half_precision_takes_any_mean(channels_last):
     folded = parameters(20, 3, x.dtype)
     mean = 100 * torch.randn(40, device=DEVICE)
     bias = centred_bias(folded.weight.to(x.dtype), folded.bias, mean)
-    less_mean = torch.ops.leni_kernels.leni_folded_triton(x, *folded[:2], bias, channels_last, mean)
+    less_mean = torch.ops.leni_kernels.leni_folded_triton(x, *folded[:2], bias, mean)
     composed = reference.leni_folded(x, *folded[:3], mean)
     assert error(less_mean, truth(x, folded)) <= 2 * error(composed, truth(x, folded))
 
@@ -163,7 +163,7 @@ def test_right_past_two_to_the_31_elements(channels_last):
         memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     whole[-2:] = x
     folded = parameters(16, 3, x.dtype)
-    assert torch.equal(run(whole, folded, channels_last)[-2:], run(x, folded, channels_last))
+    assert torch.equal(run(whole, folded)[-2:], run(x, folded))
 
 
 # ---- x as it comes -----------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_right_past_two_to_the_31_elements(channels_last):
 @layouts
 def test_an_empty_batch_launches_nothing(channels_last):
     x = feature_map(0, 16, 4, 4, dtype=torch.float32, channels_last=channels_last)
-    assert run(x, parameters(16, 3, x.dtype), channels_last).shape == (0, 16, 4, 4)
+    assert run(x, parameters(16, 3, x.dtype)).shape == (0, 16, 4, 4)
 
 
 @runs_kernels
@@ -232,7 +232,7 @@ def test_nan_and_infinity_travel_as_in_the_reference(value, dtype, channels_last
     x = feature_map(1, 16, 5, 8, dtype=dtype, channels_last=channels_last)
     x[0, 3, 2, 5] = value
     folded = parameters(16, 3, dtype)
-    y, wanted = run(x, folded, channels_last), truth(x, folded)
+    y, wanted = run(x, folded), truth(x, folded)
     assert torch.equal(y.isnan(), wanted.isnan())
     assert torch.equal(y.isposinf(), wanted.isposinf())
     assert torch.equal(y.isneginf(), wanted.isneginf())
@@ -245,8 +245,8 @@ def test_nan_and_infinity_travel_as_in_the_reference(value, dtype, channels_last
 def test_zeros_give_exactly_the_bias(channels_last):
     x = feature_map(1, 16, 3, 8, dtype=torch.float32, channels_last=channels_last).zero_()
     folded = parameters(16, 3, x.dtype)
-    assert torch.equal(run(x, folded, channels_last), folded.bias[:, None, None].expand(16, 3, 8)[None])
-    assert torch.equal(run(-x, folded, channels_last), run(x, folded, channels_last))
+    assert torch.equal(run(x, folded), folded.bias[:, None, None].expand(16, 3, 8)[None])
+    assert torch.equal(run(-x, folded), run(x, folded))
 
 
 # ---- as an operator ----------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_gradients(channels_last):
     x = feature_map(2, 3, 3, 4, dtype=torch.float64, channels_last=channels_last)
     x = x.sign() * (x.abs() + 0.1)
     inputs = [tensor.detach().requires_grad_() for tensor in (x, *parameters(3, 3, x.dtype)[:3])]
-    assert torch.autograd.gradcheck(lambda x, *folded: run(x, Folded(*folded), channels_last), inputs,
+    assert torch.autograd.gradcheck(lambda x, *folded: run(x, Folded(*folded)), inputs,
                                     fast_mode=True)
 
 
@@ -268,7 +268,7 @@ def test_gradients(channels_last):
 def test_opcheck(channels, channels_last):
     x = feature_map(2, channels, 3, 4, dtype=torch.float32, channels_last=channels_last).requires_grad_()
     torch.library.opcheck(torch.ops.leni_kernels.leni_folded_triton.default,
-                          (x, *parameters(channels, 3, x.dtype)[:3], channels_last))
+                          (x, *parameters(channels, 3, x.dtype)[:3]))
 
 
 @pytest.mark.skipif(support.interpreting, reason="the interpreter's operator is opaque to tracing")
@@ -283,7 +283,7 @@ def test_the_launch_can_be_traced_without_a_gpu(channels_last):
         x = x.to(memory_format=torch.channels_last) if channels_last else x
         shapes = ((16, 3, 3), (16, 32), (16,))
         folded = [torch.empty(shape, device="cuda") for shape in shapes]
-        graph = make_fx(lambda x, *folded: forward.leni_folded(x, *folded, channels_last))(x, *folded)
+        graph = make_fx(lambda x, *folded: forward.leni_folded(x, *folded))(x, *folded)
     assert "triton_kernel_wrapper" in graph.code
 
 

@@ -48,9 +48,9 @@ def passes(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, mean: Tensor, 
            slope: Tensor | None, channels_last: bool) -> dict[str, Tensor]:
     """What the three kernels make of an input."""
     ops = torch.ops.leni_kernels
-    means, variances = ops.leni_statistics_triton(x, taps, channels_last)
-    grad_weight, grad_bias = ops.leni_weight_gradient_triton(grad, x, taps, channels_last, mean)
-    grad_x, grad_taps = ops.leni_input_gradient_triton(grad, x, taps, weight, constant, slope, channels_last)
+    means, variances = ops.leni_statistics_triton(x, taps)
+    grad_weight, grad_bias = ops.leni_weight_gradient_triton(grad, x, taps, mean)
+    grad_x, grad_taps = ops.leni_input_gradient_triton(grad, x, taps, weight, constant, slope)
     assert grad_x.dtype == x.dtype
     assert grad_x.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     return {"mean": means, "variance": variances, "weight": grad_weight, "bias": grad_bias, "x": grad_x,
@@ -164,7 +164,7 @@ def test_statistics_where_the_mean_is_many_deviations_away(channels_last):
     x = 1000 * signs + normal(2, 16, 32, 16, dtype=torch.float32, channels_last=channels_last)
     taps = torch.zeros(16, 3, 3, device=DEVICE)
     taps[:, 1, 1] = 1
-    got = torch.ops.leni_kernels.leni_statistics_triton(x, taps, channels_last)
+    got = torch.ops.leni_kernels.leni_statistics_triton(x, taps)
     mean, variance = reference.leni_statistics(x.double(), taps.double())
     deviation = torch.where(variance > 0.5, variance, 1).sqrt()
     assert (((got[0] - mean) / deviation).abs() <= 1e-4).all()
@@ -375,9 +375,9 @@ def test_opcheck_of_the_passes(channels_last):
     x = normal(1, 4, 1, 4, dtype=torch.float32, channels_last=channels_last)
     taps, weight, mean, constant, slope = parameters(4, 3, x.dtype)
     for operator, inputs in (
-            (ops.leni_statistics_triton, (x, taps, channels_last)),
-            (ops.leni_weight_gradient_triton, (x, x, taps, channels_last, mean)),
-            (ops.leni_input_gradient_triton, (x, x, taps, weight, constant, slope, channels_last))):
+            (ops.leni_statistics_triton, (x, taps)),
+            (ops.leni_weight_gradient_triton, (x, x, taps, mean)),
+            (ops.leni_input_gradient_triton, (x, x, taps, weight, constant, slope))):
         torch.library.opcheck(operator.default, inputs, test_utils=("test_schema", "test_faketensor"))
 
 
@@ -390,7 +390,7 @@ def test_opcheck_of_training(channels_last):
     tensors = [tensor.detach().clone().requires_grad_() for tensor in (
         x, taps[:, None], *vectors, weight[:, :, None, None], vectors[0])]
     torch.library.opcheck(torch.ops.leni_kernels.leni_training_triton.default,
-                          (*tensors, None, 1e-3, 1e-2, channels_last),
+                          (*tensors, None, 1e-3, 1e-2),
                           test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
 
@@ -401,9 +401,9 @@ def test_the_launches_can_be_traced_without_a_gpu(channels_last):
     from torch.fx.experimental.proxy_tensor import make_fx
 
     def launch(grad, x, taps, weight, vector):
-        return (statistics.leni_statistics(x, taps, channels_last),
-                weight_gradient.leni_weight_gradient(grad, x, taps, channels_last, vector),
-                input_gradient.leni_input_gradient(grad, x, taps, weight, vector, vector, channels_last))
+        return (statistics.leni_statistics(x, taps),
+                weight_gradient.leni_weight_gradient(grad, x, taps, vector),
+                input_gradient.leni_input_gradient(grad, x, taps, weight, vector, vector))
 
     with FakeTensorMode():
         x = torch.empty(2, 16, 5, 8, device="cuda", dtype=torch.float16)
@@ -426,8 +426,8 @@ def test_a_process_group_of_one_changes_nothing(train, tmp_path):
     training = ops._TRAINING_TRITON
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
-        alone = training.alone(*tensors, None, 1e-3, 1e-2, False)
-        grouped = training.synchronised(*tensors, 1e-3, 1e-2, False, distributed.group.WORLD.group_name)
+        alone = training.alone(*tensors, None, 1e-3, 1e-2)
+        grouped = training.synchronised(*tensors, 1e-3, 1e-2, distributed.group.WORLD.group_name)
     finally:
         distributed.destroy_process_group()
     for ours, theirs in zip(alone, grouped, strict=True):

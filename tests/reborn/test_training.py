@@ -114,7 +114,6 @@ def test_gradients_of_any_layout(kernel_backend, train, layout, make_grad, dtype
 @pytest.mark.parametrize("channels", [1, 5, 16, 33])
 def test_dense_deconvolution_in_float32(kernel_backend, channels, layout):
     """Planes of every remainder of a tile, and, on a thread or two, rows and batches of more tiles than a block has."""
-    channels_last = layout == torch.channels_last
     operators = torch.ops.leni_kernels
     for batch, height, width in ((1, 1, 1), (2, 4, 8), (3, 5, 6), (2, 7, 9), (1, 3, 900), (40, 9, 10)):
         # Pixels need not follow each other, and those of y's gradient may lie in any order.
@@ -122,14 +121,14 @@ def test_dense_deconvolution_in_float32(kernel_backend, channels, layout):
         grad = grad.transpose(2, 3).contiguous().transpose(2, 3) if height > 1 else grad
         deconv, weight = torch.randn(channels, channels, 3, 3), torch.randn(channels, 2 * channels)
         z, exact_x, exact_deconv = dense_truth(grad, grad_z, x, deconv, weight)
-        got = operators.reborn_deconvolve_cpp(x, deconv, channels_last)
+        got = operators.reborn_deconvolve_cpp(x, deconv)
         assert got[0].is_contiguous(memory_format=layout)
         variance, mean = torch.var_mean(z, (0, 2, 3), correction=0)
         for each, exact in zip(got, (z, mean, variance), strict=True):
             assert (each - exact).abs().max() <= 5e-6 * exact.abs().max()
         for needs_input, needs_deconv in ((True, True), (True, False), (False, True)):
             dx, ddeconv = operators.reborn_deconv_gradient_cpp(grad, grad_z, x, deconv, weight, needs_input,
-                                                               needs_deconv, channels_last)
+                                                               needs_deconv)
             if needs_deconv:
                 assert (ddeconv - exact_deconv).abs().max() <= 5e-6 * exact_deconv.abs().max()
             if needs_input:
@@ -180,7 +179,7 @@ def test_statistics_of_a_dense_deconvolution_far_from_zero(layout):
     deconv = torch.zeros(8, 8, 3, 3)
     deconv[range(8), range(8), 1, 1] = 1
     x = (torch.randn(4, 8, 64, 64) - 1000).contiguous(memory_format=layout)
-    z, mean, variance = torch.ops.leni_kernels.reborn_deconvolve_cpp(x, deconv, layout == torch.channels_last)
+    z, mean, variance = torch.ops.leni_kernels.reborn_deconvolve_cpp(x, deconv)
     exact_variance, exact_mean = torch.var_mean(z.double(), (0, 2, 3), correction=0)
     assert (mean - exact_mean).abs().max() <= 1e-7 * exact_mean.abs().max()
     assert (variance - exact_variance).abs().max() <= 1e-5 * exact_variance.max()
@@ -390,23 +389,22 @@ def test_opcheck(channels_last):
     by_need = [(operators.reborn_deconv_gradient_cpp, (grad, z, x, deconv, weight, *needs))
                for needs in ((True, True), (True, False), (False, True))]
     for operator, arguments in [*checked.items(), *by_need]:
-        torch.library.opcheck(operator, (*arguments, channels_last), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
     compress = weight[:, :, None, None].clone()
     leaves = [tensor.clone().requires_grad_() for tensor in (x, deconv, vector, bias, compress, bias)]
     for known in ((None, None, None), (None, bias, vector)):
-        torch.library.opcheck(operators.reborn_training_cpp, (*leaves, *known, 1e-3, 1, channels_last))
-    torch.library.opcheck(operators.reborn_training_cpp, (*leaves, z, bias, vector, 1e-3, 1, channels_last),
+        torch.library.opcheck(operators.reborn_training_cpp, (*leaves, *known, 1e-3, 1))
+    torch.library.opcheck(operators.reborn_training_cpp, (*leaves, z, bias, vector, 1e-3, 1),
                           test_utils=("test_schema", "test_faketensor"))
     statistics = torch.rand(2 * C + 1, dtype=torch.float64) + 0.5
     for of_statistics in (None, statistics[1:].clone()):
         for needs in ((True, True, True, True), (False, True, False, True), (True, False, False, False)):
             torch.library.opcheck(
                 operators.reborn_training_backward_cpp,
-                (grad, *(leaf.detach() for leaf in leaves[:5]), z, statistics, of_statistics, 1e-3, 1, channels_last,
-                 *needs), test_utils=("test_schema", "test_faketensor"))
-    torch.library.opcheck(operators.reborn_eval_cpp, (*(leaf.detach() for leaf in leaves), bias, vector, 1e-3, 1,
-                                                      channels_last))
-    torch.library.opcheck(operators.reborn_batch_statistics_cpp, (x, deconv, 1, channels_last),
+                (grad, *(leaf.detach() for leaf in leaves[:5]), z, statistics, of_statistics, 1e-3, 1, *needs),
+                test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(operators.reborn_eval_cpp, (*(leaf.detach() for leaf in leaves), bias, vector, 1e-3, 1))
+    torch.library.opcheck(operators.reborn_batch_statistics_cpp, (x, deconv, 1),
                           test_utils=("test_schema", "test_faketensor"))
 
 
@@ -417,15 +415,15 @@ def test_operators_refuse_what_does_not_fit():
     for z, message in ((x.to(memory_format=torch.channels_last), "z must have stride 1 along columns"),
                        (x[:1], "z must have x's dtype and shape"), (x.double(), "z must have x's dtype and shape")):
         with pytest.raises(RuntimeError, match=message):
-            tail(x, z, weight, bias, False)
+            tail(x, z, weight, bias)
     deconvolve, deconv = torch.ops.leni_kernels.reborn_deconvolve_cpp, torch.randn(C, C, 3, 3)
     for arguments, message in (((x.double(), deconv.double()), "x must be float32"),
                                ((x, deconv[:, :2]), r"deconv_weight must be \[4, 4, 3, 3\]"),
                                ((x, torch.randn(C, C, 5, 5)), r"deconv_weight must be \[4, 4, 3, 3\]")):
         with pytest.raises(RuntimeError, match=message):
-            deconvolve(*arguments, False)
+            deconvolve(*arguments)
     with pytest.raises(RuntimeError, match="grad_z must have x's dtype and shape"):
-        torch.ops.leni_kernels.reborn_deconv_gradient_cpp(x, x[:1], x, deconv, weight, True, True, False)
+        torch.ops.leni_kernels.reborn_deconv_gradient_cpp(x, x[:1], x, deconv, weight, True, True)
 
 
 def test_functional_is_the_module(kernel_backend, make):

@@ -56,12 +56,12 @@ def parameters(channels: int, dtype: torch.dtype, sloped: bool = True) -> tuple[
 def passes(layout: torch.memory_format, grad: Tensor, x: Tensor, z: Tensor, negative: Tensor, weight: Tensor,
            bias: Tensor, mean: Tensor, constant: Tensor | None, slope: Tensor | None) -> dict[str, Tensor]:
     """What the kernels make of an input."""
-    ops, last = torch.ops.leni_kernels, layout == torch.channels_last
-    means, variances = ops.reborn_statistics_triton(z, last)
-    grad_weight, grad_bias = ops.reborn_weight_gradient_triton(grad, x, z, mean, last)
-    results = {"y": ops.reborn_tail_triton(x, z, weight, bias, last),
-               "z": ops.reborn_negative_gradient_triton(grad, z, weight, constant, slope, last),
-               "x": ops.reborn_input_gradient_triton(grad, x, negative, weight, last)}
+    ops = torch.ops.leni_kernels
+    means, variances = ops.reborn_statistics_triton(z)
+    grad_weight, grad_bias = ops.reborn_weight_gradient_triton(grad, x, z, mean)
+    results = {"y": ops.reborn_tail_triton(x, z, weight, bias),
+               "z": ops.reborn_negative_gradient_triton(grad, z, weight, constant, slope),
+               "x": ops.reborn_input_gradient_triton(grad, x, negative, weight)}
     for result in results.values():
         assert result.dtype == x.dtype
         assert result.is_contiguous(memory_format=layout)
@@ -155,7 +155,7 @@ def test_the_tilings_of_architectures_are_right(architecture, layout, monkeypatc
 @layouts
 def test_statistics_where_the_mean_is_many_deviations_away(layout):
     z = (1000 + torch.randn(2, 16, 32, 16)).contiguous(memory_format=layout)
-    mean, variance = torch.ops.leni_kernels.reborn_statistics_triton(z, layout == torch.channels_last)
+    mean, variance = torch.ops.leni_kernels.reborn_statistics_triton(z)
     exact_variance, exact_mean = torch.var_mean(z.double(), (0, 2, 3), correction=0)
     assert ((mean - exact_mean).abs() <= 1e-4).all()
     assert ((variance - exact_variance).abs() <= 1e-4 * exact_variance).all()
@@ -409,7 +409,7 @@ def test_why_not_here():
 @runs_kernels
 @layouts
 def test_opcheck_of_the_passes(layout):
-    ops, last = torch.ops.leni_kernels, layout == torch.channels_last
+    ops = torch.ops.leni_kernels
     x, z, grad = (laid_out(layout, 1, 4, 1, 4) for _ in range(3))
     weight, bias, mean, constant, slope = parameters(4, x.dtype)
     for operator, inputs in (
@@ -418,7 +418,7 @@ def test_opcheck_of_the_passes(layout):
             (ops.reborn_negative_gradient_triton, (grad, z, weight, constant, slope)),
             (ops.reborn_negative_gradient_triton, (grad, z, weight, None, None)),
             (ops.reborn_input_gradient_triton, (grad, x, z, weight))):
-        torch.library.opcheck(operator.default, (*inputs, last), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(operator.default, inputs, test_utils=("test_schema", "test_faketensor"))
 
 
 @runs_kernels
@@ -429,7 +429,7 @@ def test_opcheck_of_training(layout):
     leaves = [tensor.clone().requires_grad_() for tensor in (x, deconv, vector, bias, weight[:, :, None, None], bias)]
     for running in ((None, None), (bias, vector)):
         torch.library.opcheck(torch.ops.leni_kernels.reborn_training_triton.default,
-                              (*leaves, None, *running, 1e-3, 1, layout == torch.channels_last),
+                              (*leaves, None, *running, 1e-3, 1),
                               test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
 
@@ -439,13 +439,11 @@ def test_the_launches_can_be_traced_without_a_gpu(layout):
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    last = layout == torch.channels_last
-
     def launch(x, weight, features, vector):
-        return (statistics.reborn_statistics(x, last), forward.reborn_tail(x, x, weight, vector, last),
-                weight_gradient.reborn_weight_gradient(x, x, x, features, last),
-                input_gradient.reborn_negative_gradient(x, x, weight, vector, vector, last),
-                input_gradient.reborn_input_gradient(x, x, x, weight, last))
+        return (statistics.reborn_statistics(x), forward.reborn_tail(x, x, weight, vector),
+                weight_gradient.reborn_weight_gradient(x, x, x, features),
+                input_gradient.reborn_negative_gradient(x, x, weight, vector, vector),
+                input_gradient.reborn_input_gradient(x, x, x, weight))
 
     with FakeTensorMode():
         x = torch.empty(2, 16, 5, 8, device="cuda", dtype=torch.float16).to(memory_format=layout)
@@ -467,8 +465,8 @@ def test_a_process_group_of_one_changes_nothing(tmp_path):
     results = []
     try:
         training, group = ops._TRITON, distributed.group.WORLD.group_name
-        for run in (lambda *leaves: training.alone(*leaves, None, None, None, 1e-3, 1, False),
-                    lambda *leaves: training.synchronised(*leaves, 1e-3, 1, False, group)):
+        for run in (lambda *leaves: training.alone(*leaves, None, None, None, 1e-3, 1),
+                    lambda *leaves: training.synchronised(*leaves, 1e-3, 1, group)):
             leaves = [tensor.clone().requires_grad_() for tensor in (
                 x, deconv, vector, bias, weight[:, :, None, None], bias)]
             y, _, *statistics = run(*leaves)

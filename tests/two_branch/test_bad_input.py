@@ -188,7 +188,7 @@ def test_one_value_per_channel_in_training_is_batch_norms_error(module):
 
 def direct_calls():
     x, (taps, weight, bias) = torch.randn(2, C, 5, 6), LENI_FOLDED.values()
-    good = {"x": x, "taps": taps, "weight": weight, "bias": bias, "channels_last": False}
+    good = {"x": x, "taps": taps, "weight": weight, "bias": bias}
     wrong = {
         "rank 3": {"x": x[0]},
         "rank 5": {"x": x[None]},
@@ -211,8 +211,7 @@ def direct_calls():
         "weight of a convolution": {"weight": weight[:, :, None, None]},
         "short bias": {"bias": bias[1:]},
         "bias of rank 2": {"bias": bias[None]},
-        "layout that x has not": {"channels_last": True},
-        "columns not at stride 1": {"x": torch.randn(2, C, 5, 12)[..., ::2]},
+        "neither channels nor columns at stride 1": {"x": torch.randn(2, C, 5, 12)[..., ::2]},
         "sparse x": {"x": x.to_sparse()},
         "no bias": {"bias": None},
     }
@@ -229,9 +228,9 @@ def test_the_operator_refuses(arguments):
 def direct_training_calls():
     x, (taps, weight, _) = torch.randn(2, C, 5, 6), LENI_FOLDED.values()
     good = {"grad": torch.randn_like(x), "x": x, "taps": taps, "weight": weight, "constant": torch.randn(2 * C),
-            "slope": torch.randn(2 * C), "channels_last": False}
-    needs = {"leni_statistics_cpp": ("x", "taps", "channels_last"),
-             "leni_weight_gradient_cpp": ("grad", "x", "taps", "channels_last"), "leni_input_gradient_cpp": good}
+            "slope": torch.randn(2 * C)}
+    needs = {"leni_statistics_cpp": ("x", "taps"),
+             "leni_weight_gradient_cpp": ("grad", "x", "taps"), "leni_input_gradient_cpp": good}
     wrong = {
         "rank 3": {"x": x[0], "grad": x[0]},
         "half x": {"x": x.half(), "grad": x.half()},
@@ -240,8 +239,7 @@ def direct_training_calls():
         "even taps": {"taps": torch.randn(C, 4, 4)},
         "taps of size 9": {"taps": torch.randn(C, 9, 9)},
         "oblong taps": {"taps": torch.randn(C, 3, 5)},
-        "layout that x has not": {"channels_last": True},
-        "columns not at stride 1": {"x": torch.randn(2, C, 5, 12)[..., ::2]},
+        "neither channels nor columns at stride 1": {"x": torch.randn(2, C, 5, 12)[..., ::2]},
         "float64 grad": {"grad": x.double()},
         "bfloat16 grad": {"grad": x.bfloat16()},
         "grad of fewer images": {"grad": x[:1]},

@@ -49,15 +49,15 @@ def run_guarded():
         tensors = (torch.randn(shape).to(dtype).contiguous(memory_format=layout),
                    torch.randn(channels, kernel_size, kernel_size, dtype=wide),
                    torch.randn(channels, 2 * channels, dtype=wide), torch.randn(channels, dtype=wide))
-        kernel, channels_last = torch.ops.leni_kernels.leni_folded_cpp, layout is torch.channels_last
-        expected = kernel(*tensors, channels_last)
+        kernel = torch.ops.leni_kernels.leni_folded_cpp
+        expected = kernel(*tensors)
         for at_end in (True, False):
             placed = [guarded(tensor, at_end) for tensor in tensors]
-            assert torch.equal(kernel(*placed, channels_last), expected)
-        run_guarded_training(*tensors[:3], channels_last)
+            assert torch.equal(kernel(*placed), expected)
+        run_guarded_training(*tensors[:3])
 
 
-def run_guarded_training(x, taps, weight, channels_last):
+def run_guarded_training(x, taps, weight):
     """The passes of training, LENI's and Reborn's, with a gradient in either layout."""
     ops, channels = torch.ops.leni_kernels, x.shape[1]
     z, deconv = torch.randn_like(x), torch.randn(channels, channels, 3, 3)
@@ -76,10 +76,10 @@ def run_guarded_training(x, taps, weight, channels_last):
             deconv_gradient = partial(ops.reborn_deconv_gradient_cpp, needs_input=True, needs_deconv=True)
             passes += [(ops.reborn_deconvolve_cpp, (x, deconv)), (deconv_gradient, (grad, z, x, deconv, weight))]
         for kernel, tensors in passes:
-            expected = as_tuple(kernel(*tensors, channels_last=channels_last))
+            expected = as_tuple(kernel(*tensors))
             for at_end in (True, False):
                 placed = [guarded(tensor, at_end) for tensor in tensors]
-                assert all(map(torch.equal, as_tuple(kernel(*placed, channels_last=channels_last)), expected))
+                assert all(map(torch.equal, as_tuple(kernel(*placed)), expected))
 
 
 def as_tuple(result):

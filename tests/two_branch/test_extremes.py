@@ -101,10 +101,10 @@ def test_long_sums_of_terms_of_one_sign(channels_last):
     torch.set_num_threads(1)
     try:
         ops = torch.ops.leni_kernels
-        got = (ops.leni_input_gradient_cpp(grad, x, taps, weight, None, None, channels_last)[1],
-               *ops.leni_weight_gradient_cpp(grad, x, taps, channels_last))
+        got = (ops.leni_input_gradient_cpp(grad, x, taps, weight, None, None)[1],
+               *ops.leni_weight_gradient_cpp(grad, x, taps))
         deconv = torch.rand(2, 2, 3, 3)
-        of_deconv = ops.reborn_deconv_gradient_cpp(grad, grad, x, deconv, weight, False, True, channels_last)[1]
+        of_deconv = ops.reborn_deconv_gradient_cpp(grad, grad, x, deconv, weight, False, True)[1]
     finally:
         torch.set_num_threads(threads)
     wide = [tensor.double() for tensor in (grad, x, taps, weight)]

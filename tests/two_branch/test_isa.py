@@ -42,7 +42,7 @@ def _check_case(dtype, shape, kernel_size, channels_last):
     taps = torch.randn(channels, kernel_size, kernel_size, dtype=wide) / kernel_size
     weight, bias = torch.randn(channels, 2 * channels, dtype=wide) / channels**0.5, torch.randn(channels, dtype=wide)
     truth = reference.leni_folded(x.double(), taps.double(), weight.double(), bias.double())
-    y = torch.ops.leni_kernels.leni_folded_cpp(x, taps, weight, bias, channels_last)
+    y = torch.ops.leni_kernels.leni_folded_cpp(x, taps, weight, bias)
     error = (y.double() - truth).abs().max() / truth.abs().max()
     if dtype == torch.bfloat16:
         composed = reference.leni_folded(x, taps, weight, bias)
@@ -59,8 +59,8 @@ def _check_deconvolution(shape, channels_last):
     x, grad, grad_z = (torch.randn(shape).contiguous(memory_format=memory_format) for _ in range(3))
     deconv, weight = torch.randn(channels, channels, 3, 3), torch.randn(channels, 2 * channels)
     ops = torch.ops.leni_kernels
-    got = (ops.reborn_deconvolve_cpp(x, deconv, channels_last)[0],
-           *ops.reborn_deconv_gradient_cpp(grad, grad_z, x, deconv, weight, True, True, channels_last))
+    got = (ops.reborn_deconvolve_cpp(x, deconv)[0],
+           *ops.reborn_deconv_gradient_cpp(grad, grad_z, x, deconv, weight, True, True))
     for result, true in zip(got, dense_truth(grad, grad_z, x, deconv, weight), strict=True):
         error = (result.double() - true).abs().max() / true.abs().max()
         assert error <= 1e-5, f"deconvolution {shape} channels_last={channels_last}: {error:.1e}"
@@ -78,10 +78,10 @@ def _check_training(dtype, shape, kernel_size, channels_last):
     exact = torch.autograd.grad(reference.leni_folded(*inputs), inputs, grad.double())
     ops = torch.ops.leni_kernels
     got = {
-        "statistics": (ops.leni_statistics_cpp(x, taps, channels_last),
+        "statistics": (ops.leni_statistics_cpp(x, taps),
                        reference.leni_statistics(x.double(), taps.double())),
-        "input gradient": (ops.leni_input_gradient_cpp(grad, x, taps, weight, None, None, channels_last), exact[:2]),
-        "weight gradient": (ops.leni_weight_gradient_cpp(grad, x, taps, channels_last), exact[2:]),
+        "input gradient": (ops.leni_input_gradient_cpp(grad, x, taps, weight, None, None), exact[:2]),
+        "weight gradient": (ops.leni_weight_gradient_cpp(grad, x, taps), exact[2:]),
     }
     limit = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2}[dtype]
     for name, (results, wanted) in got.items():

@@ -128,9 +128,9 @@ def truth(of: Block, x: Tensor, grad: Tensor, reborn: bool = False, dtype: torch
 
 
 def step(of: Block, x: Tensor, grad: Tensor, channels_last: bool) -> dict[str, Tensor]:
-    y, statistics = leni_forward.leni_training(x, *of.of_training(), None, NEGATIVE_EPS, FUSION_EPS, channels_last)
+    y, statistics = leni_forward.leni_training(x, *of.of_training(), None, NEGATIVE_EPS, FUSION_EPS)
     gradients = leni_backward.leni_training_backward(
-        grad, x, *of.of_training()[:-1], statistics, None, NEGATIVE_EPS, FUSION_EPS, channels_last, True)
+        grad, x, *of.of_training()[:-1], statistics, None, NEGATIVE_EPS, FUSION_EPS, True)
     assert gradients[-1].shape == (4 * x.shape[1],)
     found = named(of, x, y, gradients, ("deconv_weight", "negative_weight", "negative_bias", "fusion_weight",
                                         "fusion_bias", "compress_weight", "compress_bias"), channels_last)
@@ -145,9 +145,9 @@ def reborn_step(of: Block, x: Tensor, grad: Tensor, channels_last: bool, *statis
     groups = x.shape[1] // of.deconv_weight.shape[1]
     parameters = of.deconv_weight, of.negative_weight, of.negative_bias, of.compress_weight
     y, z, packed = reborn_forward.reborn_training(
-        x, *parameters, of.compress_bias, None, *(statistics or (None, None)), NEGATIVE_EPS, groups, channels_last)
+        x, *parameters, of.compress_bias, None, *(statistics or (None, None)), NEGATIVE_EPS, groups)
     gradients = reborn_backward.reborn_training_backward(
-        grad, x, *parameters, z, packed, None, NEGATIVE_EPS, groups, channels_last, not statistics, True, True, True)
+        grad, x, *parameters, z, packed, None, NEGATIVE_EPS, groups, not statistics, True, True, True)
     assert gradients[-1].shape == (2 * x.shape[1],)
     return named(of, x, y, gradients, ("deconv_weight", "negative_weight", "negative_bias", "compress_weight",
                                        "compress_bias"), channels_last)
@@ -263,17 +263,17 @@ def test_a_group_s_statistics_are_those_of_one_batch(channels_last):
     x, grad = (normal(4, 3, 4, 5, channels_last=channels_last) for _ in range(2))
     of, eps = block(3), (NEGATIVE_EPS, FUSION_EPS)
     parts = list(zip(x.split([1, 3]), grad.split([1, 3]), strict=True))
-    packed = torch.stack([leni_forward.leni_batch_statistics(part, of.deconv_weight, channels_last)
+    packed = torch.stack([leni_forward.leni_batch_statistics(part, of.deconv_weight)
                           for part, _ in parts])
     statistics = merged(Statistics(*packed[:, :-1].chunk(2, 1), packed[:, -1]))
     statistics = torch.cat([statistics.mean, statistics.variance, statistics.count[None]])
     outputs, gradients = [], []
     for part, of_part in parts:
-        y, none = leni_forward.leni_training(part, *of.of_training(), statistics, *eps, channels_last)
+        y, none = leni_forward.leni_training(part, *of.of_training(), statistics, *eps)
         assert none.numel() == 0
         outputs.append(y)
         gradients.append(leni_backward.leni_training_backward(
-            of_part, part, *of.of_training()[:-1], statistics, None, *eps, channels_last, False))
+            of_part, part, *of.of_training()[:-1], statistics, None, *eps, False))
         assert [tensor.numel() for tensor in gradients[-1][:2]] == [0, 0]
     of_gamma, of_shift, *sums, summed = (
         torch.stack(tensors).sum(0) for tensors in zip(*(found[2:] for found in gradients), strict=True))
@@ -281,7 +281,7 @@ def test_a_group_s_statistics_are_those_of_one_batch(channels_last):
     last = []
     for part, of_part in parts:
         last.append(leni_backward.leni_training_backward(
-            of_part, part, *of.of_training()[:-1], statistics, summed, *eps, channels_last, True))
+            of_part, part, *of.of_training()[:-1], statistics, summed, *eps, True))
         assert not any(tensor.numel() for tensor in last[-1][2:])
     names = ("negative_weight", "fusion_weight", "fusion_bias", "compress_weight", "compress_bias")
     got = {"y": torch.cat(outputs), "x": torch.cat([found[0] for found in last]),
@@ -300,7 +300,7 @@ def test_running_statistics_are_folded(dtype, channels_last):
     x = normal(2, 5, 4, 6, dtype=dtype, channels_last=channels_last)
     y = leni_forward.leni_eval(x, of.deconv_weight, *negative[:2], of.negative_weight, of.negative_bias, *fusion[:2],
                                of.fusion_weight, of.fusion_bias, of.compress_weight, of.compress_bias, NEGATIVE_EPS,
-                               FUSION_EPS, channels_last)
+                               FUSION_EPS)
     wanted, composed = (reference.leni(x.to(other), *layers(
         Block(*(tensor.to(other) for tensor in of)), *([tensor.to(other) if tensor.is_floating_point() else tensor
                                                         for tensor in state] for state in (negative, fusion))))
@@ -312,11 +312,11 @@ def test_running_statistics_are_folded(dtype, channels_last):
 @layouts
 def test_an_empty_batch_of_a_group(channels_last):
     x, of = normal(0, 3, 4, 5, dtype=torch.float16, channels_last=channels_last), block(3)
-    assert not leni_forward.leni_batch_statistics(x, of.deconv_weight, channels_last).any()
+    assert not leni_forward.leni_batch_statistics(x, of.deconv_weight).any()
     statistics = torch.ones(13, dtype=torch.float64, device=DEVICE)
-    y, _ = leni_forward.leni_training(x, *of.of_training(), statistics, NEGATIVE_EPS, FUSION_EPS, channels_last)
+    y, _ = leni_forward.leni_training(x, *of.of_training(), statistics, NEGATIVE_EPS, FUSION_EPS)
     gradients = leni_backward.leni_training_backward(x, x, *of.of_training()[:-1], statistics, None, NEGATIVE_EPS,
-                                                    FUSION_EPS, channels_last, True)
+                                                    FUSION_EPS, True)
     assert y.shape == gradients[0].shape == x.shape
     assert gradients[1].shape == of.deconv_weight.shape
     assert not any(gradient.any() for gradient in gradients)
@@ -457,7 +457,7 @@ def test_reborn_computes_what_is_needed():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_a_step_of_leni_is_nine_launches(dtype, channels_last):
     x, grad = (normal(2, 64, 8, 8, dtype=dtype, channels_last=channels_last) for _ in range(2))
-    of, options = block(64, dtype), (NEGATIVE_EPS, FUSION_EPS, channels_last)
+    of, options = block(64, dtype), (NEGATIVE_EPS, FUSION_EPS)
     negative, fusion = running(64), running(128)
     with Launches() as found:
         _, statistics = leni_forward.leni_training(x, *of.of_training(), None, *options)
@@ -475,12 +475,12 @@ def test_a_step_of_leni_is_nine_launches(dtype, channels_last):
 @layouts
 def test_launches_of_a_group_s_process(channels_last):
     x, of = normal(2, 16, 8, 8, dtype=torch.float32, channels_last=channels_last), block(16, torch.float32)
-    options = NEGATIVE_EPS, FUSION_EPS, channels_last
+    options = NEGATIVE_EPS, FUSION_EPS
     statistics, given = (torch.ones(size, dtype=torch.float64, device=DEVICE) for size in (65, 64))
     parameters = of.of_training()
     backward = partial(leni_backward.leni_training_backward, x, x, *parameters[:-1], statistics)
     for launches, run in (
-            (2, partial(leni_forward.leni_batch_statistics, x, of.deconv_weight, channels_last)),
+            (2, partial(leni_forward.leni_batch_statistics, x, of.deconv_weight)),
             (2, partial(leni_forward.leni_training, x, *parameters, statistics, *options)),
             (2, partial(backward, None, *options, False)), (4, partial(backward, given, *options, True))):
         with Launches() as found:
@@ -496,7 +496,7 @@ def test_inference_is_two_launches(channels_last):
     with Launches() as found:
         leni_forward.leni_eval(x, of.deconv_weight, *negative, of.negative_weight, of.negative_bias, *fusion,
                                of.fusion_weight, of.fusion_bias, of.compress_weight, of.compress_bias, NEGATIVE_EPS,
-                               FUSION_EPS, channels_last)
+                               FUSION_EPS)
     assert len(found.kernels) == 2
     assert not found.of_torch
 
@@ -527,7 +527,7 @@ LIBRARY = ("clamp", "convolution", "convolution_backward", "flip", "clone")
 def test_a_step_of_reborn_is_eight_launches_beside_the_library_s(channels_last):
     x, of = normal(2, 16, 8, 8, dtype=torch.float32, channels_last=channels_last), block(16, torch.float32, groups=1)
     parameters = of.deconv_weight, of.negative_weight, of.negative_bias, of.compress_weight
-    common = NEGATIVE_EPS, 1, channels_last
+    common = NEGATIVE_EPS, 1
     with Launches() as found:
         _, z, statistics = reborn_forward.reborn_training(x, *parameters, of.compress_bias, None, None, None, *common)
         reborn_forward.reborn_running_statistics(statistics, None, None, None, 0.1)

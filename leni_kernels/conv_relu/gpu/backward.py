@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ...common.layout import reads_channels_last
 from .input_gradient import input_gradient
 from .layout import to_channels_last
 from .problem import convolution, empty_activation, three_dimensional
@@ -21,13 +22,14 @@ from .weight_gradient import parameter_gradients
 
 
 def conv_relu_backward(grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor, stride: Sequence[int],
-                       pads: Sequence[int], dilation: Sequence[int], groups: int, channels_last: bool, needs_x: bool,
+                       pads: Sequence[int], dilation: Sequence[int], groups: int, needs_x: bool,
                        needs_weight: bool, needs_threshold: bool,
                        needs_bias: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, weight, threshold and bias for a ``grad`` of y; one that is not needed is empty.
 
     Where x equals the threshold the gradient is the threshold's; sites outside x count for the threshold.
     """
+    channels_last = reads_channels_last("conv_relu_backward_triton", x)
     problem = convolution(x, weight, stride, pads, dilation, groups, channels_last)
     dx = empty_activation(x.shape, x, channels_last) if needs_x else x.new_empty(0)
     grad = three_dimensional(grad)

@@ -38,6 +38,7 @@ from ...common.gpu.support import (
     vector_length,
     wide,
 )
+from ...common.layout import reads_channels_last
 from .configs import Config, choose, swaps
 from .layout import laid_out, to_channels_last
 from .problem import Problem, constants_of, convolution, empty_activation, steps_of
@@ -293,25 +294,25 @@ def conv_relu_looped_forward_kernel(x, weight, threshold, bias, y, sites, out_d,
 
 
 # ---- launches ----------------------------------------------------------------------------------------------
-# The operators' signatures, those of the CPU's. x may have any strides; ``channels_last`` says along what it is read
-# fast, and how y and dx are laid out.
+# The operators' signatures, those of the CPU's. x has stride 1 along channels or along columns, and y and dx are
+# laid out as x.
 
 _MOST_UNROLLED = 50
 """A grid of more taps is a loop of the compiled kernel: its code would not fit the instruction cache."""
 
 
 def conv_relu(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | None, stride: Sequence[int],
-              pads: Sequence[int], dilation: Sequence[int], groups: int, channels_last: bool) -> Tensor:
+              pads: Sequence[int], dilation: Sequence[int], groups: int) -> Tensor:
     """Launch on x ``[N, C, *spatial]``, weight ``[O, C // groups, *kernel]``, threshold ``[C, *kernel]``; returns y.
 
     ``pads`` has two numbers per dimension, before and after. Parameters are of x's dtype, float32 or float64.
     """
-    problem = convolution(x, weight, stride, pads, dilation, groups, channels_last)
+    problem = convolution(x, weight, stride, pads, dilation, groups, reads_channels_last("conv_relu_triton", x))
     return _launch(problem, weight.flatten(2), threshold.flatten(1), bias, x.dim() - 2)
 
 
 def conv_relu_taps(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | None, offsets: Sequence[int],
-                   below: Sequence[int], channels_last: bool) -> Tensor:
+                   below: Sequence[int]) -> Tensor:
     """Launch a list of taps, such as Reborn folds into, on x ``[N, C, H, W]``; returns y ``[N, O, H, W]``.
 
     Weight is ``[O, C, T]``, threshold ``[C, T]``, ``offsets`` ``[2 · T]``, each tap's (h, w). A tap that is ``below``
@@ -319,7 +320,7 @@ def conv_relu_taps(x: Tensor, weight: Tensor, threshold: Tensor, bias: Tensor | 
     """
     taps = tuple((0, *offset, bool(flag)) for *offset, flag in zip(offsets[::2], offsets[1::2], below, strict=True))
     problem = Problem(x[:, :, None], taps, None, (1, 1, 1), (1, *x.shape[2:]), weight.shape[1], weight.shape[0], 1,
-                      channels_last)
+                      reads_channels_last("conv_relu_taps_triton", x))
     return _launch(problem, weight, threshold, bias, 2)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ...common.layout import reads_channels_last
 from ...two_branch.gpu.steps import as_read, or_empty
 from ...two_branch.statistics import precise
 from .algebra import leni_fold_backward, summed_taps
@@ -23,12 +24,13 @@ from .weight_gradient import weight_shares
 def leni_training_backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, negative_weight: Tensor | None,
                            negative_bias: Tensor | None, fusion_weight: Tensor | None, fusion_bias: Tensor | None,
                            compress_weight: Tensor, statistics: Tensor, grad_statistics: Tensor | None,
-                           negative_eps: float, fusion_eps: float, channels_last: bool, needs_input: bool,
+                           negative_eps: float, fusion_eps: float, needs_input: bool,
                            ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, D, γ1, β1, γ2, β2, P, c, and of the statistics' mean and variance ``[4C]`` in float64.
 
     Of the first two only if ``needs_input``. For gradients of the statistics that are given, these two alone.
     """
+    channels_last = reads_channels_last("leni_training_backward_triton", x)
     a, grad = precise(x, channels_last, grad)
     deconv_weight, *parameters = as_read(deconv_weight, negative_weight, negative_bias, fusion_weight, fusion_bias,
                                          compress_weight)

@@ -41,6 +41,7 @@ from ...common.gpu.support import (
     tl,
     wide,
 )
+from ...common.layout import reads_channels_last
 from ...two_branch.gpu.algebra import merged_statistics
 from ...two_branch.gpu.steps import as_read
 from ...two_branch.gpu.tiles import block_positions, locate, weight_tiles
@@ -190,14 +191,14 @@ MOST_TILES = 4
 _ENOUGH_PROGRAMS = 1024
 
 
-def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, channels_last: bool,
-                mean: Tensor | None = None) -> Tensor:
+def leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None = None) -> Tensor:
     """Launch on x ``[N, C, H, W]`` with taps ``[C, k, k]``, weight ``[C, 2C]``, bias ``[C]``, mean ``[2C]``; returns y.
 
-    The parameters are float32, or float64 for a float64 x. ``channels_last`` says whether x has stride 1
-    along channels or along columns, and how y is laid out; no other stride of x matters, and x is not copied.
+    The parameters are float32, or float64 for a float64 x. x has stride 1 along channels or along
+    columns, and y is laid out as x; no other stride of x matters, and x is not copied.
     """
-    return leni_laid_out(x, *lay_out_folded(x.dtype, taps, weight, bias, mean), channels_last)
+    channels_last = reads_channels_last("leni_folded_triton", x)
+    return folded_laid_out(x, *lay_out_folded(x.dtype, taps, weight, bias, mean), channels_last)
 
 
 def lay_out_folded(dtype: torch.dtype, taps: Tensor, weight: Tensor, bias: Tensor,
@@ -211,12 +212,16 @@ def lay_out_folded(dtype: torch.dtype, taps: Tensor, weight: Tensor, bias: Tenso
     return (taps.permute(1, 2, 0).contiguous(), weight, bias.contiguous(), None if mean is None else mean.contiguous())
 
 
-def leni_laid_out(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None,
-                  channels_last: bool) -> Tensor:
+def leni_laid_out(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None) -> Tensor:
     """:func:`leni_folded` for parameters as the kernel reads them: taps ``[k, k, C]``, weight in x's dtype.
 
     So are the values of mean's first half, of max(x, 0). The bias may come as shares ``[shares, C]``, which are summed.
     """
+    return folded_laid_out(x, taps, weight, bias, mean, reads_channels_last("leni_laid_out_triton", x))
+
+
+def folded_laid_out(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None,
+                    channels_last: bool) -> Tensor:
     y = empty_as(x, channels_last)
     if x.numel() == 0:
         return y
@@ -263,12 +268,13 @@ def folded_constants(channels: int, kernel_size: int, vector: int, operand: str,
 
 
 # ---- steps -------------------------------------------------------------------------------------------------
-# x ``[N, C, H, W]`` has stride 1 along channels if ``channels_last``, or else along columns, and so do y and dx; D
-# ``[C, 1, k, k]``, P ``[C, 2C, 1, 1]``.
+# x ``[N, C, H, W]`` has stride 1 along channels or along columns, and y and dx are laid out as x; D ``[C, 1, k, k]``,
+# P ``[C, 2C, 1, 1]``.
 
 
-def leni_batch_statistics(x: Tensor, deconv_weight: Tensor, channels_last: bool) -> Tensor:
+def leni_batch_statistics(x: Tensor, deconv_weight: Tensor) -> Tensor:
     """The statistics ``[4C + 1]`` of ``a = [max(x, 0); D ⋆ᵀ min(x, 0)]``; zeros of an empty batch."""
+    channels_last = reads_channels_last("leni_batch_statistics_triton", x)
     a, = precise(x, channels_last)
     return merged_statistics(*statistics_shares(a, deconv_weight.contiguous(), channels_last))
 
@@ -276,24 +282,26 @@ def leni_batch_statistics(x: Tensor, deconv_weight: Tensor, channels_last: bool)
 def leni_eval(x: Tensor, deconv_weight: Tensor, negative_mean: Tensor, negative_variance: Tensor,
               negative_weight: Tensor | None, negative_bias: Tensor | None, fusion_mean: Tensor,
               fusion_variance: Tensor, fusion_weight: Tensor | None, fusion_bias: Tensor | None,
-              compress_weight: Tensor, compress_bias: Tensor | None, negative_eps: float, fusion_eps: float,
-              channels_last: bool) -> Tensor:
+              compress_weight: Tensor, compress_bias: Tensor | None, negative_eps: float,
+              fusion_eps: float) -> Tensor:
     """y with running statistics."""
+    channels_last = reads_channels_last("leni_eval_triton", x)
     negative = as_read(negative_mean, negative_variance, negative_weight, negative_bias)
     fusion = as_read(fusion_mean, fusion_variance, fusion_weight, fusion_bias)
     deconv_weight, *compress = as_read(deconv_weight, compress_weight, compress_bias)
     folded = leni_fold_running(x, deconv_weight, negative, fusion, *compress, negative_eps, fusion_eps)
-    return leni_laid_out(x, *folded, channels_last)
+    return folded_laid_out(x, *folded, channels_last)
 
 
 def leni_training(x: Tensor, deconv_weight: Tensor, negative_weight: Tensor | None, negative_bias: Tensor | None,
                   fusion_weight: Tensor | None, fusion_bias: Tensor | None, compress_weight: Tensor,
-                  compress_bias: Tensor | None, statistics: Tensor | None, negative_eps: float, fusion_eps: float,
-                  channels_last: bool) -> tuple[Tensor, Tensor]:
+                  compress_bias: Tensor | None, statistics: Tensor | None, negative_eps: float,
+                  fusion_eps: float) -> tuple[Tensor, Tensor]:
     """y with the batch's statistics, and those; or y with the statistics that are given, and an empty tensor.
 
     β1 shifts what BN2 centres, and has no part in it.
     """
+    channels_last = reads_channels_last("leni_training_triton", x)
     a, = precise(x, channels_last)
     deconv_weight, *parameters = as_read(deconv_weight, negative_weight, fusion_weight, fusion_bias, compress_weight,
                                          compress_bias)
@@ -302,7 +310,7 @@ def leni_training(x: Tensor, deconv_weight: Tensor, negative_weight: Tensor | No
         shares = statistics_shares(a, deconv_weight, channels_last)
     folded, of_batch = leni_fold(a, shares, statistics, deconv_weight, *parameters, negative_eps,
                                  fusion_eps)
-    y = leni_laid_out(a, *folded, channels_last).to(x.dtype)
+    y = folded_laid_out(a, *folded, channels_last).to(x.dtype)
     return y, of_batch if statistics is None else statistics.new_empty(0)
 
 

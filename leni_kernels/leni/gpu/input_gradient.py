@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ...common.gpu.packed import negative_part, widened
 from ...common.gpu.support import architecture, ceil_div, jit, launchable, on_device_of, operand_of, tl, wide
+from ...common.layout import reads_channels_last
 from ...two_branch.gpu.tiles import (
     ROUNDS,
     block_positions,
@@ -422,7 +423,7 @@ def input_gradient_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, weight
 
 
 def leni_input_gradient(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, constant: Tensor | None,
-                        slope: Tensor | None, channels_last: bool) -> tuple[Tensor, Tensor]:
+                        slope: Tensor | None) -> tuple[Tensor, Tensor]:
     """The gradients of x, in x's dtype and order, and of taps ``[C, k, k]``, for a gradient of the folded form.
 
     ``grad`` ``[N, C, H, W]`` may have any strides. ``constant`` and ``slope`` ``[2C]``, or neither, are added to
@@ -430,7 +431,7 @@ def leni_input_gradient(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, c
     """
     added = (None, None) if slope is None else (constant.contiguous(), slope.contiguous())
     dx, shares = input_gradient_shares(grad, x, taps.contiguous(), weight.to(x.dtype).contiguous(), *added,
-                                       channels_last)
+                                       reads_channels_last("leni_input_gradient_triton", x))
     return dx, summed_taps(shares, taps)
 
 

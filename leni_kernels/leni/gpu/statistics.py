@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...common.gpu.packed import positive_part, widened
 from ...common.gpu.support import architecture, ceil_div, jit, launchable, on_device_of, operand_of, tl, wide
+from ...common.layout import reads_channels_last
 from ...two_branch.gpu.algebra import merged_statistics
 from ...two_branch.gpu.tiles import (
     ROUNDS,
@@ -124,11 +125,12 @@ def statistics_shares(x: Tensor, deconv_weight: Tensor, channels_last: bool) -> 
     return StatisticsShares(counts, means, squares)
 
 
-def leni_statistics(x: Tensor, taps: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
+def leni_statistics(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance ``[2C]`` of ``[max(x, 0); taps ⋆ᵀ min(x, 0)]``, in taps' dtype.
 
     ``x`` ``[N, C, H, W]`` and taps ``[C, k, k]`` are as :func:`forward.leni_folded` takes them.
     """
+    channels_last = reads_channels_last("leni_statistics_triton", x)
     shares = statistics_shares(x, taps.contiguous(), channels_last)
     mean, variance, _ = merged_statistics(*shares).to(taps.dtype).split([2 * x.shape[1]] * 2 + [1])
     return mean.clone(), variance.clone()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...common.gpu.packed import difference, positive_part
 from ...common.gpu.support import architecture, ceil_div, itemsize, jit, launchable, on_device_of, operand_of, tl, wide
+from ...common.layout import reads_channels_last
 from ...two_branch.gpu.algebra import summed_weight
 from ...two_branch.gpu.tiles import gradient_vectors, index, load_pixels, pixels_of, split, store_share
 from ...two_branch.reference import folding_dtype
@@ -132,12 +133,13 @@ def weight_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, mean: Tensor |
     return shares
 
 
-def leni_weight_gradient(grad: Tensor, x: Tensor, taps: Tensor, channels_last: bool,
+def leni_weight_gradient(grad: Tensor, x: Tensor, taps: Tensor,
                          mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``Σ grad·(a − mean)ᵀ`` ``[C, 2C]`` and ``Σ grad`` ``[C]``, for ``a = [max(x, 0); taps ⋆ᵀ min(x, 0)]``.
 
     ``grad`` ``[N, C, H, W]`` may have any strides; ``mean`` ``[2C]`` is 0 where none is given.
     """
+    channels_last = reads_channels_last("leni_weight_gradient_triton", x)
     mean = None if mean is None else mean.contiguous()
     return summed_weight(weight_shares(grad, x, taps.contiguous(), mean, channels_last))
 

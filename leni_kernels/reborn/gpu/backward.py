@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ...common.layout import reads_channels_last
 from ...two_branch.gpu.steps import as_read, or_empty
 from ...two_branch.layout import laid_out
 from ...two_branch.statistics import precise
@@ -20,14 +21,15 @@ from .weight_gradient import weight_shares
 
 def reborn_training_backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, norm_weight: Tensor | None,
                              norm_bias: Tensor | None, compress_weight: Tensor, z: Tensor, statistics: Tensor,
-                             grad_statistics: Tensor | None, eps: float, groups: int, channels_last: bool,
-                             trains: bool, needs_x: bool, needs_deconv: bool, needs_parameters: bool,
+                             grad_statistics: Tensor | None, eps: float, groups: int, trains: bool,
+                             needs_x: bool, needs_deconv: bool, needs_parameters: bool,
                              ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, D, γ, β, P, c, and of the statistics' mean and variance ``[2C]`` in float64.
 
     Unless the norm ``trains``, none goes through the statistics.
     For gradients of the statistics that are given, x's and D's alone.
     """
+    channels_last = reads_channels_last("reborn_training_backward_triton", x)
     a, grad = precise(x, channels_last, grad) if trains else (x, grad)
     norm_weight, norm_bias, compress_weight = as_read(norm_weight, norm_bias, compress_weight)
     shares = None

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...common.gpu.packed import positive_part
 from ...common.gpu.support import architecture, ceil_div, jit, launchable, on_device_of, operand_of, tl, wide
+from ...common.layout import reads_channels_last
 from ...two_branch.gpu.algebra import merged_statistics
 from ...two_branch.gpu.steps import as_read
 from ...two_branch.gpu.tiles import (
@@ -78,18 +79,17 @@ def reborn_tail_kernel(x, z, weight, bias, mean, y, height, width, positions, st
 
 # ---- launches ----------------------------------------------------------------------------------------------
 # x ``[N, C, H, W]`` and the parameters are as LENI's folded kernel takes them; z and ``negative`` have x's
-# shape and no gaps in the order that ``channels_last`` says; grad may have any strides.
+# shape and layout and no gaps; grad may have any strides.
 
 # A program that does several tiles reads its weights once; too few programs leave the GPU idle at the end.
 MOST_TILES = 4
 _ENOUGH_PROGRAMS = 1024
 
 
-def reborn_tail(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, channels_last: bool,
-                mean: Tensor | None = None) -> Tensor:
+def reborn_tail(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None = None) -> Tensor:
     """``weight · [max(x, 0); z − mean] + bias`` for weight ``[C, 2C]``, bias and mean ``[C]``, in x's dtype."""
     return tail_laid_out(x, z, weight.to(x.dtype).contiguous(), bias.contiguous(),
-                         None if mean is None else mean.contiguous(), channels_last)
+                         None if mean is None else mean.contiguous(), reads_channels_last("reborn_tail_triton", x))
 
 
 def tail_laid_out(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None,
@@ -114,9 +114,9 @@ def tail_laid_out(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, mean: Tens
     return y
 
 
-def reborn_batch_statistics(x: Tensor, deconv_weight: Tensor, groups: int,
-                            channels_last: bool) -> tuple[Tensor, Tensor]:
+def reborn_batch_statistics(x: Tensor, deconv_weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """z, as in :func:`reborn_training`, and its statistics ``[2C + 1]``."""
+    channels_last = reads_channels_last("reborn_batch_statistics_triton", x)
     a, = precise(x, channels_last)
     z = deconvolve(a, deconv_weight, groups, channels_last)
     return z, merged_statistics(*statistics_shares(z, channels_last))
@@ -124,14 +124,21 @@ def reborn_batch_statistics(x: Tensor, deconv_weight: Tensor, groups: int,
 
 def reborn_training(x: Tensor, deconv_weight: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None,
                     compress_weight: Tensor, compress_bias: Tensor | None, z: Tensor | None, mean: Tensor | None,
-                    variance: Tensor | None, eps: float, groups: int,
-                    channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
+                    variance: Tensor | None, eps: float, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     """y, z, in float64 where a channel has few values, and the norm's statistics ``[2C + 1]``.
 
     These are the batch's, or a mean and a variance that are given.
 
     A z that is given is not deconvolved again, and comes back as an empty tensor.
     """
+    return _block("reborn_training_triton", x, deconv_weight, norm_weight, norm_bias, compress_weight, compress_bias, z,
+                  mean, variance, eps, groups)
+
+
+def _block(operator: str, x: Tensor, deconv_weight: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None,
+           compress_weight: Tensor, compress_bias: Tensor | None, z: Tensor | None, mean: Tensor | None,
+           variance: Tensor | None, eps: float, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    channels_last = reads_channels_last(operator, x)
     # With z or without statistics it is a batch in training, whose norm is its own or a group's.
     a, = precise(x, channels_last) if mean is None or z is not None else (x,)
     of_a = deconvolve(a, deconv_weight, groups, channels_last) if z is None else z
@@ -146,10 +153,10 @@ def reborn_training(x: Tensor, deconv_weight: Tensor, norm_weight: Tensor | None
 
 def reborn_eval(x: Tensor, deconv_weight: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None,
                 compress_weight: Tensor, compress_bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float,
-                groups: int, channels_last: bool) -> Tensor:
+                groups: int) -> Tensor:
     """y with running statistics."""
-    return reborn_training(x, deconv_weight, norm_weight, norm_bias, compress_weight, compress_bias, None, mean,
-                           variance, eps, groups, channels_last)[0]
+    return _block("reborn_eval_triton", x, deconv_weight, norm_weight, norm_bias, compress_weight, compress_bias, None,
+                  mean, variance, eps, groups)[0]
 
 
 def reborn_running_statistics(statistics: Tensor, mean: Tensor | None, variance: Tensor | None,

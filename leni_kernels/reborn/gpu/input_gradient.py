@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...common.gpu.support import architecture, ceil_div, jit, launchable, on_device_of, operand_of, tl, wide
+from ...common.layout import reads_channels_last
 from ...two_branch.gpu.tiles import dense_offsets, gradient_vectors, index, load_pixels, pixels_of, vectors
 from ...two_branch.layout import empty_as
 from . import configs
@@ -68,15 +69,17 @@ def reborn_branch_gradient_kernel(grad, x, negative, matrix, constant, slope, ou
     tl.store(out + offset, sums.to(out.dtype.element_ty), mask)
 
 
-def reborn_negative_gradient(grad: Tensor, z: Tensor, weight: Tensor, constant: Tensor | None, slope: Tensor | None,
-                             channels_last: bool) -> Tensor:
+def reborn_negative_gradient(grad: Tensor, z: Tensor, weight: Tensor, constant: Tensor | None,
+                             slope: Tensor | None) -> Tensor:
     """z's gradient, in z's dtype: that of ``weight · [max(x, 0); z]``, and, if given, ``constant + slope·z``."""
+    channels_last = reads_channels_last("reborn_negative_gradient_triton", z, "z")
     added = (None, None) if slope is None else (constant.contiguous(), slope.contiguous())
     return branch_gradient(grad, z, None, _matrix(weight, 1, z.dtype), *added, channels_last)
 
 
-def reborn_input_gradient(grad: Tensor, x: Tensor, negative: Tensor, weight: Tensor, channels_last: bool) -> Tensor:
+def reborn_input_gradient(grad: Tensor, x: Tensor, negative: Tensor, weight: Tensor) -> Tensor:
     """x's gradient, in x's dtype: that of ``weight · [max(x, 0); z]``, ``negative`` where x < 0, and 0 where x = 0."""
+    channels_last = reads_channels_last("reborn_input_gradient_triton", x)
     return branch_gradient(grad, x, negative, _matrix(weight, 0, x.dtype), None, None, channels_last)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...common.gpu.packed import widened
 from ...common.gpu.support import architecture, ceil_div, jit, launchable, on_device_of, operand_of, tl, wide
+from ...common.layout import reads_channels_last
 from ...two_branch.gpu.algebra import merged_statistics
 from ...two_branch.gpu.configs import StatisticsConfig
 from ...two_branch.gpu.tiles import (
@@ -96,8 +97,9 @@ def statistics_shares(z: Tensor, channels_last: bool) -> StatisticsShares:
     return StatisticsShares(counts, means, squares)
 
 
-def reborn_statistics(z: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
+def reborn_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance ``[C]`` of z, in float32 or for a float64 z in float64."""
+    channels_last = reads_channels_last("reborn_statistics_triton", z, "z")
     statistics = merged_statistics(*statistics_shares(z, channels_last)).to(folding_dtype(z.dtype))
     mean, variance, _ = statistics.split([z.shape[1]] * 2 + [1])
     return mean.clone(), variance.clone()

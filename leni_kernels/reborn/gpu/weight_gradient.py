@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...common.gpu.packed import positive_part
 from ...common.gpu.support import architecture, ceil_div, jit, launchable, on_device_of, operand_of, tl, wide
+from ...common.layout import reads_channels_last
 from ...two_branch.gpu.algebra import summed_weight
 from ...two_branch.gpu.tiles import (
     centred,
@@ -106,8 +107,8 @@ def weight_shares(grad: Tensor, x: Tensor, z: Tensor, positive_mean: Tensor | No
     return shares
 
 
-def reborn_weight_gradient(grad: Tensor, x: Tensor, z: Tensor, mean: Tensor,
-                           channels_last: bool) -> tuple[Tensor, Tensor]:
+def reborn_weight_gradient(grad: Tensor, x: Tensor, z: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """``Σ grad·([max(x, 0); z] − mean)ᵀ`` ``[C, 2C]`` and ``Σ grad`` ``[C]``, for mean ``[2C]``, in its dtype."""
+    channels_last = reads_channels_last("reborn_weight_gradient_triton", x)
     of_positive, of_negative = mean.contiguous().chunk(2)
     return summed_weight(weight_shares(grad, x, z, of_positive, of_negative, channels_last))
