@@ -18,7 +18,7 @@ BELOW = {
 """What the modules of a folder may import besides their own: ConvReLU's threshold is AdaReLU's, and folded Reborn runs
 on ConvReLU's kernels."""
 
-ORDER = ("reference", "gpu", "ops", "modules")
+ORDER = ("reference", "gpu", "flops", "ops", "modules")
 """The rooms of a mechanism: each imports only those before it."""
 
 

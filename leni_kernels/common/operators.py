@@ -119,10 +119,13 @@ def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], No
             return output
 
         @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:  # a plain function, as compiled autograd wants it
+            return backward(ctx, *grads)
+
+        @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> None:
             raise no_rule()
 
-    Differentiable.backward = staticmethod(backward)
     apply = Differentiable.apply
 
     def no_rule() -> NotImplementedError:

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..common import checks, extension
+from ..common import checks, extension, flops
 from ..common.backends import Backend, Operation, gradients_of, with_reference
 from ..common.gpu import support
 from ..common.layout import is_channels_last, reads_channels_last
 from ..common.operators import differentiable, inference_only, needed, once_differentiable
 from . import gpu, reference
+from .flops import FORMULAS
 from .gpu.configs import converts
 from .reference import Pads
 
@@ -106,6 +107,7 @@ def _operators(backend: str) -> Kernels:
 
 if extension.why_missing is None:
     _CPP = _operators("cpp")
+    flops.register("cpp", FORMULAS)
 
 
 @support.operators_when_needed
@@ -114,6 +116,7 @@ def _define_triton() -> None:
     for launch in (gpu.forward.conv_relu, gpu.backward.conv_relu_backward, gpu.forward.conv_relu_taps):
         support.define_operator(f"{launch.__name__}_triton", launch)
     _TRITON = _operators("triton")
+    flops.register("triton", FORMULAS)
 
 
 # ---- which backend, and why --------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common import checks, extension
+from ..common import checks, extension, flops
 from ..common.backends import Backend, Operation, with_reference
 from ..common.gpu import support
 from ..common.kept import Kept
@@ -48,6 +48,7 @@ from ..two_branch.ops import (
 from ..two_branch.reference import Layer, centred_bias, folding_dtype
 from ..two_branch.statistics import merged_over, summed_over
 from . import gpu, reference
+from .flops import FORMULAS
 from .reference import Folded
 
 KERNEL_SIZES = (3, 5, 7)
@@ -301,6 +302,7 @@ def _define_training(backend: str, steps: Steps) -> Training:
 if extension.why_missing is None:
     _CPP = _with_autograd(Kernels(*operators_of("leni", "cpp", _FAKES, Kernels._fields)))
     _TRAINING_CPP = _define_training("cpp", steps_of("leni", "cpp", _STEP_FAKES))
+    flops.register("cpp", FORMULAS)
 
 
 @support.operators_when_needed
@@ -328,6 +330,7 @@ def _define_triton() -> None:
     _TRAINING_TRITON = _define_training("triton", steps._replace(
         training_backward=with_reference("leni_training_backward", "triton", steps.training_backward,
                                          reference.leni_training_backward)))
+    flops.register("triton", FORMULAS)
 
 
 def _why_no_size(kernel_size: int) -> str | None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common import checks, extension
+from ..common import checks, extension, flops
 from ..common.backends import Backend, Operation, with_reference
 from ..common.gpu import support
 from ..common.kept import Kept
@@ -50,6 +50,7 @@ from ..two_branch.ops import (
 from ..two_branch.reference import Layer, folding_dtype
 from ..two_branch.statistics import FEW_VALUES, merged_over, summed_over
 from . import gpu, reference
+from .flops import FORMULAS
 
 # ---- the operators -----------------------------------------------------------------------------------------
 # A block is one operator, and its backward another: the deconvolution, which makes z = D ⋆ᵀ min(x, 0), the norm, and
@@ -298,6 +299,7 @@ _PASS_FAKES = Passes(
 if extension.why_missing is None:
     _CPP = _define_training("cpp", steps_of("reborn", "cpp", _FAKES))
     operators_of("reborn", "cpp", _PASS_FAKES, Passes._fields)
+    flops.register("cpp", FORMULAS)
 
 
 @support.operators_when_needed
@@ -320,6 +322,7 @@ def _define_triton() -> None:
     _TRITON = _define_training("triton", steps._replace(
         training_backward=with_reference("reborn_training_backward", "triton", steps.training_backward,
                                          reference.reborn_training_backward)))
+    flops.register("triton", FORMULAS)
 
 
 # ---- Reborn ------------------------------------------------------------------------------------------------
