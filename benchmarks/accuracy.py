@@ -2,17 +2,24 @@
 
     python benchmarks/accuracy.py                                        digits, about a minute on two cores
     python benchmarks/accuracy.py --dataset fashion-mnist --data DIR --networks convnet8 --recipe paper
+    torchrun --standalone --nproc-per-node 4 benchmarks/accuracy.py --sync-batch-norm
 
 Each network is trained with each activation from each seed. A run that is stopped goes on where its last whole epoch
 ended when the same command is given again, with the same result; one that is finished is not trained again (--fresh
 does). Leaves a table, the learning curves as a PNG, and a JSON file with the machine and the versions in the output
 folder; --figures adds the pictures of the papers: the values and maps behind the first activation (LENI paper,
 Figs. 2-3) and the learned thresholds (ConvReLU paper, Fig. 6).
+
+Under torchrun all processes train each run together, on GPUs one each: every batch is the one that a single process
+would see, cut into parts. With --sync-batch-norm the norms see the whole batch too; the result is that of one process
+but for rounding, and goes on with any number of them. Without it each part is normalised by itself: such runs are kept
+apart by the number of parts, and the last batch of an epoch is left out if a part of it has a single image.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import command, datasets, learning, machine, report
-from harness.learning import RECIPES, Learner, Recipe, Run
+from harness import command, datasets, learning, machine, processes, report
+from harness.learning import RECIPES, BadCheckpoint, Learner, Recipe, Run
 from harness.report import number
 from networks.activations import ACTIVATIONS
 from networks.catalogue import NETWORKS
@@ -33,29 +40,42 @@ COMPARED = ("relu", "prelu", "leni", "reborn", "conv_relu")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train and report; returns the exit status."""
     options = _options(arguments)
-    device = torch.device(options.device)
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     try:
-        data = _data(options).of_size(options.images).to(device)
+        data = _data(options).of_size(options.images)
     except ValueError as error:
         print(f"accuracy.py: {error}", file=sys.stderr)
         return 2
     recipe = RECIPES[options.recipe]
     if options.epochs is not None:
         recipe = recipe._replace(epochs=options.epochs)
-    runs = _runs(options, data, recipe)
-    checkpoints = (command.OUT if command.saves(options) else options.output) / "checkpoints"
-    if options.fresh:
+    with processes.joined(options.device) as device:
+        try:
+            learners = _train(options, data.to(device), recipe)
+        except KeyboardInterrupt:
+            if processes.first():
+                report.say("Interrupted: the same command goes on from the last whole epoch.")
+            return 1
+        except BadCheckpoint as error:
+            print(f"accuracy.py: {error}", file=sys.stderr)
+            return 2
+        if processes.first():
+            _report(options, data, recipe, device, learners)
+    return 0
+
+
+def _train(options: argparse.Namespace, data: datasets.Dataset, recipe: Recipe) -> list[Learner]:
+    runs, checkpoints = _runs(options, data, recipe), _checkpoints(options)
+    if options.fresh and processes.first():
         for run in runs:
             (checkpoints / run.file()).unlink(missing_ok=True)
-    learners: list[Learner] = []
-    try:
-        with report.progress(len(runs) * recipe.epochs) as begin:
-            for run in runs:
-                learners.append(learning.train(run, data, checkpoints, begin))
-    except KeyboardInterrupt:
-        report.say("Interrupted: the same command goes on from the last whole epoch.")
-        return 1
+    shown = report.progress(len(runs) * recipe.epochs) if processes.first() else contextlib.nullcontext(lambda _: None)
+    with shown as begin:
+        return [learning.train(run, data, checkpoints, begin) for run in runs]
+
+
+def _report(options: argparse.Namespace, data: datasets.Dataset, recipe: Recipe, device: torch.device,
+            learners: list[Learner]) -> None:
     results = {**machine.facts(device), "settings": _settings(options, data, recipe),
                "runs": [learning.result(learner) for learner in learners]}
     results["summary"] = _summary(results["runs"])
@@ -64,14 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _show(results)
     _draw(path, results, learners if options.figures else [])
     report.say(f"Results in {path}.")
-    return 0
 
 
 # ---- what to train -----------------------------------------------------------------------------------------
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = command.parser(__file__, __doc__)
+    parser = command.parser(__file__)
     parser.add_argument("--dataset", choices=("digits", "fashion-mnist"), default="digits", help="default: %(default)s")
     parser.add_argument("--data", metavar="DIR", type=Path, help="where the IDX files of fashion-mnist are")
     parser.add_argument("--networks", nargs="+", default=["convnet8"], metavar="NAME", choices=_images(NETWORKS),
@@ -85,6 +104,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--first", type=int, metavar="N", help="replace the first N activations only; default: all")
     parser.add_argument("--images", type=int, metavar="N", help="train on the first N images only; default: all")
     command.add_device(parser)
+    parser.add_argument("--sync-batch-norm", action="store_true",
+                        help="under torchrun: batch norms see the batch of all processes")
     parser.add_argument("--figures", action="store_true", help="also draw values, maps and thresholds")
     parser.add_argument("--fresh", action="store_true", help="forget the checkpoints of these runs")
     parser.add_argument("--name", help="of the results' files; default: the data set's")
@@ -98,10 +119,19 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
             command.refuse(parser, f"--{name} must be positive, got {value}")
     if options.first is not None and options.first < 0:
         command.refuse(parser, f"--first must not be negative, got {options.first}")
+    missing = processes.why_no_device(options.device)
+    if missing is not None:
+        command.refuse(parser, f"--device {options.device}: {missing}")
+    command.check_folder(parser, _checkpoints(options))
     if options.width is None:
         options.width = 0.25 if options.dataset == "digits" else 1.0
     command.need(parser, ("matplotlib", "sklearn" if options.dataset == "digits" else "torchvision"))
     return options
+
+
+def _checkpoints(options: argparse.Namespace) -> Path:
+    """Where checkpoints are, which no one commits."""
+    return (command.OUT if command.saves(options) else options.output) / "checkpoints"
 
 
 def _images(networks: Sequence[str]) -> tuple[str, ...]:
@@ -115,13 +145,15 @@ def _data(options: argparse.Namespace) -> datasets.Dataset:
 
 def _runs(options: argparse.Namespace, data: datasets.Dataset, recipe: Recipe) -> list[Run]:
     """Seed by seed, so that a run that is stopped has all the contenders as far as it came."""
-    return [Run(network, activation, seed, data.name, len(data.images), options.width, options.first, recipe)
+    parts = 1 if options.sync_batch_norm else processes.count()
+    return [Run(network, activation, seed, data.name, len(data.images), options.width, options.first, recipe, parts)
             for seed in options.seeds for network in options.networks for activation in options.activations]
 
 
 def _settings(options: argparse.Namespace, data: datasets.Dataset, recipe: Recipe) -> dict[str, Any]:
     return {"dataset": data.name, "images": len(data.images), "test_images": len(data.test_images),
             "width": options.width, "first": options.first, "seeds": options.seeds,
+            "processes": processes.count(), "sync_batch_norm": options.sync_batch_norm,
             "recipe": {"name": options.recipe, **recipe._asdict()}}
 
 
@@ -181,4 +213,4 @@ def _draw(path: Path, results: dict[str, Any], learners: list[Learner]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

@@ -272,11 +272,11 @@ def keep_counts(path: Path, architecture: str, found: list[Report | Failure], sa
     """Put the counts of one architecture into the file, and leave what it has of others."""
     import triton
 
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     of_version = kept.setdefault(triton.__version__, {})
     of_version[architecture] = {"commit": machine.commit(), **counts(architecture, found, sample)}
     ordered = {version: {name: kept[version][name] for name in sorted(kept[version])} for version in sorted(kept)}
-    path.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
+    report.write_json(path, ordered)
 
 
 # ---- the command -------------------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = command.parser(__file__, __doc__)
+    parser = command.parser(__file__)
     parser.add_argument("--arch", action="append", metavar="NAME",
                         help=f"repeatable; default: {' '.join(ARCHITECTURES)}")
     parser.add_argument("--match", metavar="TEXT", default="", help="only kernels with this in their name and type")
@@ -348,24 +348,27 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _compile(options: argparse.Namespace) -> int:
-    everything = []
+    everything: list[Report | Failure] = []
     for architecture in options.arch:
         found = []
         with report.progress(len(cases(architecture, options.match, options.sample))) as step:
             for result in compile_all(architecture, options.match, options.sample, options.workers):
                 step(f"{architecture}: {full_name(result)}")
                 found.append(result)
-        print(f"\n{architecture}")
-        _print_table([_HEADINGS, *(_row(result) for result in found if isinstance(result, Report))])
-        for failure in found:
-            if isinstance(failure, Failure):
-                print(f"FAILED {full_name(failure)}: {failure.error}")
-        keep_counts(options.output / "codegen.json", architecture, found, options.sample)
         everything += found
-    if not command.saves(options):
-        reports = json.dumps([asdict(result) for result in everything], indent=1) + "\n"
-        (options.output / "codegen-reports.json").write_text(reports)
+        keep_counts(options.output / "codegen.json", architecture, found, options.sample)
+        if not command.saves(options):
+            report.write_json(options.output / "codegen-reports.json", [asdict(result) for result in everything])
+        _show(architecture, found)
     return int(any(isinstance(result, Failure) for result in everything))
+
+
+def _show(architecture: str, found: list[Report | Failure]) -> None:
+    print(f"\n{architecture}")
+    _print_table([_HEADINGS, *(_row(result) for result in found if isinstance(result, Report))])
+    for failure in found:
+        if isinstance(failure, Failure):
+            print(f"FAILED {full_name(failure)}: {failure.error}")
 
 
 @contextlib.contextmanager
@@ -383,4 +386,4 @@ def temporary_cache() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

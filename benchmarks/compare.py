@@ -32,7 +32,9 @@ import torch
 from comparing import checkouts, found, turns
 from comparing.checkouts import CannotCompare, Checkout
 from comparing.subjects import Subject
-from harness import command, history, machine, report
+from harness import command, files, history, machine, report
+
+BUILDS = command.OUT / "builds"
 
 PASSES = 3
 """Pairs of processes that measure everything, one pair after the other: where a process's memory lies has a say."""
@@ -53,8 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"compare.py: --match: no case has {options.match!r} in its name", file=sys.stderr)
         return 2
     try:
-        sides = {side: checkouts.checkout(getattr(options, side), command.OUT / "builds", options.device == "cpu")
-                 for side in turns.SIDES}
+        with files.named(BUILDS):
+            sides = {side: checkouts.checkout(getattr(options, side), BUILDS, options.device == "cpu")
+                     for side in turns.SIDES}
         rows = _measured(sides, wanted, options)
     except CannotCompare as error:
         print(f"compare.py: {error}", file=sys.stderr)
@@ -69,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = command.parser(__file__, __doc__)
+    parser = command.parser(__file__)
     parser.add_argument("base", metavar="BASE", nargs="?", help="the commit to compare with")
     parser.add_argument("head", metavar="HEAD", nargs="?", default=checkouts.WORKING_TREE,
                         help="the commit to judge; default: the files as they are")
@@ -86,6 +89,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = command.parse(parser, arguments)
     if (options.base is None) != options.history:
         command.refuse(parser, "either BASE, a commit to compare with, or --history")
+    if options.base is not None:
+        command.check_folder(parser, BUILDS)
     return options
 
 
@@ -199,4 +204,4 @@ def _on_reference(row: dict[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

@@ -24,7 +24,7 @@ from typing import Any
 
 from gpu import plan, records, summary
 from gpu.plan import Step
-from harness import command, report
+from harness import command, files, report
 
 ROOT = Path(__file__).parents[1]
 NAMES = tuple(step.name for step in plan.STEPS)
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = command.parser(__file__, __doc__)
+    parser = command.parser(__file__)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="STEP",
                         help=f"{', '.join(NAMES)}; the first, which compiles for the others, precedes them always")
     parser.add_argument("--rehearse", action="store_true",
@@ -126,11 +126,12 @@ def _run(step: Step, options: argparse.Namespace, cache: str) -> None:
 def _process(step: Step, options: argparse.Namespace, path: Path, until: float, cache: str) -> str:
     """Run a process of a step, and stop it if a case takes too long; returns how it ended."""
     command = _command(step, options, until - _last_case(step) * _stretch(options))
-    with (options.output / "log.txt").open("a") as log:
-        log.write(f"== {step.name}\n")
-        log.flush()
-        process = subprocess.Popen(command, env=_environment(step.name, options, cache), cwd=ROOT, stdout=log,
-                                   stderr=log, start_new_session=True)
+    log = options.output / "log.txt"
+    with files.named(log), log.open("a", encoding="utf-8") as lines:
+        lines.write(f"== {step.name}\n")
+    with log.open("a") as output:
+        process = subprocess.Popen(command, env=_environment(step.name, options, cache), cwd=ROOT, stdout=output,
+                                   stderr=output, start_new_session=True)
         try:
             return _watch(process, path, until, step.case_seconds * _stretch(options))
         finally:
@@ -221,7 +222,7 @@ def _conclude(results: dict[str, Any], options: argparse.Namespace) -> int:
     for step in results["steps"]:
         _path(step, options).unlink(missing_ok=True)  # all of it is in that file
     text = [*summary.lines(results), f"Results in {path}."]
-    (options.output / "summary.txt").write_text("\n".join(text) + "\n", encoding="utf-8")
+    files.write_text(options.output / "summary.txt", "\n".join(text) + "\n")
     report.say("\n".join(["", *text]))
     # A rehearsal has time for everything: a case left out was not rehearsed.
     allowed = {records.PASSED} if options.rehearse else {records.PASSED, records.LEFT_OUT}
@@ -230,4 +231,4 @@ def _conclude(results: dict[str, Any], options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = command.parser(__file__, __doc__)
+    parser = command.parser(__file__)
     command.add_output(parser)
     options = command.parse(parser, arguments)
     command.need(parser, ("torchvision", "timm"))
@@ -137,4 +137,4 @@ def cells(row: Row) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

@@ -14,7 +14,7 @@ from typing import Any
 import memory
 import overhead
 import throughput
-from harness import bars, command, machine, report, tables
+from harness import bars, command, files, machine, report, tables
 from harness.blocks import Table
 from harness.report import number
 from networks import table1
@@ -28,7 +28,7 @@ NOTHING = "Nothing has been measured yet: `make throughput` measures, and writes
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rewrite or check the pages; returns the exit status."""
-    parser = command.parser(__file__, __doc__)
+    parser = command.parser(__file__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is stale")
     options = command.parse(parser, arguments)
     wanted = pages(RESULTS)
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report.say(f"{path.relative_to(ROOT)} says anything else than the results: run benchmarks/readme.py")
         return int(bool(stale))
     for path, page in wanted.items():
-        path.write_text(page, encoding="utf-8")
+        files.write_text(path, page)
     return 0
 
 
@@ -348,4 +348,4 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

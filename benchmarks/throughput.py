@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = command.parser(__file__, __doc__)
+    parser = command.parser(__file__)
     parser.add_argument("--quick", action="store_true", help="a few cases, within a minute")
     parser.add_argument("--only", metavar="PART", choices=CHOICES, help=f"one of {', '.join(CHOICES)}")
     parser.add_argument("--networks", dest="only", action="store_const", const="table1",
@@ -235,4 +235,4 @@ def _name(work: str, row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

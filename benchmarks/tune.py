@@ -25,18 +25,21 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import codegen
 import torch
-from harness import command, machine, report
+from harness import command, files, machine, report
 from tuning import candidates, race, subjects
 from tuning.workers import Workers
 
 from leni_kernels.common.gpu import support, tilings
 from leni_kernels.common.gpu.architectures import why_unsupported
 
-ROOT = Path(__file__).parents[1]
+PACKAGED = Path(tilings.__file__).with_name(tilings.NAME)
+"""The package's own table."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = command.parser(__file__, __doc__)
+    parser = command.parser(__file__)
     work = parser.add_mutually_exclusive_group(required=True)
     work.add_argument("--prepare", action="store_true", help="compile the tilings that are worth a try; needs no GPU")
     work.add_argument("--device", choices=["cuda"], help="time them on this machine's GPU")
@@ -70,7 +73,19 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         command.refuse(parser, f"--budget must be positive, got {options.budget:g}")
     if support.why_missing is not None:
         command.refuse(parser, support.why_missing)
+    for folder in _folders(options):
+        command.check_folder(parser, folder)
     return options
+
+
+def _folders(options: argparse.Namespace) -> Iterator[Path]:
+    """Where something is written, besides the results."""
+    if options.prepare:
+        yield candidates.FOLDER
+    if options.adopt:
+        yield PACKAGED.parent
+    if options.keep:
+        yield tilings.cache_folder()
 
 
 def _prepare(options: argparse.Namespace) -> int:
@@ -99,7 +114,7 @@ def _adopt(path: Path) -> int:
     except (OSError, ValueError) as error:
         print(f"{path} is no table of tilings: {error}", file=sys.stderr)
         return 1
-    tilings.write(Path(tilings.__file__).with_name(tilings.NAME), {**tilings.packaged(), **table})
+    _write(PACKAGED, {**tilings.packaged(), **table})
     report.say(f"{len(table)} tilings are in the package's table")
     return 0
 
@@ -123,19 +138,24 @@ def _tune(options: argparse.Namespace) -> int:
     rows: list[race.Row] = []
     table: dict[tilings.Key, dict[str, int]] = {}
     facts = {**machine.facts(device), "budget": options.budget, "match": options.match}
-    tilings.write(path, table, **facts, rows=rows)
+    _write(path, table, **facts, rows=rows)
     with Workers(race.at_once(device, options.workers)) as workers:
         for row, won in race.run(plan, architecture, options.match, options.budget, workers):
             rows += row
             table |= won
             _note(row)
-            tilings.write(path, table, **facts, rows=[row._asdict() for row in rows])
+            _write(path, table, **facts, rows=[row._asdict() for row in rows])
     every = len(subjects.subjects(architecture, plan.operands[0], options.match, plan.sizes))
     timed = sum(row.timed > 0 for row in rows)
     report.say(f"{timed} of {every} subjects were timed, and {len(table)} tilings replace the rule's: {path}")
     if options.keep:
         _keep(table)
     return 1 if any(row.refused for row in rows) else 0
+
+
+def _write(path: Path, table: tilings.Table, **facts: Any) -> None:
+    with files.named(path):
+        tilings.write(path, table, **facts)
 
 
 def _keep(table: tilings.Table) -> None:
@@ -156,4 +176,4 @@ def _note(rows: list[race.Row]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

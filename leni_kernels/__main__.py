@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,4 +91,6 @@ def attempt(backend: str, device: str) -> str:
 
 
 if __name__ == "__main__":
+    # Versions and settings are others' words, for which the terminal may lack characters.
+    sys.stdout.reconfigure(errors="backslashreplace")
     main()

@@ -73,3 +73,14 @@ def test_a_folder_of_csrc_includes_only_what_is_below_it(folder):
     below = allowed.get(folder, {"kernels", "pytorch", "two_branch"}) | {folder}
     for path in (ROOT / "csrc" / folder).iterdir():
         assert set(re.findall(r'#include "(\w+)/', path.read_text(encoding="utf-8"))) <= below, path
+
+
+def test_what_the_library_says_is_printed_by_any_terminal():
+    for path in PACKAGE.rglob("*.py"):
+        if path.name == "cases.py":
+            continue  # names of what is compiled ahead of time
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        said = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)
+                and isinstance(node.value, str) and id(node) not in documentation]
+        assert [text for text in said if not text.isascii()] == [], path

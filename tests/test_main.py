@@ -68,3 +68,9 @@ def test_an_error_takes_one_line():
         raise RuntimeError("\nfirst\nsecond")
 
     assert __main__.answer(broken) == "RuntimeError: first second"
+
+
+def test_the_report_comes_where_the_terminal_lacks_characters():
+    said = report("-OO", "-m", "leni_kernels", TRITON_SETTING="Höhle", PYTHONIOENCODING="ascii")
+    assert said["environment"].strip() == r"TRITON_SETTING=H\xf6hle"
+    assert said["reference, cpu"].strip() == "works"

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from harness import machine
+from harness import files, machine, report
 from torch.utils._pytree import tree_leaves
 
 from leni_kernels.common.gpu.architectures import shared_memory
@@ -209,17 +209,20 @@ def predictions(card: Card, chosen: Sequence[Case], workers: int) -> Iterator[di
 
 
 def run(name: str, match: str, workers: int, path: Path) -> None:
-    """Predict for a card, say what was found, and write it to a file."""
+    """Predict for a card, write what was found to a file, and say it."""
     import triton
 
-    card, measured = CARDS[name], _measured(name)
+    card, measured, chosen = CARDS[name], _measured(name), cases(match)
     rows = []
-    for row in predictions(card, cases(match), workers):
-        rows.append({**row, **measured.get(row["case"], {})})
-        print("\n".join(_lines(rows[-1])), flush=True)
+    with report.progress(len(chosen)) as step:
+        for row in predictions(card, chosen, workers):
+            step(row["case"])
+            rows.append({**row, **measured.get(row["case"], {})})
     facts = {"card": name, **card._asdict(), "triton": triton.__version__, "torch": torch.__version__,
              "commit": machine.commit()}
-    path.write_text(_a_case_a_line({**facts, "cases": rows}), encoding="utf-8")
+    files.write_text(path, _a_case_a_line({**facts, "cases": rows}))
+    for row in rows:
+        report.say("\n".join(_lines(row)))
 
 
 def _a_case_a_line(found: dict[str, Any]) -> str:
@@ -233,7 +236,7 @@ def _measured(name: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(RESULTS.glob("gpu-check-*.json")):
         if name.upper() in path.name.upper().split("-"):
-            steps = json.loads(path.read_text())["steps"]
+            steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
             for case, record in steps.get("speed", {}).items():
                 if "ours" in record.get("milliseconds", {}):
                     found.setdefault(case, {})["measured"] = round(1e3 * record["milliseconds"]["ours"], 2)

@@ -9,14 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from harness import files
+
 Record = dict[str, Any]
 
 BEGUN, PASSED, FAILED, LEFT_OUT = "begun", "passed", "failed", "left out"
 
 
 def append(path: Path, record: Record) -> None:
-    """Add a line, and see to it that it is on the disk."""
-    with path.open("a", encoding="utf-8") as file:
+    """Add a line, and see to it that it is on the disk.
+
+    Raises:
+        CannotWrite: if it cannot be written.
+    """
+    with files.named(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
 

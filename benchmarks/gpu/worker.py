@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from harness import command
 
 from leni_kernels.common.gpu import support
 
@@ -65,4 +66,4 @@ def _prepare(timed: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

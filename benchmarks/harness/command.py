@@ -1,19 +1,37 @@
-"""What every program's command line shares: how its help reads, where it writes, and how it refuses."""
+"""What every program's command line shares: how it runs and refuses, how its help reads, and where it writes."""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
+import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
+
+from .files import CannotWrite
 
 BENCHMARKS = Path(__file__).parents[1]
 OUT, RESULTS = BENCHMARKS / "out", BENCHMARKS / "results"
 """Where programs write by default, which git ignores; and with ``--save``, which is committed."""
 
 ROOT = BENCHMARKS.parent
+
+
+def run(main: Callable[[], int]) -> int:
+    """Run a program from a shell; returns its exit status, which is 2 where a file cannot be written: a line says so.
+
+    Characters that the terminal's encoding lacks are replaced.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")
+    try:
+        return main()
+    except CannotWrite as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return 2
 
 
 class _Paragraphs(argparse.HelpFormatter):
@@ -24,9 +42,13 @@ class _Paragraphs(argparse.HelpFormatter):
         return "\n\n".join(part if part.startswith(" ") else fill(part, width, indent) for part in text.split("\n\n"))
 
 
-def parser(file: str, documentation: str) -> argparse.ArgumentParser:
-    """A parser whose help is the program's documentation: the first paragraph before the options, the others after."""
-    first, _, rest = documentation.strip().replace("``", "").partition("\n\n")
+def parser(file: str) -> argparse.ArgumentParser:
+    """A parser whose help is the program's docstring: the first paragraph before the options, the others after.
+
+    It is read from the file, since ``python -OO`` leaves none in memory.
+    """
+    documentation = ast.get_docstring(ast.parse(Path(file).read_text(encoding="utf-8")))
+    first, _, rest = documentation.replace("``", "").partition("\n\n")
     return argparse.ArgumentParser(prog=Path(file).name, description=first, epilog=rest, formatter_class=_Paragraphs)
 
 
@@ -55,18 +77,29 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
         if value is not None and value < 1:
             refuse(parser, f"--{name} must be at least 1, got {value}")
     if isinstance(getattr(options, "output", None), Path):
-        reason = why_not_writable(options.output)
-        if reason is not None:
-            refuse(parser, f"--output: {reason}")
+        check_folder(parser, options.output, "--output: ")
     return options
+
+
+def check_folder(parser: argparse.ArgumentParser, folder: Path, what: str = "") -> None:
+    """End the program, before it has measured anything, if nothing can be written into a folder."""
+    reason = why_not_writable(folder)
+    if reason is not None:
+        refuse(parser, f"{what}{reason}")
+
+
+ENOUGH = 2**20
+"""Bytes that must fit into a folder for results: what is in most JSON files, and more than a full disk takes."""
 
 
 def why_not_writable(folder: Path) -> str | None:
     """Why nothing can be written into a folder, which is created if need be; None if something can."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return None
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(ENOUGH))
+            file.flush()
+        return None
     except OSError as error:
         return f"cannot write into {_short(folder)}: {error.strerror}"
 

@@ -13,7 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
+from torch.nn import BatchNorm2d, SyncBatchNorm
 
+from . import files
 from .learning import Learner
 from .plot import GRID, INK
 
@@ -90,7 +92,7 @@ def around_first_activation(learner: Learner) -> tuple[Tensor, Tensor]:
     """
     network = learner.network.eval()
     modules = list(network.modules())
-    norm = next(index for index, module in enumerate(modules) if isinstance(module, torch.nn.BatchNorm2d))
+    norm = next(index for index, module in enumerate(modules) if isinstance(module, (BatchNorm2d, SyncBatchNorm)))
     layer = next(module for module in modules[norm + 1:] if not isinstance(module, torch.nn.Identity))
     met: list[Tensor] = []
     with layer.register_forward_hook(lambda _, inputs, y: met.extend((inputs[0].clone(), y))):
@@ -107,5 +109,5 @@ def _figure(width: float, height: float, heading: str) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with files.whole(path) as partial:
+        figure.savefig(partial, dpi=110)

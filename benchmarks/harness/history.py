@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import machine
+from . import files, machine
 from .command import RESULTS
 from .report import number
 
@@ -21,9 +21,8 @@ def append(run: Mapping[str, Any], ratios: Mapping[str, float | None], file: Pat
     line = {"date": run["date"], "commit": run["commit"], "machine": machine.name(run), "versions": versions,
             "ratios": {name: round(ratio, 4) for name, ratio in ratios.items() if ratio is not None}}
     file = FILE if file is None else file
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+    before = file.read_text(encoding="utf-8") if file.exists() else ""
+    files.write_text(file, f"{before}{json.dumps(line, ensure_ascii=False)}\n")
 
 
 def read(file: Path | None = None) -> list[Line]:

@@ -1,10 +1,14 @@
-"""Training that a kill does not hurt: an epoch at a time, with everything the next one depends on in a file."""
+"""Training that a kill does not hurt: an epoch at a time, with everything the next one depends on in a file.
+
+Under torchrun it is data-parallel: all processes draw the same batches, those that one process would draw, and each
+takes its part of every one. The gradients are the joined batch's; its mean is the loss, however uneven the parts.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +21,9 @@ from torch import Tensor, nn
 
 import leni_kernels as lk
 
+from . import files, processes
 from .datasets import Dataset
+from .synchronised import synchronise
 
 
 class Recipe(NamedTuple):
@@ -56,14 +62,20 @@ class Run(NamedTuple):
     width: float
     first: int | None
     recipe: Recipe
+    parts: int = 1
+    """How many parts of a batch its norms see, each by itself; if it is 1, they synchronise over all processes."""
 
     def __str__(self) -> str:
         return f"{self.network} {self.activation} seed {self.seed}"
 
     def file(self) -> str:
         """The name of its checkpoint, which no other run has."""
-        digest = hashlib.sha256(json.dumps(self).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps(self if self.parts > 1 else self[:-1]).encode()).hexdigest()[:8]
         return f"{self.network}-{self.activation}-{self.dataset}-{self.seed}-{digest}.pt"
+
+
+class BadCheckpoint(Exception):
+    """A file that is no checkpoint of the run whose name it has; the message names it and says what to do."""
 
 
 class Learner:
@@ -89,14 +101,23 @@ class Learner:
         self.optimizer = torch.optim.SGD(groups, recipe.learning_rate, MOMENTUM)
         milestones = [round(step * recipe.epochs) for step in recipe.steps]
         self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, milestones)
-        self.alternation = self._alternation()
+        self.model = self.network if processes.count() == 1 else self._parallel()
+        # This freezes parameters, after DistributedDataParallel has seen to all of them.
+        self.alternation = lk.AlternatingSchedule(self.network) if self._has_slopes() else None
         self.generator = torch.Generator().manual_seed(run.seed)
         self.history: list[dict[str, float]] = []
 
-    def _alternation(self) -> lk.AlternatingSchedule | None:
-        """Slopes and weights in turn, as FullyParametricReLU's paper trains them, where there are such slopes."""
-        slopes = any(isinstance(module, lk.FullyParametricReLU) for module in self.network.modules())
-        return lk.AlternatingSchedule(self.network) if slopes else None
+    def _has_slopes(self) -> bool:
+        """Whether slopes and weights train in turn, as FullyParametricReLU's paper has it."""
+        return any(isinstance(module, lk.FullyParametricReLU) for module in self.network.modules())
+
+    def _parallel(self) -> nn.Module:
+        """The network as all processes train it."""
+        model = nn.parallel.DistributedDataParallel(self.network, [self.device] if self.device.type == "cuda" else None,
+                                                    find_unused_parameters=self._has_slopes())
+        if self.run.parts == 1:
+            synchronise(self.network, self.device)
+        return model
 
     def _stateful(self) -> dict[str, Any]:
         parts = {name: getattr(self, name) for name in ("network", "optimizer", "scheduler", "alternation")}
@@ -112,7 +133,9 @@ class Learner:
         """Train on every image once, and test."""
         began = time.perf_counter()
         self.network.train()
-        losses = torch.stack([self._step(images, labels) for images, labels in self._batches()])
+        if not processes.first():  # the first one's noise is in the checkpoint; each has its own, which an epoch begins
+            torch.manual_seed(hash((self.run.seed, len(self.history), processes.rank())))
+        losses = processes.summed(torch.stack([self._step(images, labels) for images, labels in self._batches()]))
         self.scheduler.step()
         if self.alternation is not None:
             self.alternation.step()
@@ -120,22 +143,28 @@ class Learner:
                              "seconds": round(time.perf_counter() - began, 2)})
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of all processes together."""
+        # A batch norm refuses a single value per channel, and no process may be left without an image.
+        least = max(2 * self.run.parts, processes.count())
         order = torch.randperm(len(self.data.images), generator=self.generator).to(self.device)
         for indices in order.split(self.run.recipe.batch):
-            if len(indices) > 1:  # a batch norm refuses a single value per channel
+            if len(indices) >= least:
                 images = self.data.images[indices]
                 yield self._augmented(images) if self.run.recipe.augmented else images, self.data.labels[indices]
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        loss = F.cross_entropy(self._forward(images), labels)
+        """Train on this process's part of a batch; returns what the part adds to the batch's mean loss."""
+        own = processes.part(labels)
+        share = len(own) / len(labels)
+        loss = F.cross_entropy(self._forward(self.model, processes.part(images)), own) * share
         self.optimizer.zero_grad()
-        loss.backward()
+        (loss * processes.count()).backward()  # DistributedDataParallel divides by the number of processes
         self.optimizer.step()
         return loss.detach()
 
-    def _forward(self, images: Tensor) -> Tensor:
+    def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            return self.network(images.contiguous(memory_format=self.format)).float()
+            return model(images.contiguous(memory_format=self.format)).float()
 
     def _augmented(self, images: Tensor) -> Tensor:
         """Each image padded by 4 (an eighth of small ones), cropped at random, and mirrored at random."""
@@ -154,9 +183,12 @@ class Learner:
     def accuracy(self) -> float:
         """The share of the test images that the network names rightly, in per cent."""
         self.network.eval()
+        processes.as_first(self.network.buffers())  # norms that do not synchronise have statistics of their own
         batches = zip(self.data.test_images.split(TEST_BATCH), self.data.test_labels.split(TEST_BATCH), strict=True)
-        right = sum((self._forward(images).argmax(1) == labels).sum() for images, labels in batches)
-        return 100 * right.item() / len(self.data.test_labels)
+        right = torch.zeros((), dtype=torch.long, device=self.device)
+        for images, labels in list(batches)[processes.rank()::processes.count()]:
+            right += (self._forward(self.network, images).argmax(1) == labels).sum()
+        return 100 * processes.summed(right).item() / len(self.data.test_labels)
 
     # ---- the checkpoint ----
 
@@ -166,34 +198,56 @@ class Learner:
         state |= {"history": self.history, "order": self.generator.get_state(), "random": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.device)
-        partial = path.with_suffix(".partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, partial)
-        os.replace(partial, path)
+        content = io.BytesIO()  # what PyTorch writes to a file itself ends in its own errors on a full disk
+        torch.save(state, content)
+        with files.whole(path) as partial:
+            partial.write_bytes(content.getbuffer())
 
     def load(self, path: Path) -> None:
-        """Take up all state."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        """Take up all state, of a run on a CPU or a GPU.
+
+        Raises:
+            BadCheckpoint: if the file is none of this run.
+        """
+        self._take_up(processes.from_first(lambda: self._read(path)))
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self._take_up(state)
+        except Exception as error:  # whatever a file may do to a reader
+            reason = (str(error).splitlines() or [""])[0]
+            raise BadCheckpoint(f"{path} is no whole checkpoint of this run ({type(error).__name__}: {reason}): "
+                                "--fresh begins anew") from error
+        return state
+
+    def _take_up(self, state: dict[str, Any]) -> None:
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
         self.history = state["history"]
         self.generator.set_state(state["order"])
         torch.set_rng_state(state["random"])
-        if self.device.type == "cuda":
+        # A run that began on a CPU goes on with the seed's own numbers.
+        if self.device.type == "cuda" and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], self.device)
 
 
 def train(run: Run, data: Dataset, folder: Path, begin: Callable[[str], None]) -> Learner:
-    """Train to the end, from the last whole epoch in ``folder`` on; ``begin`` hears of every epoch."""
+    """Train to the end, from the last whole epoch in ``folder`` on; ``begin`` hears of every epoch.
+
+    Raises:
+        BadCheckpoint: if what lies there under the run's name is no checkpoint of it.
+        CannotWrite: if a checkpoint cannot be written.
+    """
     learner = Learner(run, data)
     path = folder / run.file()
-    if path.exists():
+    if processes.from_first(path.exists):
         learner.load(path)
     for epoch in range(run.recipe.epochs):
         begin(f"{run}, epoch {epoch + 1}")
         if epoch == len(learner.history):
             learner.epoch()
-            learner.save(path)
+            processes.from_first(lambda: learner.save(path))
     return learner
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import files
+
 INK, GRID = "#24292f", "#d8dee4"
 COLOURS = {"eager": "#9aa4af", "compiled": "#4c8dd6", "ours": "#d6453d"}
 BAR_COLOURS = {"relu": GRID, "composed": COLOURS["eager"], "ours": COLOURS["ours"]}
@@ -47,8 +49,8 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], heading: str, subheading: s
     figure.text(0.01, 0.985 - 0.32 / size[1], subheading, ha="left", va="top", fontsize=9.5, color=INK)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, labelcolor=INK)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with files.whole(path) as partial:
+        figure.savefig(partial, dpi=150)
 
 
 def _panel(axes: Any, rows: Sequence[dict[str, Any]], labels: dict[str, str]) -> None:
@@ -102,5 +104,5 @@ def draw_bars(path: Path, groups: Sequence[tuple[str, dict[str, float]]], labels
         for side in axes.spines.values():
             side.set_visible(False)
     figure.suptitle(f"{heading}\n{subheading}", x=0.01, ha="left", fontsize=11, color=INK)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with files.whole(path) as partial:
+        figure.savefig(partial, dpi=150)

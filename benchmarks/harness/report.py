@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from . import files
+
 try:
     import rich
     from rich.box import SIMPLE_HEAD
@@ -23,11 +25,9 @@ WIDTH = 140
 """Columns of a table where the output is no terminal."""
 
 
-def write_json(path: Path, report: dict[str, Any]) -> None:
+def write_json(path: Path, report: dict[str, Any] | list[dict[str, Any]]) -> None:
     """Write the report, creating its folder."""
-    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    files.write_text(path, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def geometric_mean(values: Iterable[float]) -> float | None:

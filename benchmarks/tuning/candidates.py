@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import codegen
 from gpu import rooms
+from harness import files
 
 from leni_kernels.common.gpu import tilings
 from leni_kernels.common.gpu.architectures import shared_memory, warp_size
@@ -166,12 +166,9 @@ def write(architecture: str, entries: dict[tilings.Key, dict[str, Any]]) -> Path
     import triton
 
     path = FOLDER / f"{architecture}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n  ".join(json.dumps(entry) for entry in entries.values())
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     text = f'{{\n "triton": "{triton.__version__}",\n "subjects": [\n  {lines}\n ]\n}}\n'
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    files.write_text(path, text)
     return path
 
 

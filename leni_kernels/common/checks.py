@@ -87,7 +87,7 @@ def odd_kernel(name: str, what: str, tensor: Tensor, wanted: tuple[int | str, ..
     shape(name, what, tensor, wanted)
     height, width = tensor.shape[-2:]
     if height != width or height % 2 == 0:
-        raise ValueError(f"{name}: {what} must have an odd square kernel, got {height}×{width}")
+        raise ValueError(f"{name}: {what} must have an odd square kernel, got {height}x{width}")
 
 
 def groups(name: str, count: int, channels: int) -> None:

@@ -335,7 +335,7 @@ def _define_triton() -> None:
 
 def _why_no_size(kernel_size: int) -> str | None:
     if kernel_size not in KERNEL_SIZES:
-        return f"the deconvolution is {kernel_size}×{kernel_size}; kernels exist for sizes {KERNEL_SIZES}"
+        return f"the deconvolution is {kernel_size}x{kernel_size}; kernels exist for sizes {KERNEL_SIZES}"
     return None
 
 

@@ -80,7 +80,7 @@ def _random_states(model: nn.Module, arguments: Arguments) -> Iterator[None]:
 def first_line(error: Exception) -> str:
     """The first line of a message, of a length to be read."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0] if len(lines[0]) < 200 else f"{lines[0][:200]}…"
+    return lines[0] if len(lines[0]) < 200 else f"{lines[0][:200]}..."
 
 
 # ---- what it returns ----------------------------------------------------------------------------------------

@@ -364,10 +364,10 @@ class RebornCall(NamedTuple):
         if self.parameters is None:
             return self.obstacle
         if self.parameters.compress_weight is None:
-            return "the block does not compress, and the kernels fuse what a 1×1 convolution reads"
+            return "the block does not compress, and the kernels fuse what a 1x1 convolution reads"
         size = self.parameters.compress_weight.shape[-1]
         if size != 1:
-            return f"the compression is {size}×{size}; kernels exist for 1×1"
+            return f"the compression is {size}x{size}; kernels exist for 1x1"
         if self.trains and self.x.shape[0] == 0 and not self.group:
             return "an empty batch has no statistics"
         return None

@@ -146,18 +146,79 @@ def test_a_checkpoint_is_whole_or_the_one_before(tmp_path, data, monkeypatch):
     learner.save(path)
     before = path.read_bytes()
 
-    def half(state, target):
-        Path(target).write_bytes(b"half")
+    def half(file, content):
+        file.write_text("half")
         raise Kill
 
-    monkeypatch.setattr(torch, "save", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(Kill):
         learner.save(path)
     assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
+
+
+def _spoilt(path, how):
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "another program's":
+        torch.save({"model": torch.zeros(3)}, path)
+    elif how == "of another network":
+        Learner(run(width=0.125), datasets.digits()).save(path)
+    else:
+        path.write_text("no checkpoint at all")
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "another program's", "of another network", "a text"])
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, data, how):
+    path = tmp_path / "state.pt"
+    learner = Learner(run(), data)
+    learner.save(path)
+    _spoilt(path, how)
+    with pytest.raises(learning.BadCheckpoint) as raised:
+        learner.load(path)
+    message = str(raised.value)
+    assert message.startswith(f"{path} is no whole checkpoint of this run (")
+    assert message.endswith("): --fresh begins anew")
+    assert "\n" not in message
+
+
+def test_a_run_that_began_on_a_gpu_goes_on_without(tmp_path, data):
+    learner = Learner(run(), data)
+    learner.epoch()
+    learner.save(tmp_path / "cpu.pt")
+    state = torch.load(tmp_path / "cpu.pt", weights_only=True)
+    torch.save({**state, "cuda": torch.zeros(16, dtype=torch.uint8)}, tmp_path / "cuda.pt")
+    resumed = Learner(run(), data)
+    resumed.load(tmp_path / "cuda.pt")
+    assert resumed.history == learner.history
+    assert torch.equal(resumed.generator.get_state(), learner.generator.get_state())
+
+
+def test_a_run_that_began_without_a_gpu_goes_on_with_one(tmp_path, data, monkeypatch):
+    learner = Learner(run(), data)
+    learner.epoch()
+    learner.save(tmp_path / "cpu.pt")
+    restored = []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.full((16,), 7, dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: restored.append((state.tolist(), device)))
+    resumed = Learner(run(), data)
+    resumed.device = torch.device("cuda")  # all else stays where it is
+    resumed.load(tmp_path / "cpu.pt")
+    assert resumed.history == learner.history
+    assert restored == []
+    resumed.save(tmp_path / "cuda.pt")
+    resumed.load(tmp_path / "cuda.pt")
+    assert set(map(str, restored)) == {str(([7] * 16, resumed.device))}
+
+
+def test_a_checkpoint_keeps_its_name():
+    assert run().file() == "convnet8-leni-digits-0-7fe10c65.pt"
 
 
 def test_other_runs_have_other_checkpoints():
-    changes = [{}, {"seed": 1}, {"activation": "relu"}, {"width": 0.5}, {"first": 1}, {"images": 7},
+    changes = [{}, {"seed": 1}, {"parts": 2}, {"activation": "relu"}, {"width": 0.5}, {"first": 1}, {"images": 7},
                {"recipe": SHORT._replace(learning_rate=0.2)}]
     assert len({run(**change).file() for change in changes}) == len(changes)
 
@@ -217,9 +278,22 @@ def test_a_folder_without_data_is_named(tmp_path, capsys):
     assert re.match(r"accuracy\.py: there is neither .*train-images", capsys.readouterr().err)
 
 
+def test_a_checkpoint_that_is_none_is_a_line(tmp_path, capsys):
+    arguments = ["--epochs", "1", "--seeds", "0", "--images", "130", "--width", "0.0625", "--device", "cpu",
+                 "--activations", "relu", "--output", str(tmp_path)]
+    assert accuracy.main(arguments) == 0
+    checkpoint, = (tmp_path / "checkpoints").iterdir()
+    _spoilt(checkpoint, "truncated")
+    capsys.readouterr()
+    assert accuracy.main(arguments) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"accuracy.py: {checkpoint} is no whole checkpoint")
+    assert accuracy.main([*arguments, "--fresh"]) == 0
+
+
 def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit):
         accuracy.main(["--help"])
     printed = capsys.readouterr().out
-    for option in ("--dataset", "--data", "--networks", "--activations", "--seeds", "--recipe", "--figures", "--fresh"):
+    for option in ("--dataset", "--data", "--networks", "--activations", "--seeds", "--recipe", "--figures", "--fresh",
+                   "--sync-batch-norm"):
         assert option in printed

@@ -1,6 +1,7 @@
 """What every program's command line shares: help, where results go, and refusals in a line."""
 
 import importlib
+import io
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import command, history
+from harness import command, history, report
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
@@ -45,6 +46,31 @@ def test_help_reads_well(name, capsys, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_a_line(name, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert _refusal(name, ["--output", str(tmp_path / "file")], capsys).startswith(f"{name}.py: --output: cannot write")
+
+
+@pytest.mark.parametrize(("name", "arguments", "place"), [
+    ("accuracy", ["--save"], "OUT"), ("accuracy", [], "checkpoints"), ("compare", ["--save"], "BUILDS"),
+    ("tune", ["--prepare"], "FOLDER"), ("tune", ["--keep"], "LENI_KERNELS_CACHE")])
+def test_another_folder_that_cannot_be_written_is_a_line(name, arguments, place, capsys, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    wanted = tmp_path / "file" / "folder"
+    if place == "LENI_KERNELS_CACHE":
+        monkeypatch.setenv(place, str(wanted))
+    elif place == "checkpoints":
+        (tmp_path / place).write_text("")
+        wanted = tmp_path / place
+    else:
+        from tuning import candidates
+
+        module = {"OUT": command, "BUILDS": importlib.import_module("compare"), "FOLDER": candidates}[place]
+        monkeypatch.setattr(module, place, wanted)
+        monkeypatch.setattr(command, "RESULTS", tmp_path)
+    if arguments != ["--save"]:
+        arguments = [*arguments, "--output", str(tmp_path)]
+    monkeypatch.setitem(ARGUMENTS, "tune", ["--rehearse"] if arguments[0] == "--keep" else [])
+    line = _refusal(name, arguments, capsys)
+    shown = wanted / "checkpoints" if place == "OUT" else wanted
+    assert line.startswith(f"{name}.py: cannot write into {shown}: ")
 
 
 @pytest.mark.parametrize("name", ["accuracy", "compare", "memory", "overhead", "throughput"])
@@ -85,6 +111,45 @@ def test_nothing_is_committed_unless_it_is_said(name):
 def test_git_ignores_what_is_not_saved():
     asked = subprocess.run(["git", "check-ignore", "-q", "benchmarks/out/memory-cpu.json"], cwd=ROOT)
     assert asked.returncode in (0, 128)  # 128: no checkout
+
+
+# ---- poor terminals ----------------------------------------------------------------------------------------
+
+
+def test_every_program_runs_where_the_terminal_lacks_characters():
+    for name in PROGRAMS:
+        assert (ROOT / "benchmarks" / f"{name}.py").read_text(encoding="utf-8").endswith(
+            'if __name__ == "__main__":\n    sys.exit(command.run(main))\n'), name
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("with_rich", [True, False])
+def test_what_the_terminal_lacks_is_replaced(encoding, with_rich, monkeypatch):
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    if not with_rich:
+        monkeypatch.setattr(report, "rich", None)
+
+    def main():
+        with report.progress(1) as step:
+            step("64×56² → 1.5 µs")
+        report.table("Θ ≤ 1 — accuracy", ["", "±"], [["×", "—"]])
+        return 3
+
+    assert command.run(main) == 3
+    for stream in streams.values():
+        stream.seek(0)
+    assert "accuracy" in streams["stdout"].read()
+    assert "64×56² ? 1.5 µs".encode(encoding, "replace").decode(encoding) in streams["stderr"].read()
+
+
+@pytest.mark.parametrize("name", ["codegen", "gpu_check"])
+def test_help_comes_without_docstrings_and_in_ascii(name):
+    done = subprocess.run([sys.executable, "-OO", ROOT / "benchmarks" / f"{name}.py", "--help"], capture_output=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode("ascii").startswith(f"usage: {name}.py")
 
 
 def test_what_watches_over_a_gpu_does_without_pytorch():

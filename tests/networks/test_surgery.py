@@ -757,7 +757,7 @@ def test_report():
         "does not run on the example in eval mode, or runs within a layer of torch.nn"]
     lines = str(report).splitlines()
     assert lines[0].split() == ["name", "site", "shape", "now", "parameters", "FLOPs"]
-    assert lines[2].split() == ["1", "nn.ReLU", "2×4×6×5", "LENI2d", f"+{parameters}", "+7,920"]
+    assert lines[2].split() == ["1", "nn.ReLU", "2x4x6x5", "LENI2d", f"+{parameters}", "+7,920"]
     assert "left: not asked for" in lines[4]
     assert lines[-1].split() == ["2", "of", "5", "replaced", f"+{2 * parameters}", "+15,840"]
     assert [row.module for row in report.rows] == ["1", "2.relu", "", "", ""]

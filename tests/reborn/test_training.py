@@ -287,7 +287,7 @@ def test_an_empty_batch(backend, make_reborn, layout):
 
 
 @pytest.mark.parametrize(("options", "reason"), [
-    ({"compress_kernel_size": 3}, "the compression is 3×3; kernels exist for 1×1"),
+    ({"compress_kernel_size": 3}, "the compression is 3x3; kernels exist for 1x1"),
     ({"compress": False}, "the block does not compress"),
 ])
 def test_a_variant_without_kernels_says_so(kernel_backend, options, reason):

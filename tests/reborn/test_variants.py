@@ -99,7 +99,7 @@ def test_what_is_refused(make_reborn):
             lk.Reborn2d(C, compress_kernel_size=size)
     x, parameters = torch.randn(1, C, 5, 6), make_reborn(C).parameters_for_kernels()
     for weight, message in (
-        (torch.randn(C, 2 * C, 2, 2), "compress_weight must have an odd square kernel, got 2×2"),
+        (torch.randn(C, 2 * C, 2, 2), "compress_weight must have an odd square kernel, got 2x2"),
         (torch.randn(C, C, 3, 3), r"compress_weight must have shape \[4, 8, m, m\], got \(4, 4, 3, 3\)"),
         (None, "compress_bias needs a compress_weight"),
     ):

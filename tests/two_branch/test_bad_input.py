@@ -81,7 +81,7 @@ def test_an_empty_batch_is_not_an_error(name):
 def test_not_an_odd_square_kernel(name, kernel):
     what = "taps" if "folded" in name else "deconv_weight"
     weight = FUNCTIONS[name][1][what]
-    wanted = f"{name}: {what} must have an odd square kernel, got {kernel[0]}×{kernel[1]}"
+    wanted = f"{name}: {what} must have an odd square kernel, got {kernel[0]}x{kernel[1]}"
     with pytest.raises(ValueError, match=wanted):
         call(name, **{what: torch.randn(*weight.shape[:-2], *kernel)})
 

@@ -185,8 +185,11 @@ def write(path: Path, table: Table, **facts: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Whoever reads meanwhile finds the old file or the new one.
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _version() -> str:

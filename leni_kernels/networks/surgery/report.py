@@ -50,7 +50,7 @@ class Report:
 
     def __str__(self) -> str:
         header = ("name", "site", "shape", "now", "parameters", "FLOPs")
-        lines = [(row.name, row.site, "×".join(map(str, row.shape)), row.note if row.replaced else f"left: {row.note}",
+        lines = [(row.name, row.site, "x".join(map(str, row.shape)), row.note if row.replaced else f"left: {row.note}",
                   f"{row.parameters:+,}" if row.replaced else "", f"{row.flops:+,}" if row.replaced else "")
                  for row in self.rows]
         total = (f"{self.replaced} of {len(self.rows)} replaced", "", "", "", f"{self.parameters:+,}",
