@@ -1,8 +1,8 @@
 """Builds the C++ backend where that is possible; the package works without it, on its reference backend.
 
-The extension uses only PyTorch's stable ABI and Python's limited API, so one build serves every
-Python >= 3.10 and every torch >= 2.11; a free-threaded Python, which has no limited API, gets a build of its own.
-No GPU is needed and nothing is downloaded.
+The extension is a shared library, which registers operators with PyTorch as it is loaded. It uses PyTorch's stable ABI
+and nothing of Python, so one build serves every torch >= 2.11, every Python, and programs in C++. No GPU is needed and
+nothing is downloaded.
 
 Where the extension cannot be built, or does not compile, the package is installed without it, one line says why, and
 `leni_kernels.explain` repeats it. With LENI_KERNELS_REQUIRE_EXTENSION=1 in the environment the installation fails
@@ -16,14 +16,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
-from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 try:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
@@ -38,6 +36,7 @@ except (ImportError, OSError):
 ROOT = Path(__file__).parent
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11
 STANDARD = "-std=c++20"
+LIBRARY = "leni_kernels.libleni_kernels"  # leni_kernels/common/extension.py loads it
 
 # What tests/sanitize.py builds with: "address,undefined" or "thread".
 SANITIZERS = os.environ.get("LENI_KERNELS_SANITIZE", "")
@@ -84,29 +83,18 @@ def why_not_compile(compiler: list[str]) -> str | None:
         return f"there is no compiler '{compiler[0]}'; {WANTED}"
     if not compiles(compiler, CPP20):
         return f"'{shlex.join(compiler)} {STANDARD}' compiles no C++20; {WANTED}"
-    if not compiles(compiler, "#include <Python.h>"):
-        return "Python.h is missing; the headers of this Python are wanted (python3-dev, for example)"
     return None
 
 
 def compiles(compiler: list[str], source: str) -> bool:
-    include = f"-I{sysconfig.get_path('include')}"
     with TemporaryDirectory() as folder:
         path = Path(folder, "probe.cpp")
         path.write_text(source, encoding="utf-8")
-        command = [*compiler, STANDARD, include, "-c", str(path), "-o", str(path.with_suffix(".o"))]
+        command = [*compiler, STANDARD, "-c", str(path), "-o", str(path.with_suffix(".o"))]
         try:
             return subprocess.run(command, capture_output=True, check=False).returncode == 0
         except OSError:  # a file that is no program
             return False
-
-
-def limited_api(config: Mapping[str, Any]) -> bool:
-    """Whether a Python with this ``sysconfig`` has the limited API: a free-threaded one has not."""
-    return not config.get("Py_GIL_DISABLED")
-
-
-LIMITED_API = limited_api(sysconfig.get_config_vars())
 
 
 # ---- how it is built ----------------------------------------------------------------------------------------
@@ -132,6 +120,10 @@ def for_each_instruction_set(source: Path, folder: Path) -> list[str]:
 class BuildIfPossible(BuildExtension):
     """Builds the extension, or leaves the package without it and writes down why."""
 
+    def get_ext_filename(self, ext_name: str) -> str:
+        """A library's name, where a module's would say which Python it is for."""
+        return f"{os.path.join(*ext_name.split('.'))}.so"
+
     def build_extensions(self) -> None:
         for extension in self.extensions:
             kernels = [source for source in extension.sources if Path(source).name == "kernels.cpp"]
@@ -144,7 +136,7 @@ class BuildIfPossible(BuildExtension):
     def run(self) -> None:
         reason = why_not_build()
         required = os.environ.get("LENI_KERNELS_REQUIRE_EXTENSION") == "1"
-        built = Path(self.get_ext_fullpath("leni_kernels._C"))
+        built = Path(self.get_ext_fullpath(LIBRARY))
         note = built.with_name("_without_extension.txt")  # leni_kernels/common/extension.py reads it
         if reason is None:
             try:
@@ -178,6 +170,11 @@ class CompileCommands(BuildExtension):
         Path("compile_commands.json").write_text(json.dumps(commands, indent=1), encoding="utf-8")
 
 
+class WheelForEveryPython(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[-1]
+
+
 # ---- the page on a package index ---------------------------------------------------------------------------
 
 
@@ -202,7 +199,7 @@ setup(
     long_description_content_type="text/markdown",
     ext_modules=[
         CppExtension(
-            "leni_kernels._C",
+            LIBRARY,
             csrc(".cpp"),
             depends=csrc(".h"),
             include_dirs=[str(ROOT / "csrc")],
@@ -212,9 +209,8 @@ setup(
                 "-Wextra",
             ],
             extra_link_args=LINKED,
-            py_limited_api=LIMITED_API,
+            py_limited_api=True,  # else PyTorch's library for Python would be linked
         )
     ],
-    cmdclass={"build_ext": BuildIfPossible, "compile_commands": CompileCommands},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if LIMITED_API else {},
+    cmdclass={"bdist_wheel": WheelForEveryPython, "build_ext": BuildIfPossible, "compile_commands": CompileCommands},
 )

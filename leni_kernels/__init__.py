@@ -3,6 +3,7 @@
 from . import functional
 from ._version import __version__ as __version__
 from .common.backends import BackendUnavailableError, explain, use_backend
+from .common.extension import library_path
 from .common.norm import Norm
 from .conv_relu.modules import ConvReLU1d, ConvReLU2d, ConvReLU3d
 from .leni.modules import LENI1d, LENI2d, LENI3d
@@ -32,6 +33,7 @@ __all__ = [
     "explain",
     "fold",
     "functional",
+    "library_path",
     "parameter_groups",
     "replace_relu",
     "surgery",

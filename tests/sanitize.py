@@ -74,7 +74,7 @@ def environment(kind: str, folder: Path) -> dict[str, str]:
 def best_isa(folder: Path, environment: dict[str, str]) -> str:
     """This CPU's best instruction set, as the build in ``folder`` names it; fails if another build is loaded."""
     script = ("import sys; from leni_kernels.common import extension; isa = extension.cpu_isa(); "
-              "assert sys.modules['leni_kernels._C'].__file__.startswith(sys.argv[1]); print(isa)")
+              "assert str(extension.library_path()).startswith(sys.argv[1]); print(isa)")
     command = [sys.executable, "-c", script, str(folder)]
     finished = subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return finished.stdout.strip()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import stat
 import subprocess
@@ -18,8 +19,11 @@ from setuptools import Distribution
 from leni_kernels.common import extension
 
 ROOT = Path(__file__).parents[1]
+LIBRARY = "libleni_kernels.so"
 SOURCES = sorted((ROOT / "csrc").rglob("*.cpp"))
 COMPILER = os.environ.get("CXX", "c++").split()
+needs_extension = pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
+needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="no nm to read the extension's symbols with")
 needs_compiler = pytest.mark.skipif(shutil.which(COMPILER[0]) is None, reason="no C++ compiler")
 
 
@@ -30,6 +34,12 @@ def everything_in(path, found=()):
         if ROOT / "csrc" / name not in found:
             found = everything_in(ROOT / "csrc" / name, found)
     return found
+
+
+def undefined_symbols():
+    """What the extension needs of other libraries."""
+    command = ["nm", "--dynamic", "--undefined-only", extension.library_path()]
+    return re.findall(r"U (\w+)", subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def includes_pytorch(path):
@@ -44,22 +54,9 @@ def test_with_a_compiler_it_builds_one_stable_extension(setup_py):
     names, arguments = setup_py()
     assert names["why_not_build"]() is None
     built, = arguments["ext_modules"]
-    assert built.name == "leni_kernels._C"
-    assert built.py_limited_api == names["LIMITED_API"]
+    assert built.name == names["LIBRARY"]
     assert {name for name, _ in built.define_macros} >= {"TORCH_TARGET_VERSION"}
     assert {Path(source).parts[0] for source in built.sources} == {"csrc"}
-
-
-def test_a_free_threaded_python_has_a_build_of_its_own(setup_py, monkeypatch):
-    limited_api = setup_py()[0]["limited_api"]
-    assert limited_api({})
-    assert limited_api({"Py_GIL_DISABLED": 0})  # a Python that knows of both
-    assert not limited_api({"Py_GIL_DISABLED": 1})
-    monkeypatch.setattr("sysconfig.get_config_vars", lambda: {"Py_GIL_DISABLED": 1})
-    _, arguments = setup_py()
-    built, = arguments["ext_modules"]
-    assert not built.py_limited_api
-    assert not arguments["options"]
 
 
 @pytest.fixture
@@ -71,7 +68,8 @@ def finalized(setup_py, tmp_path):
         command = names["BuildIfPossible"](Distribution(arguments))
         command.build_lib = str(tmp_path)
         command.ensure_finalized()
-        stale = Path(command.get_ext_fullpath("leni_kernels._C"))
+        stale = Path(command.get_ext_fullpath(names["LIBRARY"]))
+        assert stale.name == LIBRARY
         stale.parent.mkdir(exist_ok=True)
         stale.touch()
         return command, stale
@@ -110,7 +108,6 @@ def program(path, text):
 @pytest.mark.parametrize(("script", "reason"), [
     ('#!/bin/sh\ncase "$*" in *c++20*) exit 1;; esac\n', "compiles no C++20; a compiler of C++20 is wanted"),
     ("not a program", "compiles no C++20; a compiler of C++20 is wanted"),
-    ('#!/bin/sh\nfor last; do :; done\n! grep -q Python.h "$(dirname "$last")"/*.cpp\n', "Python.h is missing"),
 ])
 def test_a_compiler_that_will_not_do_is_told_before_the_build(setup_py, monkeypatch, tmp_path, script, reason):
     compiler = program(tmp_path / "c++", script)
@@ -168,7 +165,7 @@ def checkout(tmp_path):
     left = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(ROOT / "leni_kernels", tmp_path / "leni_kernels", ignore=left)
     (tmp_path / "csrc").mkdir()
-    shutil.copy(ROOT / "csrc" / "module.cpp", tmp_path / "csrc")
+    (tmp_path / "csrc" / "nothing.cpp").touch()
     return tmp_path
 
 
@@ -178,16 +175,16 @@ def build(checkout, kind):
     process = subprocess.run([sys.executable, "-c", code], cwd=checkout, stdout=subprocess.PIPE,
                              stderr=subprocess.STDOUT, text=True)
     if kind == "editable":
-        return process, sorted(path.name for path in (checkout / "leni_kernels").glob("_C.*"))
+        return process, sorted(path.name for path in (checkout / "leni_kernels").glob("*.so"))
     names = [name for wheel in (checkout / "wheels").glob("*.whl") for name in ZipFile(wheel).namelist()]
-    return process, [Path(name).name for name in names if name.startswith("leni_kernels/_C.")]
+    return process, [Path(name).name for name in names if name.endswith(".so")]
 
 
 @pytest.mark.parametrize("kind", ["wheel", "editable"])
 def test_one_that_does_not_compile_is_left_out_and_none_stays_from_before(checkout, kind):
     process, extensions = build(checkout, kind)
     assert process.returncode == 0, process.stdout
-    assert extensions == ["_C.abi3.so"]
+    assert extensions == [LIBRARY]
     (checkout / "csrc" / "broken.cpp").write_text("#error broken on purpose\n")
     process, extensions = build(checkout, kind)
     assert process.returncode == 0, process.stdout
@@ -202,10 +199,56 @@ def test_one_that_does_not_compile_is_left_out_and_none_stays_from_before(checko
 def test_an_editor_is_told_how_files_are_compiled(checkout):
     subprocess.run([sys.executable, "setup.py", "-q", "compile_commands"], cwd=checkout, check=True)
     command, = json.loads((checkout / "compile_commands.json").read_text(encoding="utf-8"))
-    assert command["file"] == "csrc/module.cpp"
+    assert command["file"] == "csrc/nothing.cpp"
     arguments = [*COMPILER, *command["arguments"][1:], "-fsyntax-only"]
     process = subprocess.run(arguments, cwd=command["directory"], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
+
+
+# ---- how it is loaded --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """Of an installation, the file that loads the library, and where the library would be."""
+    path = tmp_path / "leni_kernels" / "common" / "extension.py"
+    path.parent.mkdir(parents=True)
+    shutil.copy(extension.__file__, path)
+    return path, path.parents[1] / LIBRARY
+
+
+def why_missing(path):
+    """What a new process says."""
+    code = "import runpy, sys; print(runpy.run_path(sys.argv[1])['why_missing'])"
+    return subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, text=True).stdout
+
+
+def test_of_a_library_that_is_missing_or_broken_the_loader_says_why(installed):
+    path, library = installed
+    said = re.compile(rf"the C\+\+ extension is not available in this installation \({library}: (.+)\)\n")
+    assert "No such file" in said.fullmatch(why_missing(path))[1]
+    library.write_text("what a download that failed has left" * 100)
+    assert "ELF" in said.fullmatch(why_missing(path))[1] or sys.platform != "linux"
+
+
+@needs_compiler
+def test_of_a_library_for_a_newer_pytorch_the_loader_names_what_this_one_lacks(installed):
+    path, library = installed
+    source = path.with_name("newer.cpp")
+    source.write_text('extern "C" int torch_of_a_newer_one();\nint loaded = torch_of_a_newer_one();\n')
+    subprocess.run([*COMPILER, "-shared", "-fPIC", source, "-o", library], check=True)
+    assert "torch_of_a_newer_one" in why_missing(path)
+
+
+@needs_extension
+def test_a_second_copy_is_not_loaded_and_the_first_may_be_again(installed):
+    path, library = installed
+    shutil.copy(extension.library_path(), library)
+    with pytest.raises(RuntimeError, match=f"another copy of {LIBRARY} was loaded into this process before"):
+        runpy.run_path(str(path))["library_path"]()
+    library.unlink()
+    library.symlink_to(extension.library_path())
+    assert runpy.run_path(str(path))["library_path"]() == library
 
 
 # ---- one build for every PyTorch -----------------------------------------------------------------------------
@@ -239,13 +282,24 @@ def test_it_compiles_with_the_oldest_pytorchs_headers(setup_py, path):
     assert process.returncode == 0, process.stderr
 
 
+@needs_extension
+@needs_nm
+def test_it_needs_no_python():
+    assert not [name for name in undefined_symbols() if name.startswith(("Py", "_Py"))]
+    if shutil.which("readelf") is not None:
+        command = ["readelf", "--dynamic", "--wide", extension.library_path()]
+        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        libraries = re.findall(r"\(NEEDED\).*\[(.+)\]", listing)
+        assert "libtorch_cpu.so" in libraries
+        assert not [name for name in libraries if "python" in name]
+
+
 @needs_headers
-@pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
-@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm to read the extension's symbols with")
+@needs_extension
+@needs_nm
 def test_it_asks_for_nothing_that_the_oldest_pytorch_lacks():
     """Of PyTorch it needs functions of the stable C interface alone, all of them in the oldest headers."""
-    command = ["nm", "--dynamic", "--undefined-only", sys.modules["leni_kernels._C"].__file__]
-    symbols = re.findall(r"U (\w+)", subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    symbols = undefined_symbols()
     wanted = {name for name in symbols if name.startswith(("aoti_torch_", "torch_"))}
     text = "".join(path.read_text(encoding="utf-8") for path in (HEADERS / "torch" / "csrc").rglob("shim*.h"))
     assert "torch_call_dispatcher" in wanted
@@ -258,10 +312,10 @@ OTHERS = [folder for folder in (ROOT / ".venv", ROOT / ".venv-oldest")
 
 
 @pytest.mark.skipif(not OTHERS, reason="there is no environment with another PyTorch: make test-oldest makes one")
-@pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
+@needs_extension
 @pytest.mark.parametrize("folder", OTHERS, ids=lambda folder: folder.name)
 def test_it_runs_on_another_pytorch_than_it_was_built_with(folder):
-    command = [folder / "bin" / "python", "tests/every_operator.py", sys.modules["leni_kernels._C"].__file__]
+    command = [folder / "bin" / "python", "tests/every_operator.py", str(extension.library_path())]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout + process.stderr

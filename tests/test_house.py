@@ -41,7 +41,7 @@ def imported(path: Path) -> set[tuple[str, ...]]:
 @pytest.mark.parametrize("folder", BELOW)
 def test_a_folder_imports_only_what_is_below_it(folder):
     assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()} == set(BELOW)
-    allowed = {folder, *BELOW[folder], "__version__", "_C"}
+    allowed = {folder, *BELOW[folder], "__version__"}
     for path in (PACKAGE / folder).rglob("*.py"):
         assert {name[0] for name in imported(path) if name} <= allowed, path
 

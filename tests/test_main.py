@@ -41,7 +41,8 @@ def test_the_report_says_what_is_there(capsys):
 
 
 def test_the_report_comes_without_triton_and_without_the_extension():
-    said = report("-c", "import runpy, sys; sys.modules.update({'triton': None, 'leni_kernels._C': None}); "
+    said = report("-c", "import os, runpy, sys, torch; sys.modules['triton'] = None; "
+                        "torch.ops.load_library = os.listdir; "  # which fails on a file
                         "runpy.run_module('leni_kernels', run_name='__main__')", TRITON_INTERPRET="0")
     assert "Triton is not installed" in said["triton, cpu"]
     assert extension.why_missing is not None or "the C++ extension is not available" in said["cpp, cpu"]

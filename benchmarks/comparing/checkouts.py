@@ -44,7 +44,7 @@ def checkout(revision: str, builds: Path, build: bool) -> Checkout:
         shutil.rmtree(folder, ignore_errors=True)
         _write_files(tree, folder)
         (folder / "done").touch()
-    for extension in (folder / "leni_kernels").glob("_C*.so"):
+    for extension in (folder / "leni_kernels").glob("*.so"):
         extension.unlink()
     if build:
         kept = builds.resolve() / "extensions" / _key(tree)
@@ -103,7 +103,7 @@ def _built(folder: Path) -> list[Path]:
     environment = {**os.environ, "LENI_KERNELS_REQUIRE_EXTENSION": "1"}
     with log.open("w") as output:
         status = subprocess.run(command, cwd=folder, env=environment, stdout=output, stderr=output).returncode
-    built = list((folder / "leni_kernels").glob("_C*.so"))
+    built = list((folder / "leni_kernels").glob("*.so"))
     if status or not built:
         raise CannotCompare(f"the extension does not build: {log} says why")
     shutil.rmtree(folder / "build", ignore_errors=True)

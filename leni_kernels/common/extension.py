@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
+import ctypes
+import os
+from pathlib import Path
 
 import torch
+
+_LIBRARY = Path(__file__).parents[1] / "libleni_kernels.so"
 
 INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
 """Of the C++ kernels; each has what those before it have."""
@@ -12,13 +16,40 @@ INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
 why_missing: str | None = None
 """Why the C++ operators are not registered, or None if they are."""
 
+
+def _load() -> None:
+    """Load the library, but no second copy of it: PyTorch ends a process that registers an operator twice."""
+    if not hasattr(torch.ops.leni_kernels, "cpu_isa"):
+        torch.ops.load_library(_LIBRARY)
+        return
+    try:
+        ctypes.CDLL(str(_LIBRARY), os.RTLD_NOLOAD)
+    except OSError:
+        raise OSError(f"another copy of {_LIBRARY.name} was loaded into this process before") from None
+
+
 try:
-    import leni_kernels._C  # noqa: F401
-except ImportError as error:
-    why_missing = f"the C++ extension is not available in this installation ({error})"
-    note = files("leni_kernels") / "_without_extension.txt"
+    _load()
+except OSError as error:
+    # PyTorch's error has the loader's as its cause, which says what is wrong.
+    why_missing = f"the C++ extension is not available in this installation ({error.__cause__ or error})"
+    note = _LIBRARY.with_name("_without_extension.txt")
     if note.is_file():
         why_missing = f"this package was installed without its C++ extension: {note.read_text(encoding='utf-8')}"
+
+
+def library_path() -> Path:
+    """The shared library that has this package's operators for CPUs and needs PyTorch alone, no Python.
+
+    A process without this package runs networks that were exported with it once it has loaded the library: from C++
+    by ``dlopen``, in Python by ``torch.ops.load_library``. One process can load one copy of it.
+
+    Raises:
+        RuntimeError: if this installation has no such library, or it cannot be loaded; the message says why.
+    """
+    if why_missing is not None:
+        raise RuntimeError(why_missing)
+    return _LIBRARY
 
 
 def fill_empty(fill: bool) -> None:

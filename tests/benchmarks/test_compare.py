@@ -47,7 +47,7 @@ def repository(tmp_path, monkeypatch):
 
     def build(folder):
         built.append((folder / "csrc/kernels.cpp").read_text())
-        path = folder / "leni_kernels/_C.abi3.so"
+        path = folder / "leni_kernels/libleni_kernels.so"
         path.write_text(built[-1])
         return [path]
 
@@ -69,7 +69,7 @@ def test_the_working_tree_is_taken_as_it_is_and_left_alone(repository, tmp_path)
     assert (head.folder / "new.py").exists()
     assert not (head.folder / "ignored.so").exists()
     assert head.commit == f"{base.commit}+"
-    assert [(side.folder / "leni_kernels/_C.abi3.so").read_text() for side in (base, head)] == ["1", "2"]
+    assert [(side.folder / "leni_kernels/libleni_kernels.so").read_text() for side in (base, head)] == ["1", "2"]
 
 
 def test_an_extension_is_built_once_for_its_sources(repository, tmp_path):
@@ -80,7 +80,7 @@ def test_an_extension_is_built_once_for_its_sources(repository, tmp_path):
     second = checkouts.checkout(".", tmp_path / "out", build=True)
     assert first.folder != second.folder
     assert built == ["1"]
-    assert (second.folder / "leni_kernels/_C.abi3.so").exists()
+    assert (second.folder / "leni_kernels/libleni_kernels.so").exists()
     (root / "setup.py").write_text("# how to build")
     checkouts.checkout(".", tmp_path / "out", build=True)
     assert built == ["1", "1"]

@@ -3,6 +3,7 @@
 A line that is wrong on purpose says which error it is; mypy complains of one that is none.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,6 +66,7 @@ for decision in explanation:
     assert_type(decision.backend, str)
     assert_type(decision.why_not, dict[str, str])
 assert_type(lk.__version__, str)
+assert_type(lk.library_path(), Path)
 try:
     lk.explain(F.crelu, x)
 except lk.BackendUnavailableError as error:
