@@ -301,6 +301,11 @@ class Explanation(tuple[Decision, ...]):
 _decisions: list[Decision] | None = None
 
 
+def explaining() -> bool:
+    """Whether the call is one of :func:`explain`'s."""
+    return _decisions is not None
+
+
 class _NumbersAreOne(TorchDispatchMode):
     """Lets a call on fake tensors, which hold no data, read numbers out of them."""
 
@@ -342,6 +347,10 @@ def explain(module_or_function: Callable[..., Any], *inputs: Any, **options: Any
             return of_primal
         return forward_ad.make_dual(of_primal, torch.zeros_like(of_primal))
 
+    # What hooks compute of fake tensors is not to stay.
+    modules = module_or_function.modules() if isinstance(module_or_function, nn.Module) else ()
+    computed = [(vars(module), name, value) for module in modules for name, value in vars(module).items()
+                if isinstance(value, Tensor)]
     inputs = torch.utils._pytree.tree_map(fake, inputs)
     options = torch.utils._pytree.tree_map(fake, options)
     before, _decisions = _decisions, []
@@ -356,3 +365,5 @@ def explain(module_or_function: Callable[..., Any], *inputs: Any, **options: Any
         return Explanation(_decisions)
     finally:
         _decisions = before
+        for attributes, name, value in computed:
+            attributes[name] = value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -41,6 +43,16 @@ def shape(name: str, what: str, tensor: Tensor, wanted: tuple[int | str, ...]) -
         raise ValueError(f"{name}: {what} must have shape {expected}, got {tuple(tensor.shape)}")
 
 
+def channels_of_weights(name: str, x: Tensor, *weights: Tensor | None) -> None:
+    """Require of a feature map as many channels as the weights have, which say it in their first dimension.
+
+    Where these do not agree it is not x that is wrong.
+    """
+    first, *others = (weight.shape[0] for weight in weights if weight is not None and weight.dim() > 0)
+    if all(other == first for other in others):
+        shape(name, "x", x, ("N", first, "H", "W"))
+
+
 def channels(name: str, x: Tensor) -> int:
     """Require a floating ``[N, C, *spatial]`` with at least one channel; returns C."""
     floating(name, x)
@@ -62,10 +74,23 @@ def convolution_input(name: str, x: Tensor, dimensions: int) -> bool:
     return x.dim() == dimensions + 2
 
 
-def per_dimension(name: str, what: str, value: int | Sequence[int], dimensions: int,
+def integer(name: str, what: str, value: SupportsIndex) -> int:
+    """Require an integer, NumPy's among them, but no bool, as PyTorch's operators do; returns it as Python's."""
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: {what} must be an integer, got {value!r}")
+    return operator.index(value)
+
+
+def per_dimension(name: str, what: str, value: SupportsIndex | Sequence[SupportsIndex], dimensions: int,
                   least: int) -> tuple[int, ...]:
-    """Require a number, or one per spatial dimension, each at least ``least``; returns one per dimension."""
-    values = (value,) if isinstance(value, int) else tuple(value)
+    """Require an integer, or one per spatial dimension, each at least ``least``; returns one per dimension."""
+    values = value if type(value) is tuple else tuple(value) if isinstance(value, Sequence) else (value,)
+    for one in values:
+        if type(one) is not int:
+            values = tuple(integer(name, what, one) for one in values)
+            break
     spread = values * dimensions if len(values) == 1 else values
     if len(spread) != dimensions or min(spread) < least:
         raise ValueError(f"{name}: {what} must be 1 or {dimensions} numbers, each >= {least}, got {values}")

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..common import checks
+from ..common.lazy import Lazy
 from ..common.leaf import Leaf
 from ..pointwise import thresholds
 from . import ops
@@ -78,7 +80,9 @@ class _ConvReLU(Leaf, nn.modules.conv._ConvNd):
     def forward(self, x: Tensor) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
-            checks.convolution_input(type(self).__name__, x, len(self.kernel_size))
+            name, dimensions = type(self).__name__, len(self.kernel_size)
+            batch = ("N",) if checks.convolution_input(name, x, dimensions) else ()
+            checks.shape(name, "x", x, (*batch, self.in_channels, *checks.SPATIAL[-dimensions:]))
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         return self._function(x, self.weight, self.threshold, self.bias, self.stride, padding, self.dilation,
@@ -152,6 +156,44 @@ class ConvReLU3d(_ConvReLU, nn.Conv3d):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Module.to(memory_format=torch.channels_last_3d) converts every 4-D parameter too, and fails on it.
         def flat_if_threshold(tensor: Tensor) -> Tensor:
-            return fn(tensor.flatten()).reshape(tensor.shape) if tensor.dim() == 4 else fn(tensor)
+            if is_lazy(tensor) or tensor.dim() != 4:
+                return fn(tensor)
+            return fn(tensor.flatten()).reshape(tensor.shape)
 
         return super()._apply(flat_if_threshold, recurse)
+
+
+class _LazyConvReLU(Lazy):
+    """What LazyConvReLU1d, LazyConvReLU2d and LazyConvReLU3d share."""
+
+    def channels_of(self, x: Tensor) -> int:
+        batched = checks.convolution_input(type(self).__name__, x, len(self.kernel_size))
+        return x.shape[1 if batched else 0]
+
+
+class LazyConvReLU1d(_LazyConvReLU, ConvReLU1d):
+    """A :class:`ConvReLU1d` whose ``in_channels`` are those of its first input.
+
+    Otherwise as :class:`LazyConvReLU2d`.
+    """
+
+    cls_to_become = ConvReLU1d
+
+
+class LazyConvReLU2d(_LazyConvReLU, ConvReLU2d):
+    """A :class:`ConvReLU2d` whose ``in_channels`` are those of its first input.
+
+    Takes :class:`ConvReLU2d`'s arguments but for ``in_channels``. Otherwise it is to :class:`ConvReLU2d` what
+    ``nn.LazyConv2d`` is to ``nn.Conv2d``, by the rules that :class:`LazyLENI2d` names.
+    """
+
+    cls_to_become = ConvReLU2d
+
+
+class LazyConvReLU3d(_LazyConvReLU, ConvReLU3d):
+    """A :class:`ConvReLU3d` whose ``in_channels`` are those of its first input.
+
+    Otherwise as :class:`LazyConvReLU2d`.
+    """
+
+    cls_to_become = ConvReLU3d

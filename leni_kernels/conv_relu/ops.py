@@ -281,6 +281,7 @@ def _conv_relu(dimensions: int, x: Tensor, weight: Tensor, threshold: Tensor, bi
                stride: int | Sequence[int], padding: int | Sequence[int] | str, dilation: int | Sequence[int],
                groups: int) -> Tensor:
     name = f"conv_relu{dimensions}d"
+    groups = checks.integer(name, "groups", groups)
     if not _usual(x, weight, threshold, bias, groups, dimensions):
         checks.convolution_input(name, x, dimensions)
         _check_tensors(name, x, weight, threshold, bias, groups, dimensions)

@@ -8,17 +8,19 @@ from ..two_branch.modules import (
     LAYERS,
     Block,
     FoldedBlock,
-    in_a_plane,
+    LazyBlock,
     norm_state,
     sync_group,
     weight_and_bias,
-    weight_in_a_plane,
 )
 from . import ops
 
 
 class _LENI(Block):
     """What LENI1d, LENI2d and LENI3d share."""
+
+    _layers = ("deconv", "bn_negative", "bn_fusion", "compress")
+    _run = staticmethod(ops.run_leni)
 
     def __init__(self, channels: int, kernel_size: int = 3, eps: float = 1e-5, momentum: float | None = 0.1,
                  device: object = None, dtype: object = None) -> None:
@@ -30,28 +32,14 @@ class _LENI(Block):
     def parameters_for_kernels(self) -> ops.LeniParameters:
         """The children's tensors as they are now."""
         children = self._modules
-        taps, (weight, bias) = weight_and_bias(children["deconv"])[0], weight_and_bias(children["compress"])
-        if self.dims == 1:
-            taps, weight = weight_in_a_plane(taps), weight_in_a_plane(weight)
-        return ops.LeniParameters(taps, norm_state(children["bn_negative"]), norm_state(children["bn_fusion"]), weight,
-                                  bias)
+        return ops.LeniParameters(weight_and_bias(children["deconv"])[0], norm_state(children["bn_negative"]),
+                                  norm_state(children["bn_fusion"]), *weight_and_bias(children["compress"]))
 
     def obstacle(self) -> str | None:
         children = self._modules
         if sync_group(children["bn_negative"]) != sync_group(children["bn_fusion"]):
             return "the two batch norms synchronise over different process groups"
         return super().obstacle()
-
-    def forward(self, x: Tensor) -> Tensor:
-        obstacle = self.obstacle()
-        parameters = self.parameters_for_kernels() if obstacle is None else None
-        children = self._modules
-        layers = (children["deconv"], children["bn_negative"], children["bn_fusion"], children["compress"])
-        group = sync_group(layers[1])
-        if self.dims == 2:
-            return ops.run_leni(x, parameters, layers, obstacle, group)
-        return in_a_plane(type(self).__name__, x, self.dims, layers,
-                          lambda x, layers: ops.run_leni(x, parameters, layers, obstacle, group))
 
 
 class LENI2d(_LENI):
@@ -60,8 +48,9 @@ class LENI2d(_LENI):
     Takes and returns ``[N, C, H, W]``, in any floating dtype and memory format. The block is one fused
     operation that reads its children's tensors at every call and keeps only its input for backward. The children are
     ordinary PyTorch modules: initialisers, SyncBatchNorm conversion and weight-decay filters apply. Where no kernel
-    serves, or if a child has a hook or was replaced by another kind of layer, the layers run one by one;
-    :func:`leni_kernels.explain` tells.
+    serves, or if a child has a hook or was replaced by another kind of layer, the layers run one by one, and once in a
+    process a warning tells of such a hook; :func:`leni_kernels.explain` always does. Hooks that only compute a child's
+    tensors are no such hooks: those of ``torch.nn.utils.prune``, ``weight_norm`` and ``spectral_norm``.
 
     Args:
         channels: C.
@@ -113,6 +102,34 @@ class LENI3d(_LENI):
     bn_negative: nn.BatchNorm3d
     bn_fusion: nn.BatchNorm3d
     compress: nn.Conv3d
+
+
+class LazyLENI2d(LazyBlock, LENI2d):
+    """A :class:`LENI2d` whose number of channels is that of its first input, for ``act_layer=lk.LazyLENI2d``.
+
+    Takes :class:`LENI2d`'s arguments but for ``channels``, and ``inplace``, which it ignores. At the first call it
+    becomes a :class:`LENI2d`, with the values that a new one has. It is to that what ``nn.LazyBatchNorm2d`` is to
+    ``nn.BatchNorm2d``: until then its parameters are uninitialized ones of PyTorch's, which can be moved, cast, saved
+    and loaded, from its own state or a :class:`LENI2d`'s, and which optimizers refuse. Its layers become PyTorch's at
+    the same call, so that a network's own initialiser, which runs before, passes them by.
+
+    Raises:
+        ValueError: in the first call, for an input that does not fit, or not what was loaded; it stays lazy then.
+    """
+
+    cls_to_become = LENI2d
+
+
+class LazyLENI1d(LazyBlock, LENI1d):
+    """A :class:`LENI1d` whose number of channels is that of its first input; otherwise as :class:`LazyLENI2d`."""
+
+    cls_to_become = LENI1d
+
+
+class LazyLENI3d(LazyBlock, LENI3d):
+    """A :class:`LENI3d` whose number of channels is that of its first input; otherwise as :class:`LazyLENI2d`."""
+
+    cls_to_become = LENI3d
 
 
 class FoldedLENI2d(FoldedBlock):

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..common import checks, extension, flops
@@ -25,8 +24,10 @@ from ..two_branch.ops import (
     GIVEN,
     SYNCHRONISED,
     check_block,
+    check_channels,
     check_folded,
     check_values,
+    compress_layer,
     deconv_layer,
     fake_parameter_gradients,
     folded_fits,
@@ -431,6 +432,7 @@ def run_leni_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean:
     size = taps.shape[-1] if taps.dim() == 3 else 0
     if not (size % 2 == 1 and taps.shape == (channels, size, size)
             and folded_fits(x, channels, dtype, taps, weight, bias)):
+        checks.channels_of_weights("leni_folded", x, taps, weight, bias)
         checks.odd_kernel("leni_folded", "taps", taps, (channels, "k", "k"))
         check_folded("leni_folded", x, taps, weight, bias)
         taps, weight, bias = taps.to(dtype), weight.to(dtype), bias.to(dtype)
@@ -459,13 +461,13 @@ class LeniParameters(NamedTuple):
     compress_bias: Tensor | None
 
     def layers(self) -> tuple[Layer, Layer, Layer, Layer]:
-        """The block as the four layers of the definition."""
+        """The block as the four layers of the definition, on feature maps or, of weights for these, on signals."""
         return (deconv_layer(self.deconv_weight, groups=self.deconv_weight.shape[0]), self.negative_norm,
-                self.fusion_norm, partial(F.conv2d, weight=self.compress_weight, bias=self.compress_bias))
+                self.fusion_norm, compress_layer(self.compress_weight, self.compress_bias))
 
 
 class LeniCall(NamedTuple):
-    """One call of LENI: tensors for the kernels (None if there is an obstacle), layers for the definition."""
+    """One call of LENI: tensors for the kernels (None if there is an obstacle), and what makes the layers."""
 
     x: Tensor
     dtype: torch.dtype
@@ -473,7 +475,7 @@ class LeniCall(NamedTuple):
     channels_last: bool | None
     """As :func:`is_channels_last` says of x."""
     parameters: LeniParameters | None
-    layers: tuple[Layer, Layer, Layer, Layer]
+    layers: Callable[[], tuple[Layer, Layer, Layer, Layer]]
     obstacle: str | None
     group: str
     """The process group whose batches the norms see in training; "" for this process alone."""
@@ -550,7 +552,7 @@ _LENI = Operation(
     "leni",
     Backend("cpp", _why_leni_not_cpp, _run_leni_cpp),
     Backend("triton", _why_leni_not_triton, _run_leni_triton, how_triton),
-    Backend("reference", lambda call: None, lambda call: reference.leni(call.x, *call.layers)),
+    Backend("reference", lambda call: None, lambda call: reference.leni(call.x, *call.layers())),
 )
 
 
@@ -579,15 +581,16 @@ def leni(x: Tensor, deconv_weight: Tensor, negative_norm: Norm, fusion_norm: Nor
 
 
 def run_leni(x: Tensor, parameters: LeniParameters | None,
-             layers: tuple[Layer, Layer, Layer, Layer] | None = None, obstacle: str | None = None,
+             layers: Callable[[], tuple[Layer, Layer, Layer, Layer]] | None = None, obstacle: str | None = None,
              group: str = "") -> Tensor:
-    """:func:`leni`, with the layers that the definition is to call, or without parameters and why."""
+    """:func:`leni`, with what makes the layers that the definition is to call, or without parameters and why."""
     channels = checks.feature_map("leni", x)
     if parameters is not None and not (
             tensors_fit(x, parameters, channels, 1) and norm_fits(parameters.negative_norm, channels)
             and norm_fits(parameters.fusion_norm, 2 * channels)):
+        check_channels("leni", x, parameters)
         check_block("leni", x, parameters, channels, deconv_channels=(channels, 1))
         checks.shape("leni", "compress_weight", parameters.compress_weight, (channels, 2 * channels, 1, 1))
         checks.norm("leni", "fusion_norm", parameters.fusion_norm, 2 * channels)
     return _LENI(LeniCall(x, checks.autocast_dtype(x), is_channels_last(x), parameters,
-                          layers or parameters.layers(), obstacle, group))
+                          layers or parameters.layers, obstacle, group))

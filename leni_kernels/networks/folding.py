@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
-from ..common.hooks import hooked
+from ..common.hooks import hooked, must_run
+from ..common.lazy import Lazy
 from ..leni.modules import FoldedLENI2d, LENI2d
 from ..leni.reference import fold_leni
 from ..reborn.modules import FoldedReborn2d, FoldedRebornFeatures2d, Reborn2d
 from ..reborn.reference import fold_reborn, fold_reborn_features
+from .examples import copied
 
 
 def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
@@ -32,17 +32,20 @@ def fold(model: nn.Module, inplace: bool = False) -> nn.Module:
         The folded model: ``model`` itself if ``inplace``, unless it is a block.
 
     Raises:
-        ValueError: if the model or a block of it is in training mode, or if a block cannot be folded: it or a
-            child of it has hooks, a child was replaced by another kind of layer, or a norm has no running
-            statistics. The message names the block, and the model is unchanged.
+        ValueError: if the model or a block of it is in training mode or lazy, or if a block cannot be folded: it or a
+            child of it has hooks (but for those that compute its tensors, as ``prune``'s do), a child was replaced by
+            another kind of layer, or a norm has no running statistics. The message names the block, and the model is
+            unchanged.
     """
     if model.training:
         raise ValueError(f"fold: the model ({type(model).__name__}) is in training mode; call eval() first")
     for name, module in model.named_modules():
+        if isinstance(module, Lazy):
+            raise ValueError(f"fold: '{name}' ({type(module).__name__}) has no parameters before its first call")
         if _is_block(module):
             _check_block(f"'{name}'" if name else "the model", module)
     if not inplace:
-        model = copy.deepcopy(model)
+        model = copied(model)
     folded = {module: _folded(module) for module in model.modules() if _is_block(module)}
     for parent in list(model.modules()):
         # Not named_children(), which gives a child with two names only once.
@@ -65,7 +68,8 @@ def _check_block(name: str, block: LENI2d | Reborn2d) -> None:
         raise ValueError(f"{where} has hooks, which its folded form would lose; remove them first")
     obstacle = block.obstacle()
     if obstacle is not None:
-        raise ValueError(f"{where} cannot be folded: {obstacle}")
+        cure = "; remove the hook first" if any(map(must_run, block.children())) else ""
+        raise ValueError(f"{where} cannot be folded: {obstacle}{cure}")
     for norm_name, norm in block.named_children():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is None:
             raise ValueError(f"{where} cannot be folded: {norm_name} has no running statistics")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..common.lazy import LazyActivation
 from ..common.leaf import Leaf
 from . import ops, thresholds
 
@@ -44,7 +45,7 @@ class AdaReLU(Leaf):
                  threshold_init: str = "zeros") -> None:
         super().__init__()
         self.threshold_init = thresholds.checked(threshold_init)
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        shape = tuple(shape) if isinstance(shape, Sequence) else (shape,)
         self.threshold = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -63,6 +64,17 @@ class AdaReLU(Leaf):
     def extra_repr(self) -> str:
         shape = tuple(self.threshold.shape)
         return str(shape[0] if len(shape) == 1 else shape)
+
+
+class LazyAdaReLU(LazyActivation, AdaReLU):
+    """An :class:`AdaReLU` with a threshold per channel, whose number of channels is that of its first input.
+
+    Takes :class:`AdaReLU`'s arguments but for ``shape``, and ``inplace``, which it ignores. Otherwise it is to
+    :class:`AdaReLU` what ``nn.LazyConv2d`` is to ``nn.Conv2d``, by the rules that :class:`LazyLENI2d` names. Channels
+    are axis 1 here too: those of ``[N, C]``, which linear layers return, are C, but of ``[N, tokens, C]`` the tokens.
+    """
+
+    cls_to_become = AdaReLU
 
 
 class FullyParametricReLU(Leaf):
@@ -108,6 +120,16 @@ class FullyParametricReLU(Leaf):
 
     def extra_repr(self) -> str:
         return str(self.positive_slope.shape[0])
+
+
+class LazyFullyParametricReLU(LazyActivation, FullyParametricReLU):
+    """A :class:`FullyParametricReLU` whose number of channels is that of its first input.
+
+    Takes :class:`FullyParametricReLU`'s arguments but for ``channels``, and ``inplace``, which it ignores; otherwise as
+    :class:`LazyAdaReLU`.
+    """
+
+    cls_to_become = FullyParametricReLU
 
 
 class CReLU(Leaf):

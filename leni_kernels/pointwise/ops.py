@@ -28,13 +28,18 @@ def _check_ada_relu(x: Tensor, threshold: Tensor) -> None:
     if shape not in ((channels,), (1,), (), x.shape[1:]):
         wanted = {"one per channel": (channels,), "one for all": (1,), "one per element": tuple(x.shape[1:])}
         listed = ", ".join(f"{list(size)} ({meaning})" for meaning, size in wanted.items())
-        raise ValueError(f"ada_relu: threshold must have shape {listed}, got {tuple(shape)}")
+        fits = "" if not shape or shape[0] == channels else (
+            f"x must have {shape[0]} channels, got shape {tuple(x.shape)}; or ")
+        raise ValueError(f"ada_relu: {fits}threshold must have shape {listed}, got {tuple(shape)}")
     checks.same_device("ada_relu", x=x, threshold=threshold)
 
 
 def _check_fully_parametric_relu(x: Tensor, positive_slope: Tensor, negative_slope: Tensor) -> None:
     name = "fully_parametric_relu"
     channels = checks.channels(name, x)
+    if positive_slope.dim() == 1 and positive_slope.shape == negative_slope.shape != (channels,):
+        raise ValueError(f"{name}: x must have {positive_slope.shape[0]} channels, as the slopes have, got shape "
+                         f"{tuple(x.shape)}")
     checks.shape(name, "positive_slope", positive_slope, (channels,))
     checks.shape(name, "negative_slope", negative_slope, (channels,))
     checks.same_device(name, x=x, positive_slope=positive_slope, negative_slope=negative_slope)

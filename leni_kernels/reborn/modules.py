@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..common import checks
 from ..two_branch.modules import (
     LAYERS,
     Block,
     FoldedBlock,
-    in_a_plane,
+    LazyBlock,
     norm_state,
-    sync_group,
     weight_and_bias,
-    weight_in_a_plane,
 )
 from . import ops
 from .reference import FoldedReborn, FoldedRebornFeatures
@@ -21,10 +20,14 @@ from .reference import FoldedReborn, FoldedRebornFeatures
 class _Reborn(Block):
     """What Reborn1d, Reborn2d and Reborn3d share."""
 
+    _layers = ("deconv", "bn_negative", "compress")
+    _run = staticmethod(ops.run_reborn)
+
     def __init__(self, channels: int, kernel_size: int = 3, groups: int = 1, compress_kernel_size: int = 1,
                  compress: bool = True, eps: float = 1e-5, momentum: float | None = 0.1, device: object = None,
                  dtype: object = None) -> None:
         super().__init__(channels, kernel_size, groups, eps, momentum, device, dtype)
+        compress_kernel_size = checks.integer(type(self).__name__, "compress_kernel_size", compress_kernel_size)
         if compress_kernel_size < 1 or compress_kernel_size % 2 == 0:
             raise ValueError(f"{type(self).__name__}: compress_kernel_size must be odd, got {compress_kernel_size}")
         self.compress = LAYERS[self.dims][2](2 * channels, channels, compress_kernel_size, device=device, dtype=dtype,
@@ -34,21 +37,8 @@ class _Reborn(Block):
         """The children's tensors as they are now."""
         children = self._modules
         deconv, compress = children["deconv"], children.get("compress")
-        taps, (weight, bias) = weight_and_bias(deconv)[0], weight_and_bias(compress) if compress else (None, None)
-        if self.dims == 1:
-            taps, weight = weight_in_a_plane(taps), None if weight is None else weight_in_a_plane(weight)
-        return ops.RebornParameters(taps, norm_state(children["bn_negative"]), weight, bias, deconv.groups)
-
-    def forward(self, x: Tensor) -> Tensor:
-        obstacle = self.obstacle()
-        parameters = self.parameters_for_kernels() if obstacle is None else None
-        children = self._modules
-        layers = (children["deconv"], children["bn_negative"], children.get("compress"))
-        group = sync_group(layers[1])
-        if self.dims == 2:
-            return ops.run_reborn(x, parameters, layers, obstacle, group)
-        return in_a_plane(type(self).__name__, x, self.dims, layers,
-                          lambda x, layers: ops.run_reborn(x, parameters, layers, obstacle, group))
+        return ops.RebornParameters(weight_and_bias(deconv)[0], norm_state(children["bn_negative"]),
+                                    *(weight_and_bias(compress) if compress else (None, None)), deconv.groups)
 
 
 class Reborn2d(_Reborn):
@@ -61,7 +51,8 @@ class Reborn2d(_Reborn):
     are kept for backward.
 
     Where no kernel serves (a compression that is not 1×1, or none, is such a case), or if a child has a hook or was
-    replaced by another kind of layer, its layers run one by one; :func:`leni_kernels.explain` tells.
+    replaced by another kind of layer, its layers run one by one, of which :func:`leni_kernels.explain` tells; hooks are
+    :class:`LENI2d`'s.
 
     Args:
         channels: C.
@@ -112,6 +103,28 @@ class Reborn3d(_Reborn):
     deconv: nn.ConvTranspose3d
     bn_negative: nn.BatchNorm3d
     compress: nn.Conv3d | None
+
+
+class LazyReborn2d(LazyBlock, Reborn2d):
+    """A :class:`Reborn2d` whose number of channels is that of its first input.
+
+    Takes :class:`Reborn2d`'s arguments but for ``channels``, and ``inplace``, which it ignores; otherwise as
+    :class:`LazyLENI2d`.
+    """
+
+    cls_to_become = Reborn2d
+
+
+class LazyReborn1d(LazyBlock, Reborn1d):
+    """A :class:`Reborn1d` whose number of channels is that of its first input; otherwise as :class:`LazyReborn2d`."""
+
+    cls_to_become = Reborn1d
+
+
+class LazyReborn3d(LazyBlock, Reborn3d):
+    """A :class:`Reborn3d` whose number of channels is that of its first input; otherwise as :class:`LazyReborn2d`."""
+
+    cls_to_become = Reborn3d
 
 
 class FoldedReborn2d(FoldedBlock):

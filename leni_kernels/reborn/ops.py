@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..common import checks, extension, flops
@@ -27,8 +26,10 @@ from ..two_branch.ops import (
     GIVEN,
     SYNCHRONISED,
     check_block,
+    check_channels,
     check_folded,
     check_values,
+    compress_layer,
     deconv_layer,
     fake_parameter_gradients,
     gradient_of,
@@ -338,20 +339,19 @@ class RebornParameters(NamedTuple):
     groups: int
 
     def layers(self) -> tuple[Layer, Layer, Layer | None]:
-        """The block as the layers of the definition."""
-        compress = None if self.compress_weight is None else partial(
-            F.conv2d, weight=self.compress_weight, bias=self.compress_bias, padding=self.compress_weight.shape[-1] // 2)
+        """The block as the layers of the definition, on feature maps or, of weights for these, on signals."""
+        compress = None if self.compress_weight is None else compress_layer(self.compress_weight, self.compress_bias)
         return deconv_layer(self.deconv_weight, groups=self.groups), self.negative_norm, compress
 
 
 class RebornCall(NamedTuple):
-    """One call of Reborn: tensors for the kernels, None if there is an obstacle, and layers for the definition."""
+    """One call of Reborn: tensors for the kernels (None if there is an obstacle), and what makes the layers."""
 
     x: Tensor
     dtype: torch.dtype
     channels_last: bool | None
     parameters: RebornParameters | None
-    layers: tuple[Layer, Layer, Layer | None]
+    layers: Callable[[], tuple[Layer, Layer, Layer | None]]
     obstacle: str | None
     group: str
 
@@ -448,7 +448,7 @@ _REBORN = Operation(
     "reborn",
     Backend("cpp", _why_reborn_not_cpp, lambda call: _run(call, _CPP)),
     Backend("triton", _why_reborn_not_triton, lambda call: _run(call, _TRITON), how_triton),
-    Backend("reference", lambda call: None, lambda call: reference.reborn(call.x, *call.layers)),
+    Backend("reference", lambda call: None, lambda call: reference.reborn(call.x, *call.layers())),
 )
 _REBORN_FEATURES_FOLDED = Operation("reborn_features_folded", Backend(
     "reference", lambda call: None, lambda call: reference.reborn_features_folded(*call)))
@@ -482,15 +482,17 @@ def reborn(x: Tensor, deconv_weight: Tensor, negative_norm: Norm, compress_weigh
 
 
 def run_reborn(x: Tensor, parameters: RebornParameters | None,
-               layers: tuple[Layer, Layer, Layer | None] | None = None, obstacle: str | None = None,
+               layers: Callable[[], tuple[Layer, Layer, Layer | None]] | None = None, obstacle: str | None = None,
                group: str = "") -> Tensor:
-    """:func:`reborn`, with the layers that the definition is to call, or without parameters and why."""
+    """:func:`reborn`, with what makes the layers that the definition is to call, or without parameters and why."""
     channels = checks.feature_map("reborn", x)
     if parameters is not None and not (
-            parameters.groups > 0 and channels % parameters.groups == 0
+            type(parameters.groups) is int and parameters.groups > 0 and channels % parameters.groups == 0
             and tensors_fit(x, parameters, channels, channels // parameters.groups)
             and norm_fits(parameters.negative_norm, channels)):
-        groups = parameters.groups
+        groups = checks.integer("reborn", "groups", parameters.groups)
+        parameters = parameters._replace(groups=groups)
+        check_channels("reborn", x, parameters)
         checks.groups("reborn", groups, channels)
         check_block("reborn", x, parameters, channels, deconv_channels=(channels, channels // groups))
         if parameters.compress_weight is not None:
@@ -499,7 +501,7 @@ def run_reborn(x: Tensor, parameters: RebornParameters | None,
         elif parameters.compress_bias is not None:
             raise ValueError("reborn: compress_bias needs a compress_weight")
     return _REBORN(RebornCall(x, checks.autocast_dtype(x), is_channels_last(x), parameters,
-                              layers or parameters.layers(), obstacle, group))
+                              layers or parameters.layers, obstacle, group))
 
 
 def reborn_features_folded(x: Tensor, taps: Tensor, shift: Tensor, groups: int = 1) -> Tensor:
@@ -519,7 +521,8 @@ def reborn_features_folded(x: Tensor, taps: Tensor, shift: Tensor, groups: int =
         TypeError: for dtypes that do not fit x's.
     """
     name = "reborn_features_folded"
-    channels = checks.feature_map(name, x)
+    channels, groups = checks.feature_map(name, x), checks.integer(name, "groups", groups)
+    checks.channels_of_weights(name, x, taps, shift)
     checks.groups(name, groups, channels)
     checks.odd_kernel(name, "taps", taps, (channels, channels // groups, "k", "k"))
     checks.shape(name, "shift", shift, (channels,))
@@ -547,7 +550,8 @@ def reborn_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, groups:
 def run_reborn_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, groups: int,
                       kept: Kept | None = None) -> Tensor:
     """:func:`reborn_folded` for a module that keeps the dense weight from one call to the next."""
-    channels = checks.feature_map("reborn_folded", x)
+    channels, groups = checks.feature_map("reborn_folded", x), checks.integer("reborn_folded", "groups", groups)
+    checks.channels_of_weights("reborn_folded", x, taps, weight, bias)
     checks.groups("reborn_folded", groups, channels)
     checks.odd_kernel("reborn_folded", "taps", taps, (channels, channels // groups, "k", "k"))
     check_folded("reborn_folded", x, taps, weight, bias)

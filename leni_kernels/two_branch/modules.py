@@ -1,21 +1,25 @@
 """What the modules of LENI and Reborn share: the negative branch's layers, and how their tensors are read.
 
 Tensors are read where nn.Module keeps them, since its own search is slow. One that is not there, as where it is
-parametrized, is an attribute.
+parametrized, is an attribute; a hook may have to compute it first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from ..common.hooks import hooked
+from ..common import checks
+from ..common.hooks import compute_tensors, must_run, warn_of_hook
 from ..common.kept import Kept
+from ..common.lazy import LazyActivation
 from ..common.leaf import Leaf
 from ..common.norm import Norm
+from .reference import Layer
 
 
 def norm_state(norm: nn.Module) -> Norm:
@@ -25,6 +29,7 @@ def norm_state(norm: nn.Module) -> Norm:
         return Norm(buffers["running_mean"], buffers["running_var"], parameters["weight"], parameters["bias"],
                     norm.training, norm.momentum, norm.eps, buffers["num_batches_tracked"])
     except KeyError:
+        compute_tensors(norm)
         return Norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training, norm.momentum,
                     norm.eps, norm.num_batches_tracked)
 
@@ -34,6 +39,7 @@ def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     try:
         return parameters["weight"], parameters["bias"]
     except KeyError:
+        compute_tensors(layer)
         return layer.weight, layer.bias
 
 
@@ -51,6 +57,9 @@ def sync_group(norm: nn.Module) -> str:
 LAYERS = {1: (nn.ConvTranspose1d, nn.BatchNorm1d, nn.Conv1d), 2: (nn.ConvTranspose2d, nn.BatchNorm2d, nn.Conv2d),
           3: (nn.ConvTranspose3d, nn.BatchNorm3d, nn.Conv3d)}
 """The layers of a block, by its number of spatial dimensions."""
+SPATIAL = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}
+"""The spatial axes in messages, by how many there are."""
+_ONCE = {1: (1,), 2: (1, 1)}
 _PLAIN_LAYERS = (*LAYERS[2], *LAYERS[1], *LAYERS[3], nn.SyncBatchNorm)
 
 
@@ -68,10 +77,23 @@ def _plain(layer: nn.Module) -> bool:
     return type(layer) in _PLAIN_LAYERS or any(type(layer).forward is known.forward for known in _PLAIN_LAYERS)
 
 
+def _as_made(convolution: nn.Module, kind: type[nn.Module], dims: int) -> bool:
+    """Whether it keeps the size of what it reads, as those of a block do, and reads zeros beside it."""
+    if not isinstance(convolution, kind):
+        return False
+    size, once = convolution.kernel_size[0], _ONCE[dims]
+    return (convolution.stride == once and convolution.padding == (size // 2,) * dims
+            and (size == 1 or convolution.dilation == once) and convolution.padding_mode == "zeros")
+
+
 class Block(Leaf):
     """What LENI and Reborn share, of any dimensions: the deconvolution and its norm."""
 
     dims: ClassVar[int]
+    _layers: ClassVar[tuple[str, ...]]
+    """The children in the order in which the definition takes them."""
+    _run: ClassVar[Callable[..., Tensor]]
+    """The function of the mechanism: of x, parameters, what makes the layers, an obstacle and a process group."""
 
     if TYPE_CHECKING:  # of nn.Module's own call, no type checker knows the result
         def __call__(self, x: Tensor) -> Tensor: ...
@@ -79,8 +101,11 @@ class Block(Leaf):
     def __init__(self, channels: int, kernel_size: int, groups: int, eps: float, momentum: float | None,
                  device: object, dtype: object) -> None:
         super().__init__()
+        name = type(self).__name__
+        channels, groups = checks.integer(name, "channels", channels), checks.integer(name, "groups", groups)
+        kernel_size = checks.integer(name, "kernel_size", kernel_size)
         if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"{type(self).__name__}: kernel_size must be odd, got {kernel_size}")
+            raise ValueError(f"{name}: kernel_size must be odd, got {kernel_size}")
         factory = {"device": device, "dtype": dtype}
         self.channels = channels
         deconv, norm, _ = LAYERS[self.dims]
@@ -90,19 +115,82 @@ class Block(Leaf):
 
     def obstacle(self) -> str | None:
         """Why the children must be called one by one, or None if only their tensors matter."""
-        if self.dims == 3:
+        dims, children = self.dims, self._modules
+        if dims == 3:
             return "kernels exist for one and two spatial dimensions"
-        for name, child in self._modules.items():
+        for name, child in children.items():
             if child is None or _untouched(child):
                 continue
-            if hooked(child):
+            if must_run(child):
                 return f"a hook on {name} must see its layer run"
             if not _plain(child):
                 return f"{name} was replaced by a {type(child).__name__}"
+        deconv, compress = children["deconv"], children.get("compress")
+        if not _as_made(deconv, LAYERS[dims][0], dims) or deconv._parameters.get("bias") is not None:
+            return "deconv is another convolution than the block's"
+        if compress is not None and not _as_made(compress, LAYERS[dims][2], dims):
+            return "compress is another convolution than the block's"
         return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        obstacle = self.obstacle()
+        if obstacle is None:
+            parameters, layers = self.parameters_for_kernels(), None
+        else:
+            self._warn_of_hook(obstacle)
+            parameters, layers = None, self._children
+        if parameters is None or self.dims != 2:
+            self._check_channels(x)
+        group = sync_group(self._modules["bn_negative"])
+        if group and parameters is not None:
+            layers = partial(self._synchronised, parameters)
+        if self.dims == 2:
+            return self._run(x, parameters, layers, obstacle, group)
+        return in_a_plane(x, parameters, layers, lambda *call: self._run(*call, obstacle, group))
+
+    def _check_channels(self, x: Tensor) -> None:
+        name = type(self).__name__
+        channels = channels_of(name, x, self.dims)
+        wanted = getattr(self._modules["deconv"], "in_channels", channels)
+        checks.shape(name, "x", x, ("N", wanted, *SPATIAL[self.dims]))
+
+    def _children(self) -> tuple[nn.Module | None, ...]:
+        return tuple(map(self._modules.get, self._layers))
+
+    def _synchronised(self, parameters: Any) -> tuple[Layer | None, ...]:
+        """The layers of the tensors read, but norms that see other processes, which only their modules do."""
+        return tuple(child if isinstance(child, nn.SyncBatchNorm) else layer
+                     for child, layer in zip(self._children(), parameters.layers(), strict=True))
+
+    def _warn_of_hook(self, obstacle: str) -> None:
+        for name in self._layers:
+            if obstacle.startswith(f"a hook on {name} "):
+                warn_of_hook(type(self).__name__, name)
 
     def extra_repr(self) -> str:
         return f"{self.channels}"
+
+
+class LazyBlock(LazyActivation):
+    """What the lazy forms of LENI and Reborn share."""
+
+    def channels_of(self, x: Tensor) -> int:
+        return channels_of(type(self).__name__, x, self.dims)
+
+
+def channels_of(name: str, x: Tensor, dims: int) -> int:
+    """How many channels x has.
+
+    Raises:
+        ValueError: for an x that is not ``[N, C, *spatial]`` with so many spatial dimensions, or has no site.
+        TypeError: for an x of two dimensions that is not floating-point.
+    """
+    if dims == 2:
+        return checks.feature_map(name, x)
+    if x.dim() != dims + 2 or 0 in x.shape[1:]:
+        raise ValueError(f"{name}: x must be [N, C, {', '.join(SPATIAL[dims])}] with at least one channel and "
+                         f"site, got shape {tuple(x.shape)}")
+    return x.shape[1]
 
 
 # ---- blocks of one and of three dimensions -----------------------------------------------------------------
@@ -116,22 +204,22 @@ def weight_in_a_plane(weight: Tensor) -> Tensor:
     return F.pad(weight.unsqueeze(2), (0, 0, beside, beside))
 
 
-def in_a_plane(name: str, x: Tensor, dims: int, layers: Sequence[nn.Module | None],
-               run: Callable[[Tensor, tuple[Any, ...]], Tensor]) -> Tensor:
-    """``run(x, layers)``, which is for feature maps, on ``[N, C, *spatial]`` with layers for these.
-
-    Raises:
-        ValueError: for an x of other dimensions, or none of whose sites there is.
+def in_a_plane(x: Tensor, parameters: Any, layers: Callable[[], Sequence[Layer | None]] | None,
+               run: Callable[[Tensor, Any, Callable[[], tuple[Layer | None, ...]]], Tensor]) -> Tensor:
+    """``run(x, parameters, layers)``, which is for feature maps, on ``[N, C, *spatial]`` with parameters and layers for
+    these; the parameters' own layers if there are no others.
     """
     spatial = x.shape[2:]
-    if len(spatial) != dims or 0 in (*spatial, x.shape[1]):
-        raise ValueError(f"{name}: x must be [N, C, {'L' if dims == 1 else 'D, H, W'}] with at least one channel and "
-                         f"site, got shape {tuple(x.shape)}")
 
-    def planar(layer: nn.Module) -> Callable[[Tensor], Tensor]:
-        return lambda y: _plane(layer(_as_it_is(y, spatial)))
+    def planar(layer: Layer | None) -> Layer | None:
+        return layer and (lambda y: _plane(layer(_as_it_is(y, spatial))))
 
-    return _as_it_is(run(_plane(x), tuple(layer and planar(layer) for layer in layers)), spatial)
+    of_layers, of_kernels = layers or parameters.layers, parameters
+    if parameters is not None:
+        weight = parameters.compress_weight
+        of_kernels = parameters._replace(deconv_weight=weight_in_a_plane(parameters.deconv_weight),
+                                         compress_weight=None if weight is None else weight_in_a_plane(weight))
+    return _as_it_is(run(_plane(x), of_kernels, lambda: tuple(map(planar, of_layers()))), spatial)
 
 
 def _plane(x: Tensor) -> Tensor:

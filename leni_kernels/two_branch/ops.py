@@ -165,7 +165,13 @@ def check_folded(name: str, x: Tensor, taps: Tensor, weight: Tensor, bias: Tenso
 
 
 def deconv_layer(weight: Tensor, groups: int) -> Layer:
-    return partial(F.conv_transpose2d, weight=weight, padding=weight.shape[-1] // 2, groups=groups)
+    convolve = F.conv_transpose1d if weight.dim() == 3 else F.conv_transpose2d
+    return partial(convolve, weight=weight, padding=weight.shape[-1] // 2, groups=groups)
+
+
+def compress_layer(weight: Tensor, bias: Tensor | None) -> Layer:
+    convolve = F.conv1d if weight.dim() == 3 else F.conv2d
+    return partial(convolve, weight=weight, bias=bias, padding=weight.shape[-1] // 2)
 
 
 def tensors_fit(x: Tensor, parameters: Any, channels: int, of_group: int) -> bool:
@@ -189,6 +195,12 @@ def norm_fits(norm: Norm, channels: int) -> bool:
     size, (mean, variance, weight, bias) = (channels,), norm[:4]
     return ((mean is None or mean.shape == size) and (variance is None or variance.shape == size)
             and (weight is None or weight.shape == size) and (bias is None or bias.shape == size))
+
+
+def check_channels(name: str, x: Tensor, parameters: Any) -> None:
+    """Say of an x with other channels than the block's that it is x."""
+    checks.channels_of_weights(name, x, parameters.deconv_weight, parameters.compress_weight,
+                               *parameters.negative_norm[:4])
 
 
 def check_block(name: str, x: Tensor, parameters: Any, channels: int, deconv_channels: tuple[int, int]) -> None:

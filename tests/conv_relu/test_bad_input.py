@@ -2,8 +2,10 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import leni_kernels as lk
 
@@ -76,3 +78,38 @@ def test_backend_without_a_kernel_says_so():
     message = "backend 'triton' cannot run conv_relu2d"
     with lk.use_backend("triton"), pytest.raises(lk.BackendUnavailableError, match=message):
         lk.functional.conv_relu2d(X, WEIGHT, THRESHOLD, BIAS, groups=2)
+
+
+INTEGERS = {"stride": np.int64(2), "padding": np.int32(1), "dilation": np.int64(2), "groups": np.int64(2)}
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_integers_of_numpy_are_integers(name, backend):
+    value = INTEGERS[name]
+    weight = torch.randn(6, 2 if name == "groups" else 4, 3, 3)
+    options = [{name: value}] + [{name: (value, int(value))}] * (name != "groups")
+    with lk.use_backend(backend):
+        for given in options:
+            y = lk.functional.conv_relu2d(X, weight, THRESHOLD, **given)
+            assert torch.equal(y, lk.functional.conv_relu2d(X, weight, THRESHOLD, **{name: int(value)}))
+        module = lk.ConvReLU2d(np.int64(4), np.int64(6), np.int64(3), **{name: value})
+        assert module(X).shape == y.shape
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+@pytest.mark.parametrize("value", [True, 2.0, np.float32(2), None])
+def test_what_is_no_integer_is_refused_as_torch_refuses_it(name, value):
+    message = f"conv_relu2d: {name} must be an integer, got {re.escape(repr(value))}"
+    with pytest.raises(TypeError, match=message):
+        lk.functional.conv_relu2d(X, torch.randn(6, 4, 3, 3), THRESHOLD, **{name: value})
+    with pytest.raises(TypeError):
+        nn.functional.conv2d(X, torch.randn(6, 4, 3, 3), **{name: value})
+
+
+def test_of_other_channels_x_is_to_blame_as_it_came():
+    module = lk.ConvReLU2d(4, 6, 3, padding=1, padding_mode="reflect")
+    with pytest.raises(ValueError, match=r"ConvReLU2d: x must have shape \[N, 4, H, W\], got \(2, 5, 6, 7\)"):
+        module(torch.randn(2, 5, 6, 7))
+    with pytest.raises(ValueError, match=r"ConvReLU2d: x must have shape \[4, H, W\], got \(5, 6, 7\)"):
+        module(torch.randn(5, 6, 7))

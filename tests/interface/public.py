@@ -38,6 +38,14 @@ assert_type(lk.AdaReLU((4, 8, 8))(x), Tensor)
 assert_type(lk.FullyParametricReLU(4)(x), Tensor)
 assert_type(lk.CReLU()(x), Tensor)
 
+lazy = lk.LazyLENI2d(kernel_size=5, inplace=True)
+assert_type(lazy(x), Tensor)
+assert_type(lazy.deconv, nn.ConvTranspose2d)
+assert_type(lk.LazyReborn2d(groups=2)(x), Tensor)
+assert_type(lk.LazyConvReLU2d(8, 3)(x), Tensor)
+assert_type(lk.LazyAdaReLU()(x), Tensor)
+assert_type(lk.LazyFullyParametricReLU()(x), Tensor)
+
 lk.LENI2d("4")  # type: ignore[arg-type]
 lk.LENI2d(4)(3)  # type: ignore[arg-type]
 lk.ConvReLU2d(4)  # type: ignore[call-arg]

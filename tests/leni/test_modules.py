@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 
 import leni_kernels as lk
 from leni_kernels import BackendUnavailableError
-from leni_kernels.common import extension
+from leni_kernels.common import extension, hooks
 from leni_kernels.common.gpu import support
 from leni_kernels.leni import reference
 
@@ -268,7 +268,8 @@ CHILDREN = ("deconv", "bn_negative", "bn_fusion", "compress")
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook",
                                       "register_full_backward_hook", "register_full_backward_pre_hook"])
 @pytest.mark.parametrize("child", CHILDREN)
-def test_hooks_on_children_run(make_leni, child, register):
+def test_hooks_on_children_run(make_leni, child, register, monkeypatch):
+    monkeypatch.setattr(hooks, "_warned", {("LENI2d", child): True})
     block, x, seen = make_leni(4), torch.randn(2, 4, 5, 6, requires_grad=True), []
     handle = getattr(getattr(block, child), register)(lambda *_: seen.append(child))
     assert chosen(block, x) == "reference"
@@ -279,13 +280,15 @@ def test_hooks_on_children_run(make_leni, child, register):
     assert chosen(block, x) == FUSED
 
 
-def test_a_hook_may_change_the_result(make_leni):
+def test_a_hook_may_change_the_result(make_leni, monkeypatch):
+    monkeypatch.setattr(hooks, "_warned", {("LENI2d", "compress"): True})
     block, x = make_leni(4), torch.randn(2, 4, 5, 6)
     block.compress.register_forward_hook(lambda module, inputs, output: output + 1)
     assert torch.equal(block(x), composed(block, x))
 
 
-def test_hooks_on_children_forbid_a_kernel_by_name(kernel_backend, make_leni):
+def test_hooks_on_children_forbid_a_kernel_by_name(kernel_backend, make_leni, monkeypatch):
+    monkeypatch.setattr(hooks, "_warned", {("LENI2d", "deconv"): True})
     block = make_leni(4)
     block.deconv.register_forward_hook(lambda *_: None)
     refusal = pytest.raises(BackendUnavailableError, match="a hook on deconv must see its layer run")

@@ -187,7 +187,8 @@ def test_hooks_that_would_be_lost_are_refused(make, register):
     refused(model, r"fold: 'shared' \((LENI|Reborn)2d\) has hooks, which its folded form would lose")
     handle.remove()
     handle = getattr(model.shared.compress, register)(lambda *_: None)
-    refused(model, r"fold: 'shared' \(\w+\) cannot be folded: a hook on compress must see its layer run")
+    refused(model, r"fold: 'shared' \(\w+\) cannot be folded: a hook on compress must see its layer run; "
+                   "remove the hook first")
     handle.remove()
     lk.fold(model)
 

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.exc import TorchRuntimeError
@@ -85,3 +86,26 @@ def test_backend_without_a_kernel_says_so():
     message = "backend 'triton' cannot run crelu"
     with lk.use_backend("triton"), pytest.raises(lk.BackendUnavailableError, match=message):
         crelu(X)
+
+
+@pytest.mark.parametrize(("module", "message"), [
+    (lk.AdaReLU(3), r"x must have 3 channels, got shape \(2, 4, 5\); or threshold must have shape \[4\] "),
+    (lk.AdaReLU((3, 5)), r"x must have 3 channels, got shape \(2, 4, 5\); or threshold must have shape \[4\] "),
+    (lk.FullyParametricReLU(3), r"x must have 3 channels, as the slopes have, got shape \(2, 4, 5\)"),
+], ids=["AdaReLU", "AdaReLU of elements", "FullyParametricReLU"])
+def test_of_other_channels_x_is_to_blame(called, module, message):
+    with pytest.raises(ValueError, match=message):
+        called(module, torch.randn(2, 4, 5))
+
+
+@pytest.mark.parametrize("three", [3, np.int64(3), np.int32(3)])
+def test_sizes_may_be_numpys(three):
+    assert lk.AdaReLU(three)(X).shape == lk.FullyParametricReLU(three)(X).shape == X.shape
+    assert lk.AdaReLU((three, np.int64(4))).threshold.shape == (3, 4)
+
+
+@pytest.mark.parametrize("size", [True, 3.0, "3", None])
+@pytest.mark.parametrize("module", [lk.AdaReLU, lk.FullyParametricReLU])
+def test_what_is_no_size_is_refused(module, size):
+    with pytest.raises(TypeError):
+        module(size)

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,8 +50,8 @@ def test_wrong_rank(name, shape):
 
 @every_function
 def test_wrong_channel_count(name):
-    with pytest.raises(ValueError, match=rf"{name}: (deconv_weight|taps) must have shape \[5, .*, got \(4, "):
-        call(name, torch.randn(2, 5, 6, 6))
+    with pytest.raises(ValueError, match=rf"{name}: x must have shape \[N, 4, H, W\], got \(2, 5, 6, 7\)"):
+        call(name, torch.randn(2, 5, 6, 7))
 
 
 @every_function
@@ -171,10 +172,75 @@ def test_modules_check_as_functions_do(module, training):
     block = module(C).train(training)
     with pytest.raises(ValueError, match=r"x must be \[N, C, H, W\], got shape \(4, 5, 6\)"):
         block(torch.randn(C, 5, 6))
-    with pytest.raises(ValueError, match=r"deconv_weight must have shape \[7, "):
+    with pytest.raises(ValueError, match=r"x must have shape \[N, 4, H, W\], got \(2, 7, 5, 6\)"):
         block(torch.randn(2, 7, 5, 6))
     with pytest.raises(TypeError, match=r"same dtype, got x torch\.float64, deconv_weight torch\.float32"):
         block(torch.randn(2, C, 5, 6, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("make", [
+    lk.LENI1d, lk.LENI2d, lk.LENI3d, lk.Reborn1d, lk.Reborn2d, lk.Reborn3d,
+    lambda channels: lk.Reborn2d(channels, groups=2), lambda channels: lk.Reborn2d(channels, compress=False),
+    lambda channels: lk.fold(lk.LENI2d(channels).eval()),
+    lambda channels: lk.fold(lk.Reborn2d(channels).eval()),
+    lambda channels: lk.fold(lk.Reborn2d(channels, compress=False).eval())])
+@pytest.mark.parametrize("channels", [3, 5, 8])
+def test_of_other_channels_x_is_to_blame(make, channels):
+    block = make(C)
+    dims = getattr(block, "dims", 2)
+    spatial = {1: "L", 2: "H, W", 3: "D, H, W"}[dims]
+    with pytest.raises(ValueError, match=rf"x must have shape \[N, 4, {spatial}\], got \(2, {channels}, "):
+        block(torch.randn(2, channels, 5, 6, 7)[(..., *[0] * (3 - dims))])
+
+
+def test_of_other_channels_x_is_to_blame_where_layers_run_one_by_one():
+    block = lk.LENI2d(C)
+    block.bn_negative = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"LENI2d: x must have shape \[N, 4, H, W\], got \(2, 5, 6, 7\)"):
+        block(torch.randn(2, 5, 6, 7))
+
+
+INTEGER = np.int64
+
+
+@pytest.mark.parametrize("make", [
+    lambda: lk.LENI2d(INTEGER(4), kernel_size=INTEGER(5)),
+    lambda: lk.Reborn2d(INTEGER(4), INTEGER(3), groups=INTEGER(2), compress_kernel_size=INTEGER(1)),
+    lambda: lk.Reborn2d(INTEGER(4), groups=INTEGER(4), compress_kernel_size=INTEGER(3)),
+    lambda: lk.fold(lk.Reborn2d(INTEGER(4), groups=INTEGER(2)).eval())])
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_integers_of_numpy_are_integers(make, backend):
+    block = make()
+    assert all(type(value) is int for value in vars(block).values() if isinstance(value, (int, np.integer))
+               and not isinstance(value, bool))
+    with lk.use_backend(backend):
+        assert block(torch.randn(2, 4, 5, 6)).shape == (2, 4, 5, 6)
+
+
+@pytest.mark.parametrize("groups", [INTEGER(2), np.int32(2)])
+def test_groups_of_numpy_in_functions(groups):
+    x, weight = torch.randn(2, C, 5, 6), torch.randn(C, C // 2, 3, 3)
+    for name, what in (("reborn", "deconv_weight"), ("reborn_folded", "taps")):
+        y = call(name, x, **{what: weight}, groups=groups)
+        torch.testing.assert_close(y, call(name, x, **{what: weight}, groups=2))
+
+
+@pytest.mark.parametrize(("arguments", "what"), [
+    ((True,), "channels"), ((4.0,), "channels"), ((4, 3.0), "kernel_size"), ((4, True), "kernel_size"),
+    (("4",), "channels"), ((None,), "channels")])
+@pytest.mark.parametrize("module", [lk.LENI2d, lk.Reborn2d])
+def test_what_is_no_integer_is_refused(module, arguments, what):
+    with pytest.raises(TypeError, match=f"{module.__name__}: {what} must be an integer, got {arguments[-1]!r}"):
+        module(*arguments)
+
+
+@pytest.mark.parametrize("groups", [True, 2.0, None])
+def test_groups_that_are_no_integer_are_refused(groups):
+    with pytest.raises(TypeError, match=f"groups must be an integer, got {groups}"):
+        lk.Reborn2d(4, groups=groups)
+    for name in ("reborn", "reborn_folded"):
+        with pytest.raises(TypeError, match=f"{name}: groups must be an integer, got {groups}"):
+            call(name, groups=groups)
 
 
 @pytest.mark.parametrize("module", [lk.LENI2d, lk.Reborn2d])
