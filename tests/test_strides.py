@@ -144,7 +144,8 @@ def test_a_dimension_of_size_1_may_have_any_stride(name, layout, shape):
 @pytest.mark.parametrize("name", ["leni, training", "leni, folded", "reborn, training", "reborn, folded", "conv_relu"])
 @layouts
 @pytest.mark.parametrize("dimensions", [(0,), (1,), (2,), (3,), (2, 3), (0, 1)], ids=str)
-def test_autocast_reads_what_is_expanded(name, layout, dimensions):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_reads_what_is_expanded(name, layout, dimensions, dtype):
     """Where the cast would otherwise choose a layout, as for strides of 0 it does, it may not be x's."""
     function, *shapes = OPERATORS[name]
     parameters = [torch.randn(size) for size in shapes]
@@ -152,10 +153,10 @@ def test_autocast_reads_what_is_expanded(name, layout, dimensions):
     x = x.contiguous(memory_format=layout).expand(2, C, 3, 4)
     if x.stride(1) != 1 and x.stride(3) != 1:
         pytest.skip("the kernels do not serve it")
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         y, wanted = forward(function, x, parameters), forward(function, x.contiguous(), parameters)
-    # ConvReLU sums its layouts in different orders: a float32 sum near a tie may be rounded to the other bfloat16.
-    unit = 2**-7 if name == "conv_relu" else 0
+    # ConvReLU sums its layouts in different orders: a float32 sum near a tie may be rounded to the other neighbour.
+    unit = torch.finfo(dtype).eps if name == "conv_relu" else 0
     torch.testing.assert_close(y, wanted, rtol=unit, atol=0)
 
 

@@ -13,15 +13,20 @@ LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
+half_precision = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
 
 def laid_out(layout, *shape, dtype=torch.float32):
     return torch.randn(shape).to(dtype).contiguous(memory_format=layout)
 
 
 def step(backend, block, x, grad, autocast=False):
-    """y, the gradients and the buffers that one step of a copy of the block leaves on a backend."""
+    """y, the gradients and the buffers that one step of a copy of the block leaves on a backend.
+
+    With ``autocast`` it is to grad's dtype.
+    """
     block, x = copy.deepcopy(block), x.detach().requires_grad_()
-    with lk.use_backend(backend), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with lk.use_backend(backend), torch.autocast("cpu", grad.dtype if autocast else None, enabled=autocast):
         y = block(x)
     y.backward(grad)
     gradients = {name: parameter.grad for name, parameter in block.named_parameters()}

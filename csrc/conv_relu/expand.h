@@ -11,7 +11,7 @@
 #include <type_traits>
 
 #include "conv_relu/problem.h"
-#include "kernels/bfloat16.h"
+#include "kernels/half.h"
 #include "kernels/kernel.h"
 #include "kernels/product.h"
 #include "kernels/simd.h"

@@ -16,7 +16,7 @@
 #include "conv_relu/expand.h"
 #include "conv_relu/problem.h"
 #include "kernels/amx.h"
-#include "kernels/bfloat16.h"
+#include "kernels/half.h"
 #include "kernels/kernel.h"
 #include "kernels/product.h"
 #include "kernels/scalar.h"

@@ -10,7 +10,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "kernels/bfloat16.h"
+#include "kernels/half.h"
 #include "kernels/product.h"
 #include "kernels/simd.h"
 #include "kernels/target.h"

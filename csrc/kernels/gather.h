@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "kernels/bfloat16.h"
+#include "kernels/half.h"
 #include "kernels/simd.h"
 #include "kernels/target.h"
 
@@ -16,12 +16,15 @@ inline Scale widened(Scale value) {
   return value;
 }
 template <class Scale>
-inline Scale widened(BFloat16 value) {
+inline Scale widened(Half auto value) {
   return to_float(value);
 }
 inline void assign(float& to, float value) { to = value; }
 inline void assign(double& to, double value) { to = value; }
-inline void assign(BFloat16& to, float value) { to = to_bfloat16(value); }
+template <Half T>
+inline void assign(T& to, float value) {
+  to = to_half<T>(value);
+}
 
 // One square of gather(), of which ``outer`` × ``inner`` values exist; the others are read as 0 and not written.
 template <class T, class Scale>

@@ -9,7 +9,7 @@ namespace leni_kernels {
 constexpr int64_t kStreamedBytes = 8 * 1024 * 1024;
 constexpr int64_t kLineBytes = 64;
 
-enum class Scalar { Float32, Float64, BFloat16 };
+enum class Scalar { Float32, Float64, BFloat16, Float16 };
 
 // Slots of scratch memory. Every pass names its own, from 0 on, and sum_in_parts() has the last.
 constexpr int kTotalSlot = 8;

@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <numeric>
 
-#include "kernels/bfloat16.h"
+#include "kernels/half.h"
 #include "kernels/kernel.h"
 #include "kernels/simd.h"
 #include "kernels/target.h"

@@ -1,7 +1,7 @@
 // The choice of types by what an activation has.
 #pragma once
 
-#include "kernels/bfloat16.h"
+#include "kernels/half.h"
 #include "kernels/kernel.h"
 #include "kernels/target.h"
 
@@ -15,6 +15,7 @@ void for_scalar(Scalar scalar, const Body& body) {
     case Scalar::Float32: return body(float(), float());
     case Scalar::Float64: return body(double(), double());
     case Scalar::BFloat16: return body(BFloat16(), float());
+    case Scalar::Float16: return body(Float16(), float());
   }
 }
 

@@ -1,13 +1,14 @@
 // Vectors of float and double, one definition per instruction set: Vec<T>::load, store, fma, positive, negative.
 //
-// Loads and stores take unaligned pointers. Vec<float> also loads and stores bfloat16.
+// Loads and stores take unaligned pointers. Vec<float> also loads and stores the types of half its bits.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
-#include "kernels/bfloat16.h"
+#include "kernels/half.h"
 #include "kernels/target.h"
 
 #if LENI_KERNELS_ISA > LENI_KERNELS_GENERIC
@@ -60,14 +61,29 @@ struct Vec<float> {
   static Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
   static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static Vec load(const float* p, Lanes lanes) { return {_mm512_maskz_loadu_ps(lanes.low(), p)}; }
-  static Vec load(const BFloat16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-  static Vec load(const BFloat16* p, Lanes lanes) { return widen(_mm256_maskz_loadu_epi16(lanes.low(), p)); }
+  template <Half T>
+  static Vec load(const T* p) {
+    return widen<T>(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  template <Half T>
+  static Vec load(const T* p, Lanes lanes) {
+    return widen<T>(_mm256_maskz_loadu_epi16(lanes.low(), p));
+  }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(float* p, Lanes lanes) const { _mm512_mask_storeu_ps(p, lanes.low(), v); }
+  template <Half T>
+  void store(T* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow<T>());
+  }
+  template <Half T>
+  void store(T* p, Lanes lanes) const {
+    _mm256_mask_storeu_epi16(p, lanes.low(), narrow<T>());
+  }
   void stream(float* p) const { _mm512_stream_ps(p, v); }
-  void stream(BFloat16* p) const { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow()); }
-  void store(BFloat16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow()); }
-  void store(BFloat16* p, Lanes lanes) const { _mm256_mask_storeu_epi16(p, lanes.low(), narrow()); }
+  template <Half T>
+  void stream(T* p) const {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow<T>());
+  }
   Vec keep(Lanes lanes) const { return {_mm512_maskz_mov_ps(lanes.low(), v)}; }
   bool above(Vec bound) const { return _mm512_cmp_ps_mask(v, bound.v, _CMP_GT_OQ) == 0xffff; }
   static Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -87,8 +103,14 @@ struct Vec<float> {
     return {_mm512_mask_mov_ps(_mm512_maskz_mov_ps(above, positive.v), below, negative.v)};
   }
 
-  static Vec widen(__m256i bits) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))}; }
+  template <Half T>
+  static Vec widen(__m256i bits) {
+    if constexpr (std::is_same_v<T, Float16>) return {_mm512_cvtph_ps(bits)};
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+  }
+  template <Half T>
   __m256i narrow() const {
+    if constexpr (std::is_same_v<T, Float16>) return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
 #if LENI_KERNELS_ISA >= LENI_KERNELS_AVX512_BF16
     return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));
 #else
@@ -191,12 +213,15 @@ struct Vec<float> {
   static Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
   static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static Vec load(const float* p, Lanes lanes) { return {_mm256_maskload_ps(p, lanes.mask32())}; }
-  static Vec load(const BFloat16* p) {
+  template <Half T>
+  static Vec load(const T* p) {
     const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    if constexpr (std::is_same_v<T, Float16>) return {_mm256_cvtph_ps(bits)};
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
   }
-  static Vec load(const BFloat16* p, Lanes lanes) {
-    BFloat16 copy[width] = {};
+  template <Half T>
+  static Vec load(const T* p, Lanes lanes) {
+    T copy[width] = {};
     for (int i = lanes.first; i < lanes.last; ++i) copy[i] = p[i];
     return load(copy);
   }
@@ -219,9 +244,17 @@ struct Vec<float> {
     if (lanes.last & 1) _mm_store_ss(p, rest);
   }
   void stream(float* p) const { _mm256_stream_ps(p, v); }
-  void stream(BFloat16* p) const { _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrow()); }
-  void store(BFloat16* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow()); }
+  template <Half T>
+  void stream(T* p) const {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrow<T>());
+  }
+  template <Half T>
+  void store(T* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow<T>());
+  }
+  template <Half T>
   __m128i narrow() const {
+    if constexpr (std::is_same_v<T, Float16>) return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
     const __m256i bits = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
@@ -230,8 +263,9 @@ struct Vec<float> {
     const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
     return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
   }
-  void store(BFloat16* p, Lanes lanes) const {
-    BFloat16 copy[width];
+  template <Half T>
+  void store(T* p, Lanes lanes) const {
+    T copy[width];
     store(copy);
     for (int i = lanes.first; i < lanes.last; ++i) p[i] = copy[i];
   }
@@ -306,12 +340,24 @@ struct Vec {
     return result;
   }
   static Vec load(const T* p, Lanes lanes) { return gather(p, lanes.first, lanes.last); }
-  static Vec load(const BFloat16* p) { return gather(p, 0, width); }
-  static Vec load(const BFloat16* p, Lanes lanes) { return gather(p, lanes.first, lanes.last); }
+  template <Half S>
+  static Vec load(const S* p) {
+    return gather(p, 0, width);
+  }
+  template <Half S>
+  static Vec load(const S* p, Lanes lanes) {
+    return gather(p, lanes.first, lanes.last);
+  }
   void store(T* p) const { std::memcpy(p, &v, sizeof(v)); }
   void store(T* p, Lanes lanes) const { scatter(p, lanes.first, lanes.last); }
-  void store(BFloat16* p) const { scatter(p, 0, width); }
-  void store(BFloat16* p, Lanes lanes) const { scatter(p, lanes.first, lanes.last); }
+  template <Half S>
+  void store(S* p) const {
+    scatter(p, 0, width);
+  }
+  template <Half S>
+  void store(S* p, Lanes lanes) const {
+    scatter(p, lanes.first, lanes.last);
+  }
   template <class S>
   void stream(S* p) const {
     store(p);
@@ -342,9 +388,12 @@ struct Vec {
 
  private:
   static T value(T x) { return x; }
-  static T value(BFloat16 x) { return to_float(x); }
+  static T value(Half auto x) { return to_float(x); }
   static void assign(T& to, T x) { to = x; }
-  static void assign(BFloat16& to, T x) { to = to_bfloat16(static_cast<float>(x)); }
+  template <Half S>
+  static void assign(S& to, T x) {
+    to = to_half<S>(static_cast<float>(x));
+  }
 
   template <class S>
   static Vec gather(const S* p, int first, int last) {

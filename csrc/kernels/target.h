@@ -25,19 +25,19 @@
 #elif LENI_KERNELS_ISA == LENI_KERNELS_AVX2
 #define LENI_KERNELS_TARGET avx2
 #define LENI_KERNELS_TABLE avx2_kernels
-#define LENI_KERNELS_FEATURES "avx2,fma"
+#define LENI_KERNELS_FEATURES "avx2,fma,f16c"
 #elif LENI_KERNELS_ISA == LENI_KERNELS_AVX512
 #define LENI_KERNELS_TARGET avx512
 #define LENI_KERNELS_TABLE avx512_kernels
-#define LENI_KERNELS_FEATURES "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"
+#define LENI_KERNELS_FEATURES "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
 #elif LENI_KERNELS_ISA == LENI_KERNELS_AVX512_BF16
 #define LENI_KERNELS_TARGET avx512_bf16
 #define LENI_KERNELS_TABLE avx512_bf16_kernels
-#define LENI_KERNELS_FEATURES "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma"
+#define LENI_KERNELS_FEATURES "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c"
 #elif LENI_KERNELS_ISA == LENI_KERNELS_AMX
 #define LENI_KERNELS_TARGET amx
 #define LENI_KERNELS_TABLE amx_kernels
-#define LENI_KERNELS_FEATURES "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,amx-tile,amx-bf16"
+#define LENI_KERNELS_FEATURES "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c,amx-tile,amx-bf16"
 #else
 #error "LENI_KERNELS_ISA is none of the instruction sets"
 #endif

@@ -16,7 +16,8 @@ inline Scalar scalar_of(const char* op, const Tensor& x) {
     case ScalarType::Float: return Scalar::Float32;
     case ScalarType::Double: return Scalar::Float64;
     case ScalarType::BFloat16: return Scalar::BFloat16;
-    default: STD_TORCH_CHECK(false, op, ": x must be float32, float64 or bfloat16");
+    case ScalarType::Half: return Scalar::Float16;
+    default: STD_TORCH_CHECK(false, op, ": x must be float32, float64, bfloat16 or float16");
   }
 }
 
@@ -39,7 +40,7 @@ inline void check_parameter(const char* op, const Tensor& tensor, const char* na
 inline void check_convertible(const char* op, const Tensor& tensor, const char* name, const Tensor& x) {
   check_cpu(op, tensor, name);
   STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type() || tensor.scalar_type() == wide(x), op, ": ", name,
-                  " must be of x's dtype, or of float32 for a bfloat16 x");
+                  " must be of x's dtype, or of float32 for an x of half precision");
 }
 
 // Whether x [N, C, *spatial] is read in place with channels (true) or columns (false) at stride 1, as

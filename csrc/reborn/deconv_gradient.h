@@ -3,7 +3,7 @@
 // Reads the gradients of z and of y and x, and writes x's gradient, 4T where T is the bytes of one activation tensor:
 // what goes through the deconvolution is written to no memory, since it meets the positive branch's gradient where its
 // tiles are transformed back, and D's gradient shares the transformed gradient of z. Overlaps of tiles come from cache,
-// where the transformed tiles stay. Saves nothing. In float.
+// where the transformed tiles stay. Saves nothing. In float, of activations in T: float, or float16.
 //
 // D's gradient is that of a convolution with x and z's gradient in each other's places: the tiles of z's gradient are
 // transformed as an input's, those of min(x, 0) as a gradient's.
@@ -25,6 +25,7 @@
 LENI_KERNELS_BEGIN
 namespace leni_kernels::reborn::inline LENI_KERNELS_TARGET {
 
+template <class T>
 struct DeconvGradientJob {
   using Product = ScalarProduct<float>;
   using V = WinogradVec;
@@ -49,7 +50,7 @@ struct DeconvGradientJob {
                      grad + pixels};
     float* sums = partial == nullptr ? nullptr : partial + chunk * kPoints * pass.weight_size;
     pass.for_blocks(begin, end, [&](int64_t first, int64_t last) {
-      pass.transform<false>(problem.grad_z, first, last, at.patch, at.grad_z_tiles);
+      pass.transform<T, false>(problem.grad_z, first, last, at.patch, at.grad_z_tiles);
       if (problem.dx != nullptr) pass.multiply(last - first, at.grad_z_tiles, at.tiles);
       for_segments(tiling, first, last, [&](const Segment& segment) { take(segment, at); });
       if (sums != nullptr) add_gradient(last - first, at, sums);
@@ -62,11 +63,11 @@ struct DeconvGradientJob {
     if (problem.dx != nullptr) multiply_positive(segment, at);
     for (int64_t c = 0; c < pass.channels; c += width) {
       float* tiles = at.tiles + segment.first * padded + c;
-      read_patch(problem.x, segment, 0, c, at.x);
+      read_patch<T>(problem.x, segment, 0, c, at.x);
       if (problem.dx != nullptr) {
         transform_back(tiles, segment, point_size, padded, at.patch);
         join(segment, c, at);
-        write_patch(at.patch, problem.x, segment, c, static_cast<float*>(problem.dx));
+        write_patch(at.patch, problem.x, segment, c, static_cast<T*>(problem.dx));
       }
       if (partial != nullptr) transform_tiles<GradientTransform, true>(at.x, segment, point_size, padded, tiles);
     }
@@ -76,7 +77,7 @@ struct DeconvGradientJob {
     Tile pixels = segment.pixels(problem.x, 0);
     pixels.pitch = pixels.columns;
     const int64_t padded = pass.tiling.padded;
-    gather_tile<float>(problem.grad, pixels, true, padded, at.grad);
+    gather_tile<T>(problem.grad, pixels, true, padded, at.grad);
     multiply_all<Product, Channels::kVectors, float, float>(
         {pass.channels, at.grad, padded, weight, 0, pass.zeros, at.positive, padded, padded},
         pixels.rows * pixels.columns);
@@ -123,8 +124,11 @@ inline void deconv_gradient(const DeconvGradientProblem& problem, const Host& ho
   if (problem.ddeconv_weight != nullptr) {
     partial = static_cast<float*>(host.scratch(kPartial, chunks * size * sizeof(float)));
   }
-  const DeconvGradientJob job{problem, pass, positive, partial};
-  const auto add = [&](int64_t begin, int64_t end) { run_chunks(job, end - begin, chunks, host, begin); };
+  const auto add = [&](int64_t begin, int64_t end) {
+    for_winograd(problem.scalar, [&](auto x) {
+      run_chunks(DeconvGradientJob<decltype(x)>{problem, pass, positive, partial}, end - begin, chunks, host, begin);
+    });
+  };
   if (partial == nullptr) return add(0, pass.tiling.count);
   sum_in_parts(pass.tiling.count, pass.tiling.block, partial, size, chunks, host, add);
   run_chunks(

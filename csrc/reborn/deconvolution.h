@@ -2,7 +2,7 @@
 //
 // Reads x and writes z, 2T where T is the bytes of one activation tensor, the least: the statistics of z are summed
 // where its tiles are transformed back. Overlaps of tiles come from cache, where the transformed tiles stay. Saves
-// nothing. In float.
+// nothing. In float, of x and z in T: float, or float16, whose z has the statistics of what is written.
 #pragma once
 
 #include <algorithm>
@@ -62,11 +62,11 @@ struct WinogradPass {
     for (; begin < end; begin += tiling.block) body(begin, std::min(begin + tiling.block, end));
   }
 
-  template <bool kNegative>
+  template <class T, bool kNegative>
   void transform(const Activation& x, int64_t begin, int64_t end, float* patch, float* to) const {
     for_segments(tiling, begin, end, [&](const Segment& segment) {
       for (int64_t c = 0; c < channels; c += width) {
-        read_patch(x, segment, 1, c, patch);
+        read_patch<T>(x, segment, 1, c, patch);
         transform_tiles<InputTransform, kNegative>(patch, segment, tiling.point_size, tiling.padded,
                                                    to + segment.first * tiling.padded + c);
       }
@@ -86,6 +86,7 @@ struct WinogradPass {
 
 // ---- forward -----------------------------------------------------------------------------------------------
 
+template <class T>
 struct DeconvolutionJob {
   using V = WinogradVec;
 
@@ -108,7 +109,7 @@ struct DeconvolutionJob {
     const Buffers at{products + tiling.point_size, products, pass.patch(kPadded), sums, sums + tiling.padded,
                      sums + 2 * tiling.padded};
     pass.for_blocks(begin, end, [&](int64_t first, int64_t last) {
-      pass.transform<true>(problem.x, first, last, at.patch, at.inputs);
+      pass.transform<T, true>(problem.x, first, last, at.patch, at.inputs);
       pass.multiply(last - first, at.inputs, at.products);
       // The first block's distances are from its own mean, the others' from the mean of the block before.
       if (first == begin) finish<false>(first, last, at, chunk);
@@ -129,7 +130,7 @@ struct DeconvolutionJob {
         transform_back(at.products + segment.first * tiling.padded + c, segment, tiling.point_size, tiling.padded,
                        at.patch);
         add(pixels, c, at);
-        if (kKept) write_patch(at.patch, problem.x, segment, c, static_cast<float*>(problem.z));
+        if (kKept) write_patch(at.patch, problem.x, segment, c, static_cast<T*>(problem.z));
       }
     });
     for (int64_t c = 0; c < pass.channels; ++c) {
@@ -142,7 +143,9 @@ struct DeconvolutionJob {
     BranchSums<float> sums{V::load(at.minus_shift + channel), V::load(at.distances + channel),
                            V::load(at.squares + channel)};
     for (int64_t row = 0; row < pixels.rows; ++row) {
-      for (int64_t i = 0; i < pixels.columns; ++i) sums.add(V::load(at.patch + (row * pixels.pitch + i) * V::width));
+      for (int64_t i = 0; i < pixels.columns; ++i) {
+        sums.add(kept_as<T>(V::load(at.patch + (row * pixels.pitch + i) * V::width)));
+      }
     }
     sums.distances.store(at.distances + channel);
     sums.squares.store(at.squares + channel);
@@ -155,7 +158,9 @@ inline void deconvolve(const DeconvolutionProblem& problem, const Host& host) {
   const int64_t chunks = pass.chunks();
   auto* moments = static_cast<Moments*>(host.scratch(kPartial, chunks * pass.channels * sizeof(Moments)));
   std::fill(moments, moments + chunks * pass.channels, Moments{});
-  run_chunks(DeconvolutionJob{problem, pass, moments}, pass.tiling.count, chunks, host);
+  for_winograd(problem.scalar, [&](auto x) {
+    run_chunks(DeconvolutionJob<decltype(x)>{problem, pass, moments}, pass.tiling.count, chunks, host);
+  });
   merge_chunks<float>(moments, chunks, pass.channels, problem.mean, problem.variance);
 }
 

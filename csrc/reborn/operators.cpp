@@ -18,14 +18,10 @@
 namespace leni_kernels::reborn {
 namespace {
 
-// The pass of this CPU's kernels. Those that are in float alone have no scalar.
+// The pass of this CPU's kernels.
 template <class Problem>
 void run(void (*Kernels::*pass)(const Problem&, const Host&), const Problem& problem, const Host& host) {
-  if constexpr (requires { problem.scalar; }) {
-    chosen(tables, pass, problem.scalar)(problem, host);
-  } else {
-    chosen(tables, pass, Scalar::Float32)(problem, host);
-  }
+  chosen(tables, pass, problem.scalar)(problem, host);
 }
 
 // ---- Reborn's tail: what follows the deconvolution that makes z -------------------------------------------------
@@ -147,10 +143,14 @@ Tensor reborn_input_gradient(const Tensor& grad, const Tensor& x, const Tensor& 
 
 // ---- Reborn's deconvolution, where it is dense, 3×3 and in float -----------------------------------------------
 
+bool is_in_float(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Half;
+}
+
 // Returns whether x is channels-last.
 bool check_deconvolution(const char* op, const Tensor& x, const Tensor& deconv_weight) {
   const bool channels_last = check_activation(op, x, "x");
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, op, ": x must be float32");
+  STD_TORCH_CHECK(is_in_float(x), op, ": x must be float32 or float16");
   check_parameter(op, deconv_weight, "deconv_weight", x);
   const int64_t channels = x.size(1);
   STD_TORCH_CHECK(deconv_weight.dim() == 4 && deconv_weight.size(0) == channels && deconv_weight.size(1) == channels &&
@@ -166,7 +166,7 @@ std::tuple<Tensor, Tensor, Tensor> reborn_deconvolve(const Tensor& x, const Tens
   if (z.numel() == 0) return {z, torch::stable::zero_(mean), torch::stable::zero_(variance)};
   const Tensor d = gathered(deconv_weight);
   run(&Kernels::deconvolve,
-      {activation(x, channels_last), d.const_data_ptr(), z.mutable_data_ptr(), mean.mutable_data_ptr(),
+      {scalar_of(x), activation(x, channels_last), d.const_data_ptr(), z.mutable_data_ptr(), mean.mutable_data_ptr(),
        variance.mutable_data_ptr()},
       Call());
   return {z, mean, variance};
@@ -186,7 +186,7 @@ std::tuple<Tensor, Tensor> reborn_deconv_gradient(const Tensor& grad, const Tens
   if (x.numel() == 0) return {dx, torch::stable::zero_(ddeconv)};
   const Tensor d = gathered(deconv_weight), w = gathered(weight);
   run(&Kernels::deconv_gradient,
-      {activation(x, channels_last), activation(grad, channels_last), activation(grad_z, channels_last),
+      {scalar_of(x), activation(x, channels_last), activation(grad, channels_last), activation(grad_z, channels_last),
        d.const_data_ptr(), w.const_data_ptr(), needs_input ? dx.mutable_data_ptr() : nullptr,
        needs_deconv ? ddeconv.mutable_data_ptr() : nullptr},
       Call());
@@ -223,6 +223,11 @@ Tensor negative_part(const Tensor& x) {
   scatter(Vector{0}.data(), zero);
   StableIValue stack[] = {from(x), from(zero)};
   return call("aten::minimum", stack);
+}
+
+// What the library convolves x in: its convolutions of float16 take five to ten times as long as those of float.
+ScalarType library_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Half ? ScalarType::Float : x.scalar_type();
 }
 
 // Of the library's: a copy only where sizes of 1 let it choose the other of two equal layouts.
@@ -284,8 +289,7 @@ struct Deconvolution {
                         weight.size(3) == size,
                     op, ": deconv_weight must be [C, C // groups, k, k], k odd");
     // The kernels spread a NaN over a tile of pixels: no harm where the batch's statistics spread it to all.
-    fused = trains && groups == 1 && size == 3 && x.scalar_type() == ScalarType::Float &&
-            channels <= kMostConvolvedChannels;
+    fused = trains && groups == 1 && size == 3 && is_in_float(x) && channels <= kMostConvolvedChannels;
     few = !fused && x.numel() * (channels / groups) * size * size <= kFewProducts;
   }
 
@@ -304,8 +308,8 @@ struct Deconvolution {
     std::vector<float> own(2 * channels);
     Tensor z = empty_as(x, channels_last);
     run(&Kernels::deconvolve,
-        {activation(x, channels_last), array_of<float>(weight, host, kDeconv), z.mutable_data_ptr(), own.data(),
-         own.data() + channels},
+        {scalar_of(x), activation(x, channels_last), array_of<float>(weight, host, kDeconv), z.mutable_data_ptr(),
+         own.data(), own.data() + channels},
         host);
     if (moments != nullptr) moments->assign(own.begin(), own.end());
     return z;
@@ -313,13 +317,13 @@ struct Deconvolution {
 
   Tensor deconvolved(const Tensor& x) const {
     if (few) return of_few(x, false, empty_as(x, channels_last));
-    const Tensor negative = negative_part(x);
+    const ScalarType type = library_type(x);
+    const Tensor negative = as_type(negative_part(x), type), same = parameter_in(type, weight);
     // Where the transposed one does not, the library's bfloat16 convolution makes NaNs beside an infinity.
-    const bool transposed = x.scalar_type() == ScalarType::BFloat16;
-    const Tensor same = parameter_in(x.scalar_type(), weight);
-    return laid_out(transposed ? convolution(negative, gathered(same), true, groups)
-                               : convolution(negative, flipped(same, groups), false, groups),
-                    channels_last);
+    const bool transposed = type == ScalarType::BFloat16;
+    const Tensor z = transposed ? convolution(negative, gathered(same), true, groups)
+                                : convolution(negative, flipped(same, groups), false, groups);
+    return laid_out(as_type(z, x.scalar_type()), channels_last);
   }
 
   // The gradients of x, through both branches of the tail with this ``compress``, and of D; each where it is not null.
@@ -330,23 +334,28 @@ struct Deconvolution {
       if (dx != nullptr) *dx = empty_as(x, channels_last);
       if (ddeconv != nullptr) *ddeconv = empty(ScalarType::Float, x.size(1), x.size(1), int64_t{3}, int64_t{3});
       run(&Kernels::deconv_gradient,
-          {activation(x, channels_last), activation(grad, channels_last), activation(grad_z, channels_last),
-           array_of<float>(weight, host, kDeconv), compress, dx == nullptr ? nullptr : dx->mutable_data_ptr(),
-           ddeconv == nullptr ? nullptr : ddeconv->mutable_data_ptr()},
+          {scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
+           activation(grad_z, channels_last), array_of<float>(weight, host, kDeconv), compress,
+           dx == nullptr ? nullptr : dx->mutable_data_ptr(), ddeconv == nullptr ? nullptr : ddeconv->mutable_data_ptr()},
           host);
       return;
     }
     if (ddeconv != nullptr) *ddeconv = few ? deconv_gradient_of_few(grad_z, x) : gathered(deconv_gradient(grad_z, x));
     if (dx == nullptr) return;
-    const Tensor negative =
-        few ? of_few(grad_z, true, grad_z)
-            : laid_out(convolution(grad_z, parameter_in(x.scalar_type(), weight), false, groups), channels_last);
+    const Tensor negative = few ? of_few(grad_z, true, grad_z) : convolved(grad_z);
     const Activation joined = activation(negative, channels_last);
     *dx = few ? negative : empty_as(x, channels_last);  // each element may take the place of the negative branch's
     BranchGradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last), compress,
                                   &joined};
     problem.out = dx->mutable_data_ptr();
     run(&Kernels::branch_gradient, problem, host);
+  }
+
+  // What z's gradient gives x, by the library.
+  Tensor convolved(const Tensor& grad_z) const {
+    const ScalarType type = library_type(grad_z);
+    const Tensor negative = convolution(as_type(grad_z, type), parameter_in(type, weight), false, groups);
+    return laid_out(as_type(negative, grad_z.scalar_type()), channels_last);
   }
 
   // z for x, or ``backward`` what z's gradient gives x, in ``out``, which may be what is read.
@@ -375,9 +384,10 @@ struct Deconvolution {
   Tensor deconv_gradient(const Tensor& grad_z, const Tensor& x) const {
     const Integers ones{1, 1}, padding(2, weight.size(2) / 2);
     const bool wanted[] = {false, true, false};
-    StableIValue stack[] = {from(negative_part(x)),
-                            from(grad_z),
-                            from(parameter_in(x.scalar_type(), weight)),
+    const ScalarType type = library_type(x);
+    StableIValue stack[] = {from(as_type(negative_part(x), type)),
+                            from(as_type(grad_z, type)),
+                            from(parameter_in(type, weight)),
                             from(std::optional<Integers>()),
                             from(ones),
                             from(padding),

@@ -24,9 +24,11 @@ struct BranchGradientProblem {
   void* out = nullptr;
 };
 
-// z = deconv_weight ⋆ᵀ min(x, 0), dense and 3×3 with stride 1 and padding 1, in float, and its mean and variance
-// (biased), [C]. deconv_weight [C, C, 3, 3] is contiguous; z is contiguous in x's order.
+// z = deconv_weight ⋆ᵀ min(x, 0), dense and 3×3 with stride 1 and padding 1, and its mean and variance (biased), [C].
+// x is of float or float16, all else but z of float. deconv_weight [C, C, 3, 3] is contiguous; z is contiguous in x's
+// order.
 struct DeconvolutionProblem {
+  Scalar scalar;
   Activation x;
   const void* deconv_weight;
   void* z;
@@ -35,9 +37,10 @@ struct DeconvolutionProblem {
 };
 
 // The gradients of x and of deconv_weight [C, C, 3, 3] in y = weight · [max(x, 0); deconv_weight ⋆ᵀ min(x, 0)] + bias,
-// in float, for a gradient ``grad`` of y, of any strides, and ``grad_z`` of the deconvolution. dx is contiguous in x's
-// order; either may be null.
+// for a gradient ``grad`` of y, of any strides, and ``grad_z`` of the deconvolution. Activations are of float or
+// float16, weights of float. dx is contiguous in x's order; either may be null.
 struct DeconvGradientProblem {
+  Scalar scalar;
   Activation x;
   Activation grad;
   Activation grad_z;

@@ -6,7 +6,7 @@
 // transformed weights one of the 36 points at a time, and transformed back. The weights' gradient is
 // dw = Gᵀ(Σ (A·g·Aᵀ) ∘ (Bᵀ·x·B))G over all tiles. Vectors run along channels, which NCHW is transposed to and from.
 //
-// In float.
+// In float, of activations in T: float, or float16.
 //
 // The interpolation points 0, ±√½, ±√2 and ∞ leave an eighth of the largest error of the usual 0, ±1, ±2 and ∞. A NaN
 // or an infinity reaches the whole of its tiles: only where statistics spread it anyway may this stand for a
@@ -15,7 +15,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
+#include "kernels/half.h"
 #include "kernels/kernel.h"
 #include "kernels/product.h"
 #include "kernels/simd.h"
@@ -128,7 +130,8 @@ constexpr float kTaps[6][3] = {{1, 0, 0},
 
 // One vector of channels of a segment, as [row][column][lane], from ``halo`` pixels outside its tiles; zero where there
 // is no pixel.
-inline void read_patch(const Activation& x, const Segment& segment, int64_t halo, int64_t channel, float* patch) {
+template <class T>
+void read_patch(const Activation& x, const Segment& segment, int64_t halo, int64_t channel, float* patch) {
   constexpr int64_t width = WinogradVec::width;
   const int64_t rows = kSide + 2 * halo, columns = segment.tiles * kSide + 2 * halo;
   const int64_t row = segment.row - halo, column = segment.column - halo;
@@ -138,14 +141,15 @@ inline void read_patch(const Activation& x, const Segment& segment, int64_t halo
     std::fill(patch, patch + rows * columns * width, 0.0f);
   }
   Activation lanes = x;
-  lanes.data = static_cast<const float*>(x.data) + channel * x.stride_channel;
+  lanes.data = static_cast<const T*>(x.data) + channel * x.stride_channel;
   lanes.channels = std::min(width, x.channels - channel);
-  gather_tile<float>(lanes, {segment.image, top, left, bottom - top, right - left, columns}, true, width,
+  gather_tile<T>(lanes, {segment.image, top, left, bottom - top, right - left, columns}, true, width,
                      patch + ((top - row) * columns + left - column) * width);
 }
 
 // Writes one vector of channels of a segment, [row][column][lane], to y, which is contiguous in x's order.
-inline void write_patch(const float* patch, const Activation& x, const Segment& segment, int64_t channel, float* y) {
+template <class T>
+void write_patch(const float* patch, const Activation& x, const Segment& segment, int64_t channel, T* y) {
   using V = WinogradVec;
   constexpr int64_t width = V::width;
   const Tile pixels = segment.pixels(x, segment.tiles * kSide);
@@ -154,12 +158,12 @@ inline void write_patch(const float* patch, const Activation& x, const Segment& 
     const float* from = patch + row * pixels.pitch * width;
     const int64_t pixel = (pixels.row + row) * x.width + pixels.column;
     if (x.channels_last) {
-      float* to = y + (pixels.image * plane + pixel) * x.channels + channel;
+      T* to = y + (pixels.image * plane + pixel) * x.channels + channel;
       for (int64_t i = 0; i < pixels.columns; ++i) {
         store_some(V::load(from + i * width), to + i * x.channels, channels);
       }
     } else {
-      float* to = y + (pixels.image * x.channels + channel) * plane + pixel;
+      T* to = y + (pixels.image * x.channels + channel) * plane + pixel;
       for (int64_t i = 0; i < pixels.columns; i += width) {
         float square[width * width];
         transpose(from + i * width, width, square, width);
@@ -169,6 +173,22 @@ inline void write_patch(const float* patch, const Activation& x, const Segment& 
       }
     }
   }
+}
+
+// A vector of values as T keeps them.
+template <class T>
+inline WinogradVec kept_as(WinogradVec value) {
+  if constexpr (std::is_same_v<T, float>) return value;
+  T kept[WinogradVec::width];
+  value.store(kept);
+  return WinogradVec::load(kept);
+}
+
+// body(a value of the activation's type)
+template <class Body>
+void for_winograd(Scalar scalar, const Body& body) {
+  if (scalar == Scalar::Float16) return body(Float16());
+  body(float());
 }
 
 // Transforms one vector of channels of a segment to [36][tile][C].

@@ -11,7 +11,7 @@
 #include <cstring>
 
 #include "kernels/amx.h"
-#include "kernels/bfloat16.h"
+#include "kernels/half.h"
 #include "kernels/kernel.h"
 #include "kernels/product.h"
 #include "kernels/scalar.h"

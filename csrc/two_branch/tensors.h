@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "kernels/bfloat16.h"
+#include "kernels/half.h"
 #include "kernels/kernel.h"
 #include "pytorch/checks.h"
 #include "pytorch/stable.h"
@@ -81,7 +81,8 @@ void with_type(ScalarType type, const Body& body) {
     case ScalarType::Float: return body(float{});
     case ScalarType::Double: return body(double{});
     case ScalarType::BFloat16: return body(BFloat16{});
-    default: STD_TORCH_CHECK(false, "leni_kernels: tensors must be float32, float64 or bfloat16");
+    case ScalarType::Half: return body(Float16{});
+    default: STD_TORCH_CHECK(false, "leni_kernels: tensors must be float32, float64, bfloat16 or float16");
   }
 }
 
@@ -89,10 +90,10 @@ template <class To, class From>
 To converted(From value) {
   if constexpr (std::is_same_v<To, From>) {
     return value;
-  } else if constexpr (std::is_same_v<From, BFloat16>) {
-    return static_cast<To>(to_float(value));
-  } else if constexpr (std::is_same_v<To, BFloat16>) {
-    return to_bfloat16(static_cast<float>(value));
+  } else if constexpr (Half<From>) {
+    return converted<To>(to_float(value));
+  } else if constexpr (Half<To>) {
+    return to_half<To>(static_cast<float>(value));
   } else {
     return static_cast<To>(value);
   }

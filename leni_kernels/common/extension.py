@@ -7,11 +7,15 @@ import os
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 _LIBRARY = Path(__file__).parents[1] / "libleni_kernels.so"
 
 INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
 """Of the C++ kernels; each has what those before it have."""
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Of the activations that the C++ kernels take."""
 
 why_missing: str | None = None
 """Why the C++ operators are not registered, or None if they are."""
@@ -50,6 +54,17 @@ def library_path() -> Path:
     if why_missing is not None:
         raise RuntimeError(why_missing)
     return _LIBRARY
+
+
+def why_not(x: Tensor, dtype: torch.dtype) -> str | None:
+    """Why the C++ kernels cannot take x, to be read in ``dtype``, or None if they can."""
+    if why_missing is not None:
+        return why_missing
+    if not x.is_cpu:
+        return f"x is on {x.device.type}"
+    if dtype not in DTYPES:
+        return f"the CPU kernels take float32, bfloat16, float16 and float64, not {dtype}"
+    return None
 
 
 def fill_empty(fill: bool) -> None:

@@ -145,14 +145,7 @@ def _why_no_kernel(x: Tensor) -> str | None:
 
 def why_not_cpp(x: Tensor) -> str | None:
     """Why the C++ kernels cannot read x, or None if they can."""
-    if extension.why_missing is not None:
-        return extension.why_missing
-    if not x.is_cpu:
-        return f"x is on {x.device.type}"
-    dtype = checks.autocast_dtype(x)
-    if dtype not in (torch.float32, torch.bfloat16, torch.float64):
-        return f"the CPU kernels take float32, bfloat16 and float64, not {dtype}"
-    return _why_no_kernel(x)
+    return extension.why_not(x, checks.autocast_dtype(x)) or _why_no_kernel(x)
 
 
 def why_not_triton(x: Tensor) -> str | None:

@@ -151,14 +151,7 @@ def _define_triton() -> None:
 
 
 def _why_not_cpp(call: tuple[Tensor, ...]) -> str | None:
-    x = call[0]
-    if extension.why_missing is not None:
-        return extension.why_missing
-    if not x.is_cpu:
-        return f"x is on {x.device.type}"
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float64):
-        return f"the CPU kernels take float32, bfloat16 and float64, not {x.dtype}"
-    return None
+    return extension.why_not(call[0], call[0].dtype)
 
 
 def _why_not_triton(call: tuple[Tensor, ...]) -> str | None:

@@ -56,8 +56,8 @@ from .flops import FORMULAS
 # ---- the operators -----------------------------------------------------------------------------------------
 # A block is one operator, and its backward another: the deconvolution, which makes z = D ⋆ᵀ min(x, 0), the norm, and
 # the tail behind it, [max(x, 0); z] and the folded 1×1 convolution. On the CPU a dense 3×3 deconvolution of few enough
-# channels, in float32 and with the batch's statistics, has kernels of its own, and so has one of few products; any
-# other is the library's.
+# channels, of a float32 or float16 x and with the batch's statistics, has kernels of its own, and so has one of few
+# products; any other is the library's, for a float16 x in float32.
 # Statistics are one float64 tensor [2C + 1]: mean and biased variance of z, [C] each, and the count of values a channel
 # they come from. Parameters are as their layers hold them.
 

@@ -104,17 +104,8 @@ def why_no_layout(call: Any) -> str | None:
     return None
 
 
-_CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-
-
 def why_not_on_cpu(call: Any) -> str | None:
-    if extension.why_missing is not None:
-        return extension.why_missing
-    if not call.x.is_cpu:
-        return f"x is on {call.x.device.type}"
-    if call.dtype not in _CPU_DTYPES:
-        return f"the CPU kernels take float32, bfloat16 and float64, not {call.dtype}"
-    return why_no_layout(call)
+    return extension.why_not(call.x, call.dtype) or why_no_layout(call)
 
 
 def read(call: Any) -> Tensor:

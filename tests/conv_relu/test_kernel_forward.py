@@ -18,9 +18,9 @@ from leni_kernels.conv_relu import reference
 pytestmark = pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 ISAS = extension.INSTRUCTION_SETS
-LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5}
+LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2**-11 + 1e-5}
 
 # More than one block of the depth, tiles that go across images, planes of one site, tiles of part of a row.
 FORWARD_CASES = {
@@ -46,7 +46,7 @@ def truth(case, x, threshold, weight, bias):
 
 def limit(case, x, threshold, weight, bias, exact):
     """The error that is allowed: for bfloat16 twice that of the definition in bfloat16."""
-    if x.dtype != torch.bfloat16:
+    if x.dtype in LIMITS:
         return LIMITS[x.dtype] * exact.abs().max()
     composed = reference.conv_relu(*(tensor.bfloat16() for tensor in (x, weight, threshold, bias)), *case[2:])
     return 2 * (composed.double() - exact).abs().max()

@@ -8,7 +8,7 @@
 
 #include "conv_relu/problem.h"
 #include "emulation_host.h"
-#include "kernels/bfloat16.h"
+#include "kernels/half.h"
 
 using namespace leni_kernels;
 using namespace leni_kernels::conv_relu;

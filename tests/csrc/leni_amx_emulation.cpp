@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "emulation_host.h"
-#include "kernels/bfloat16.h"
+#include "kernels/half.h"
 #include "leni/problem.h"
 
 using namespace leni_kernels;

@@ -252,7 +252,7 @@ class _Draw:
     def case(self, mechanism: str | None) -> Case:
         weights = (5, 3, 5, 8, 2, 2, 1)
         mechanism = mechanism or self.rng.choices(MECHANISMS, weights)[0]
-        dtype = self.rng.choices(("float32", "bfloat16", "float64"), (10, 6, 3))[0]
+        dtype = self.rng.choices(("float32", "bfloat16", "float16", "float64"), (10, 4, 4, 3))[0]
         autocast = dtype != "float64" and self.chance(0.12, "autocast")
         problem = self.problem(mechanism)
         case = Case(mechanism, dtype, problem, {}, (), autocast, 2 if self.chance(0.1, "threads") else 1)
@@ -373,9 +373,9 @@ class _Draw:
         elif self.chance(0.02, "zeros", "x"):
             scale = 0.0
         if scale and self.chance(0.07, "huge", "x"):
-            scale = 10.0 ** self.rng.uniform(15, 30)
+            scale = 10.0 ** (self.rng.uniform(2, 4) if case.dtype == "float16" else self.rng.uniform(15, 30))
         elif self.chance(0.03, "denormal", "x"):
-            scale = 1e-310 if case.dtype == "float64" else 1e-40
+            scale = {"float64": 1e-310, "float16": 1e-6}.get(case.dtype, 1e-40)
         elif self.chance(0.08, "large-mean", "x"):
             mean = self.rng.choice((-1, 1)) * 10 ** self.rng.uniform(1, 3)
         if self.chance(0.1, "nonfinite", "x"):

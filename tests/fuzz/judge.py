@@ -4,8 +4,9 @@ Most operations are sums of products, whose rounding errors are bounded, element
 place times the same sum over absolute values. That sum is had from the definition itself: with parameters of the
 signs that make every term positive, it computes the sum of absolute values, and so do its gradients.
 
-A block whose norm takes the batch's statistics has no such bound, nor has one of bfloat16 layers with large running
-means. There the same block, layer by layer in the same dtype, is the measure: the kernels may err four times as much.
+A block whose norm takes the batch's statistics has no such bound, nor has one of half-precision layers with large
+running means. There the same block, layer by layer in the same dtype, is the measure: the kernels may err four times as
+much.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import leni_kernels as lk
 FACTOR, FACTOR_OF_LARGE_MEANS = 4, 20
 """How much more the kernels may err than layers; where a mean in float32 is large against the deviations from it, what
 goes through the statistics is a difference of larger numbers than theirs."""
-LEAST = {torch.float32: 2**-17, torch.bfloat16: 2**-4}
+LEAST = {torch.float32: 2**-17, torch.bfloat16: 2**-4, torch.float16: 2**-7}
 """What they may err in any case, as a part of a result's largest value."""
 WINOGRAD = 4
 """How much more that is where a dense 3×3 deconvolution in float32 goes through Winograd's transforms."""
@@ -93,22 +94,23 @@ def tensor_of(case: Case, name: str, shape: tuple[int, ...]) -> Tensor:
 
 def dtype_of(case: Case, name: str) -> torch.dtype:
     """The dtype of one of the tensors; parameters are float32 under autocast, and y's gradient has y's."""
-    if name == "grad" and computes_in_bfloat16(case):
-        return torch.bfloat16
+    if name == "grad" and half_precision(case):
+        return half_precision(case)
     return torch.float32 if case.autocast and name not in ("x", "grad") else getattr(torch, case.dtype)
 
 
-def computes_in_bfloat16(case: Case) -> bool:
-    """Whether y is bfloat16: autocast leaves the pointwise functions alone."""
-    pointwise = case.mechanism in ("ada_relu", "fully_parametric_relu", "crelu")
-    return case.dtype == "bfloat16" or (case.autocast and not pointwise)
+def half_precision(case: Case) -> torch.dtype | None:
+    """The dtype of y if it is one of half precision: autocast leaves the pointwise functions alone."""
+    if case.autocast and case.mechanism not in ("ada_relu", "fully_parametric_relu", "crelu"):
+        return torch.bfloat16
+    return getattr(torch, case.dtype) if case.dtype in ("bfloat16", "float16") else None
 
 
 def exactly(case: Case, tensors: Tensors) -> Tensors:
     """Dense float64 copies; of x as autocast rounds it."""
     exact = {name: tensor.to(torch.float64, copy=True).contiguous() for name, tensor in tensors.items()}
-    if case.autocast and computes_in_bfloat16(case):
-        exact["x"] = exact["x"].bfloat16().double()
+    if case.autocast and half_precision(case):
+        exact["x"] = exact["x"].to(half_precision(case)).double()
     return exact
 
 
@@ -180,7 +182,7 @@ def has_little_variance(case: Case) -> bool:
 def is_measured(case: Case) -> bool:
     """Whether the error of layers is the measure."""
     form = case.problem.get("form")
-    return form == "training" or (form == "eval" and computes_in_bfloat16(case))
+    return form == "training" or (form == "eval" and half_precision(case) is not None)
 
 
 class Layers:
@@ -230,7 +232,7 @@ class Layers:
 
 def expected_dtype(case: Case, name: str, tensors: Tensors) -> torch.dtype:
     if name == "y":
-        return torch.bfloat16 if computes_in_bfloat16(case) else tensors["x"].dtype
+        return half_precision(case) or tensors["x"].dtype
     return tensors[name.removeprefix("d") if name.removeprefix("d") in tensors else name].dtype
 
 
@@ -244,7 +246,7 @@ def compare_kinds(case: Case, name: str, got: Tensor, wanted: Tensor, layers: La
     the same dtype make something else of them."""
     true, found = kinds(wanted), kinds(got)
     form = case.problem.get("form")
-    if case.mechanism == "reborn" and form == "eval" and computes_in_bfloat16(case):
+    if case.mechanism == "reborn" and form == "eval" and half_precision(case) == torch.bfloat16:
         # The deconvolution is the library's, which spreads infinities in bfloat16.
         differ = (true != 0) & (found == 0) & (name == "y")
     elif name != "y" or form == "training":
@@ -290,13 +292,16 @@ def compare_with_bound(case: Case, name: str, got: Tensor, wanted: Tensor, magni
     # What is rounded last is the result, which may be larger than a sum of terms of which some are NaN.
     allowed = (8 + growth) * accuracy * torch.maximum(magnitude.nan_to_num(nan=0.0), wanted.abs())
     allowed += smallest(case, exact)
-    if computes_in_bfloat16(case):
-        allowed += roundings(case) * 2**-8 * magnitude + 1.01 * 2**-8 * wanted.abs()
+    if half_precision(case):
+        rounding = torch.finfo(half_precision(case)).eps / 2
+        allowed += roundings(case) * rounding * magnitude + 1.01 * rounding * wanted.abs()
     return worst(name, got, wanted, allowed.nan_to_num(nan=math.inf), "")
 
 
 def roundings(case: Case) -> int:
-    """How often the factors of a product are rounded to bfloat16 on the way."""
+    """How often the factors of a product are rounded to half precision on the way, which only bfloat16's are."""
+    if half_precision(case) == torch.float16:
+        return 0
     if case.mechanism in ("leni", "leni_folded", "reborn"):
         return 3
     return 2 if case.autocast else 0
@@ -304,10 +309,11 @@ def roundings(case: Case) -> int:
 
 def smallest(case: Case, exact: Tensors) -> float:
     """An error of so much may come from what is too small for the dtype."""
-    tiny = torch.finfo(getattr(torch, case.dtype)).tiny
+    tiny = torch.finfo(torch.float64 if case.dtype == "float64" else torch.float32).tiny
     factors = [float(tensor[tensor.isfinite()].abs().amax()) if tensor.isfinite().any() else 0.0
                for name, tensor in exact.items() if name != "x"]
-    return 64 * tiny * math.prod(max(1.0, factor) for factor in factors) * max(t.numel() for t in exact.values())
+    of_terms = 64 * tiny * math.prod(max(1.0, factor) for factor in factors) * max(t.numel() for t in exact.values())
+    return of_terms + (2**-25 if half_precision(case) == torch.float16 else 0.0)
 
 
 def worst(name: str, got: Tensor, wanted: Tensor, allowed: Tensor, comparison: str) -> Verdict:
@@ -340,7 +346,7 @@ def compare_with_layers(case: Case, name: str, got: Tensor, wanted: Tensor, laye
         if error <= factor * of_layers + least:
             return Verdict("right")
     else:
-        dtype = torch.bfloat16 if computes_in_bfloat16(case) else got.dtype
+        dtype = half_precision(case) or got.dtype
         for cases in (1, 1 + NEIGHBOURS):
             of_layers = layers.error(name, cases)
             if cases > 1 and case.dtype == "float32" and not case.autocast:

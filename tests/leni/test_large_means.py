@@ -20,13 +20,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("isa", ISAS)
-def test_bfloat16_on_every_instruction_set(isa):
+def test_every_instruction_set(isa, dtype):
     best = extension.cpu_isa()
     if ISAS.index(isa) > ISAS.index(best):
         pytest.skip(f"this process has only {best}")
     script = ("import sys, torch; sys.path.insert(0, sys.argv[1]); import large_means;"
-              "large_means.check('cpp', torch.bfloat16)")
+              f"large_means.check('cpp', torch.{dtype})")
     process = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parents[1])], cwd=ROOT,
                              env={**os.environ, "LENI_KERNELS_ISA": isa}, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr

@@ -248,7 +248,7 @@ def test_nothing_is_stale_after_training(backend, make_leni):
         assert_near(block.eval()(x), composed(block, x))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_nothing_is_stale_after_a_change_of_dtype(backend, make_leni, dtype):
     block, x = make_leni(4), torch.randn(2, 4, 5, 6)
     block(x)
@@ -257,7 +257,7 @@ def test_nothing_is_stale_after_a_change_of_dtype(backend, make_leni, dtype):
         y = block(x.to(dtype))
     expected = composed(copy.deepcopy(block).double(), x.to(dtype).double())
     assert y.dtype == dtype
-    assert_near(y.double(), expected, {torch.float64: 1e-12, torch.bfloat16: 0.01}[dtype])
+    assert_near(y.double(), expected, {torch.float64: 1e-12, torch.bfloat16: 0.01, torch.float16: 0.001}[dtype])
 
 
 # ---- children that are more than their tensors -------------------------------------------------------------
@@ -419,19 +419,20 @@ def test_representation():
 # ---- autocast ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
-def test_autocast(make_block, training, x_dtype):
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_autocast(make_block, training, x_dtype, dtype):
     block = make_block(16).train(training)
     twin = copy.deepcopy(block)
     x = torch.randn(2, 16, 9, 11).to(x_dtype)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         y, expected = block(x), composed(twin, x)
     exact = composed(copy.deepcopy(twin).double(), x.double())
-    assert y.dtype == expected.dtype == torch.bfloat16
+    assert y.dtype == expected.dtype == dtype
     assert (y - exact).abs().max() <= 2 * (expected - exact).abs().max()
     for name, tensor in block.state_dict().items():
-        assert tensor.dtype == twin.state_dict()[name].dtype != torch.bfloat16
+        assert tensor.dtype == twin.state_dict()[name].dtype != dtype
 
 
 def test_autocast_keeps_the_kernel_and_gives_float32_gradients(make_leni):

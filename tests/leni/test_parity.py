@@ -15,6 +15,7 @@ from leni_kernels.leni import reference
 from leni_kernels.two_branch.reference import folding_dtype
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+HALF_PRECISION = (torch.bfloat16, torch.float16)
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 WIDTHS = (1, 2, 3, 7, 8, 15, 16, 17, 20, 31, 32, 33, 48, 64, 65, 100, 128)
 PLANES = ((1, 1), (1, 9), (11, 1), (5, 7), (7, 7), (14, 14), (15, 17), (28, 28), (33, 65), (3, 200), (9, 225))
@@ -86,7 +87,26 @@ def test_half_precision_errs_at_most_twice_as_much_as_layers(kernel_backend, mak
         assert (y - expected).abs().max() <= max(2 * (composed - expected).abs().max(), rounding)
 
 
-@pytest.mark.parametrize("dtype", [*TOLERANCE, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("scale", [2**-20, 2**-14, 1, 2**14])
+@pytest.mark.parametrize("channels", [1, 3, 17, 40])
+def test_float16_is_a_float32_result_rounded_once(kernel_backend, make_folded, channels, scale, layout):
+    """Also where it is subnormal, and where it is beyond float16, which is infinity."""
+    for index, plane in enumerate(PLANES):
+        x = (torch.randn(2, channels, *plane) * scale).half().to(memory_format=LAYOUTS[layout])
+        taps, weight, bias = make_folded(channels, 3 + 2 * (index % 3))
+        with lk.use_backend(kernel_backend):
+            y = functional.leni_folded(x, taps, weight, scale * bias).double()
+        expected = truth(x, (taps, weight, scale * bias))
+        error = 1e-5 * expected.abs().max()
+        assert (y.isinf() >= (expected.abs() >= 65520 + error)).all()
+        assert (y.isinf() <= (expected.abs() >= 65520 - error)).all()
+        finite = ~y.isinf()
+        allowed = (2**-11 * expected.abs()).clamp(min=2**-25) + error
+        assert ((y - expected).abs() <= allowed)[finite].all()
+
+
+@pytest.mark.parametrize("dtype", [*TOLERANCE, *HALF_PRECISION], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_empty_batch_gives_an_empty_batch(backend, make_folded, layout, dtype):
     x = torch.empty(0, 16, 6, 5, dtype=dtype).to(memory_format=LAYOUTS[layout])
@@ -156,9 +176,10 @@ def test_slices_are_read_in_place(backend, make_folded, layout, take, dtype):
     assert backend == "reference" or y.is_contiguous(memory_format=LAYOUTS[layout])
 
 
+@pytest.mark.parametrize("dtype", HALF_PRECISION, ids=str)
 @named(READ_IN_PLACE)
-def test_slices_in_half_precision(kernel_backend, make_folded, layout, take):
-    x = take(larger_tensor(layout, torch.bfloat16))
+def test_slices_in_half_precision(kernel_backend, make_folded, layout, take, dtype):
+    x = take(larger_tensor(layout, dtype))
     folded = make_folded(x.shape[1])
     with lk.use_backend(kernel_backend):
         y = functional.leni_folded(x, *folded)
@@ -216,7 +237,7 @@ def test_parameters_may_be_strided(backend, make_folded, dtype):
 # ---- one result, whatever the threads ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [*TOLERANCE, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [*TOLERANCE, *HALF_PRECISION], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_number_of_threads_changes_no_bit(kernel_backend, make_folded, layout, dtype):
     x = torch.randn(3, 40, 29, 70, dtype=dtype).to(memory_format=LAYOUTS[layout])
@@ -244,7 +265,7 @@ def test_python_threads_may_share_a_kernel(kernel_backend, make_folded):
     assert all(map(torch.equal, together, alone))
 
 
-@pytest.mark.parametrize("dtype", [*TOLERANCE, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [*TOLERANCE, *HALF_PRECISION], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_samples_do_not_depend_on_their_batch(kernel_backend, make_folded, layout, dtype):
     x = torch.randn(4, 20, 11, 37, dtype=dtype).to(memory_format=LAYOUTS[layout])
@@ -260,7 +281,7 @@ PAST_THE_CACHES = {"whole lines": (32, 112, 112), "whole pages": (32, 64, 64), "
 """Channels and planes: what one channel's plane, or one pixel's channels, are in cache lines and pages."""
 
 
-@pytest.mark.parametrize("dtype", [*TOLERANCE, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [*TOLERANCE, *HALF_PRECISION], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("sizes", PAST_THE_CACHES.values(), ids=PAST_THE_CACHES)
 def test_outputs_too_large_for_a_cache(kernel_backend, make_folded, sizes, layout, dtype):
@@ -278,7 +299,7 @@ def test_outputs_too_large_for_a_cache(kernel_backend, make_folded, sizes, layou
 # ---- NaN and Inf -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [*TOLERANCE, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [*TOLERANCE, *HALF_PRECISION], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("channels", [3, 16, 40])

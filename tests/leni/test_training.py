@@ -7,7 +7,7 @@ import torch
 import training_steps
 from torch.autograd import gradcheck
 from torch.autograd.graph import saved_tensors_hooks
-from training_steps import GRADIENTS, SLICES, errors, laid_out, layouts, normal, step, truth
+from training_steps import GRADIENTS, SLICES, errors, half_precision, laid_out, layouts, normal, step, truth
 
 import leni_kernels as lk
 
@@ -64,15 +64,16 @@ def test_widths_and_planes(kernel_backend, train, channels, layout, dtype, toler
                 assert got[name].is_contiguous(memory_format=layout)
 
 
+@half_precision
 @pytest.mark.parametrize("autocast", [False, True])
 @layouts
 @pytest.mark.parametrize("channels", [3, 16, 33, 64])
-def test_half_precision_is_no_worse_than_composed(kernel_backend, train, channels, layout, autocast):
+def test_half_precision_is_no_worse_than_composed(kernel_backend, train, channels, layout, autocast, dtype):
     block = train(channels)
     if not autocast:
-        block.bfloat16()
+        block.to(dtype)
     for batch, height, width in ((8, 5, 7), (2, 15, 16), (1, 9, 225)):
-        x, grad = (laid_out(layout, batch, channels, height, width, dtype=torch.bfloat16) for _ in range(2))
+        x, grad = (laid_out(layout, batch, channels, height, width, dtype=dtype) for _ in range(2))
         exact = truth(block, x, grad)
         got, composed = (step(name, block, x, grad, autocast) for name in (kernel_backend, "reference"))
         allowed = {name: 2 * error for name, error, _ in errors(composed, exact)}
@@ -212,7 +213,7 @@ def test_only_what_is_needed(backend, train, part):
 
 
 @layouts
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("training", [False, True])
 def test_x_alone_is_kept(kernel_backend, make_leni, layout, dtype, training):
     block = make_leni(6, dtype=dtype).train(training)
@@ -248,7 +249,7 @@ def on_threads(request):
 
 
 @layouts
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_the_same_bits_on_two_runs(on_threads, kernel_backend, train, layout, dtype):
     block = train(20, dtype=dtype)
     x, grad = (laid_out(layout, 5, 20, 30, 31, dtype=dtype) for _ in range(2))

@@ -79,7 +79,7 @@ def test_what_a_kernel_relies_on_is_checked(kernel_backend):
     ops, x, threshold = torch.ops.leni_kernels, torch.randn(2, 3, 4), torch.randn(3)
     for call, message in (
             (lambda: ops.ada_relu_cpp(x[0, 0], threshold), "must be \\[N, C, \\*spatial\\]"),
-            (lambda: ops.ada_relu_cpp(x.half(), threshold), "float32, float64 or bfloat16"),
+            (lambda: ops.ada_relu_cpp(x.to(torch.float8_e5m2), threshold), "float32, float64, bfloat16 or float16"),
             (lambda: ops.ada_relu_cpp(x[:, :0], threshold), "C at least 1"),
             (lambda: ops.ada_relu_cpp(x, threshold[:2]), "parameters must fit x"),
             (lambda: ops.ada_relu_cpp(x, threshold[None]), "parameters must fit x"),

@@ -40,9 +40,8 @@ TOLERANCES = {torch.float64: (1e-12, 1e-12), torch.float32: (1e-5, 2e-5), torch.
               torch.bfloat16: (2**-8, 2**-7)}
 """Of y, and of gradients."""
 
-
-HALF = torch.float16 if support.interpreting else torch.bfloat16
-"""Triton's interpreter is wrong for bfloat16; the C++ kernels have no float16."""
+HALF_PRECISION = [torch.float16] if support.interpreting else [torch.float16, torch.bfloat16]
+"""Triton's interpreter is wrong for bfloat16."""
 
 
 def error(got: Tensor, truth: Tensor) -> float:
@@ -99,7 +98,7 @@ def unavailable(backend, name, x):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_right_for_any_shape_and_layout(kernel_backend, name, layout):
     interpreting = support.interpreting
-    for dtype in (torch.float64,) if interpreting else (torch.float64, torch.float32, HALF):
+    for dtype in (torch.float64,) if interpreting else TOLERANCES:
         for shape in INTERPRETED_SHAPES if interpreting else SHAPES:
             x, *parameters = samples(shape, name, dtype)
             x = LAYOUTS[layout](x)
@@ -155,6 +154,24 @@ def test_offsets_of_64_bits(kernel_backend, monkeypatch):
         check(name, x, parameters, positive_gradient(name, x, "contiguous"))
 
 
+SLOPES = (1, -1, 3, 1.5, 1 / 3, 0.999, 65504, 2**-1, 2**-9 / 3, 2**-14, 1.5 * 2**-15, 2**-24)
+"""Their products with all of float16 are ties, subnormal, too small and too large, and all but some of these."""
+
+
+@pytest.mark.skipif(support.interpreting, reason="of the C++ kernels alone")
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last", "every other column"])
+def test_every_float16_is_read_and_rounded_as_pytorch_does(kernel_backend, layout):
+    """A product of two is exact in float32."""
+    every = torch.arange(-2**15, 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16).view(2**8, 1, 2**8)
+    slopes = torch.tensor(SLOPES).half()
+    x = LAYOUTS[layout](every.expand(-1, len(SLOPES), -1).contiguous())
+    y = lk.functional.fully_parametric_relu(x, slopes, slopes)
+    wanted = (every.float() * slopes.float()[:, None]).half()
+    numbers = ~wanted.isnan()
+    assert torch.equal(y.isnan(), ~numbers)
+    assert torch.equal(y[numbers].view(torch.int16), wanted[numbers].view(torch.int16))
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_nonfinite_values_and_ties_are_the_definition_s(kernel_backend, name, layout):
@@ -173,20 +190,21 @@ def test_nonfinite_values_and_ties_are_the_definition_s(kernel_backend, name, la
         torch.testing.assert_close(got, wanted, rtol=2e-5, atol=2e-5, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", HALF_PRECISION, ids=str)
 @pytest.mark.parametrize("name", ["threshold per channel", "threshold per element", "slopes"])
-def test_parameters_of_autocast_get_unrounded_gradients(kernel_backend, name):
+def test_parameters_of_autocast_get_unrounded_gradients(kernel_backend, name, dtype):
     """They are used in x's dtype, and their gradients summed in float32."""
     function, _ = FUNCTIONS[name]
-    x, *parameters = samples((4, 6, 5, 7), name, HALF)
+    x, *parameters = samples((4, 6, 5, 7), name, dtype)
     parameters = [torch.randn(parameter.shape, requires_grad=True) for parameter in parameters]
     grad = positive_gradient(name, x, "contiguous")
-    with torch.autocast(x.device.type, HALF):
+    with torch.autocast(x.device.type, dtype):
         y = function(x, *parameters)
     gradients = torch.autograd.grad(y, parameters, grad)
-    exact = [parameter.detach().to(HALF).double().requires_grad_() for parameter in parameters]
+    exact = [parameter.detach().to(dtype).double().requires_grad_() for parameter in parameters]
     truth = DEFINITIONS[function](x.double(), *exact)
-    assert y.dtype == HALF
-    assert torch.equal(y, truth.to(HALF))
+    assert y.dtype == dtype
+    assert torch.equal(y, truth.to(dtype))
     for got, wanted in zip(gradients, torch.autograd.grad(truth, exact, grad.double()), strict=True):
         assert got.dtype == torch.float32
         assert error(got, wanted) <= 2e-5

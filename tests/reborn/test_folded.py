@@ -18,7 +18,7 @@ def folded(channels, kernel_size, dtype):
             torch.randn(channels, 2 * channels, dtype=wide) / channels**0.5, torch.randn(channels, dtype=wide))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "channels-last"])
 @pytest.mark.parametrize(("channels", "kernel_size", "height", "width"),
                          [(5, 3, 6, 7), (20, 1, 9, 11), (33, 5, 13, 9), (3, 7, 4, 3), (64, 3, 14, 14)])
@@ -30,7 +30,7 @@ def test_against_the_layers(channels, kernel_size, height, width, memory_format,
         y = reborn_ops.reborn_folded(x, *parameters)
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=memory_format)
-    limit = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 0) * exact.abs().max()
+    limit = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2**-11 + 1e-5}.get(dtype, 0) * exact.abs().max()
     if dtype == torch.bfloat16:
         limit = 2 * (reborn_reference.reborn_folded(x, *parameters, 1).double() - exact).abs().max()
     assert (y.double() - exact).abs().max() <= limit

@@ -6,7 +6,19 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 from torch.autograd.graph import saved_tensors_hooks
-from training_steps import GRADIENTS, SLICES, assert_right, dense_truth, errors, laid_out, layouts, normal, step, truth
+from training_steps import (
+    GRADIENTS,
+    SLICES,
+    assert_right,
+    dense_truth,
+    errors,
+    half_precision,
+    laid_out,
+    layouts,
+    normal,
+    step,
+    truth,
+)
 
 import leni_kernels as lk
 from leni_kernels import functional
@@ -15,7 +27,7 @@ from leni_kernels.common import extension
 C = 4
 
 precisions = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)], ids=str)
-"""In float32 a dense 3×3 deconvolution has kernels of its own on the CPU."""
+"""In float32, as in float16, a dense 3×3 deconvolution has kernels of its own on the CPU."""
 
 
 @pytest.fixture
@@ -67,15 +79,16 @@ def test_widths_and_planes(kernel_backend, make, channels, layout, dtype, tolera
                 assert got[name].is_contiguous(memory_format=layout)
 
 
+@half_precision
 @pytest.mark.parametrize("autocast", [False, True])
 @layouts
 @pytest.mark.parametrize("channels", [16, 33, 64])
-def test_half_precision_is_no_worse_than_composed(kernel_backend, make, channels, layout, autocast):
+def test_half_precision_is_no_worse_than_composed(kernel_backend, make, channels, layout, autocast, dtype):
     block = make(channels)
     if not autocast:
-        block.bfloat16()
+        block.to(dtype)
     for batch, height, width in ((8, 5, 7), (2, 15, 16), (1, 9, 225)):
-        x, grad = (laid_out(layout, batch, channels, height, width, dtype=torch.bfloat16) for _ in range(2))
+        x, grad = (laid_out(layout, batch, channels, height, width, dtype=dtype) for _ in range(2))
         exact = truth(block, x, grad)
         got, composed = (step(name, block, x, grad, autocast) for name in (kernel_backend, "reference"))
         allowed = {name: 2 * error for name, error, _ in errors(composed, exact)}
@@ -110,21 +123,25 @@ def test_gradients_of_any_layout(kernel_backend, train, layout, make_grad, dtype
         assert_right(step(kernel_backend, block, x, grad), truth(block, x, grad), tolerance, cancelled)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.float16, 2**-11 + 5e-6)], ids=str)
 @layouts
 @pytest.mark.parametrize("channels", [1, 5, 16, 33])
-def test_dense_deconvolution_in_float32(kernel_backend, channels, layout):
+def test_dense_deconvolution(kernel_backend, channels, layout, dtype, tolerance):
     """Planes of every remainder of a tile, and, on a thread or two, rows and batches of more tiles than a block has."""
     operators = torch.ops.leni_kernels
     for batch, height, width in ((1, 1, 1), (2, 4, 8), (3, 5, 6), (2, 7, 9), (1, 3, 900), (40, 9, 10)):
         # Pixels need not follow each other, and those of y's gradient may lie in any order.
-        x, grad_z, grad = (laid_out(layout, batch, channels, height, width)[..., :max(width - 1, 1)] for _ in range(3))
+        x, grad_z, grad = (laid_out(layout, batch, channels, height, width, dtype=dtype)[..., :max(width - 1, 1)]
+                           for _ in range(3))
         grad = grad.transpose(2, 3).contiguous().transpose(2, 3) if height > 1 else grad
         deconv, weight = torch.randn(channels, channels, 3, 3), torch.randn(channels, 2 * channels)
         z, exact_x, exact_deconv = dense_truth(grad, grad_z, x, deconv, weight)
         got = operators.reborn_deconvolve_cpp(x, deconv)
         assert got[0].is_contiguous(memory_format=layout)
-        variance, mean = torch.var_mean(z, (0, 2, 3), correction=0)
-        for each, exact in zip(got, (z, mean, variance), strict=True):
+        assert got[0].dtype == dtype
+        assert (got[0] - z).abs().max() <= tolerance * z.abs().max()
+        variance, mean = torch.var_mean(got[0].double(), (0, 2, 3), correction=0)  # of z as it is kept
+        for each, exact in zip(got[1:], (mean, variance), strict=True):
             assert (each - exact).abs().max() <= 5e-6 * exact.abs().max()
         for needs_input, needs_deconv in ((True, True), (True, False), (False, True)):
             dx, ddeconv = operators.reborn_deconv_gradient_cpp(grad, grad_z, x, deconv, weight, needs_input,
@@ -133,7 +150,7 @@ def test_dense_deconvolution_in_float32(kernel_backend, channels, layout):
                 assert (ddeconv - exact_deconv).abs().max() <= 5e-6 * exact_deconv.abs().max()
             if needs_input:
                 assert dx.is_contiguous(memory_format=layout)
-                assert (dx - exact_x).abs().max() <= 5e-6 * exact_x.abs().max()
+                assert (dx - exact_x).abs().max() <= tolerance * exact_x.abs().max()
 
 
 @precisions
@@ -148,10 +165,11 @@ def test_no_gradient_at_ties(backend, make, layout, dtype, tolerance):
     assert_right(got, truth(block, x, grad), tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @layouts
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_nan_and_infinity_travel(backend, make_reborn, layout, value):
-    block, x = make_reborn(5), laid_out(layout, 2, 5, 6, 7)
+def test_nan_and_infinity_travel(backend, make_reborn, layout, value, dtype):
+    block, x = make_reborn(5, dtype=dtype), laid_out(layout, 2, 5, 6, 7, dtype=dtype)
     x[0, 2, 3, 4] = value
     with lk.use_backend(backend), torch.no_grad():
         y, exact = block(x), block.double()(x.double())
@@ -208,7 +226,7 @@ def test_only_what_is_needed(backend, make, part, dtype, tolerance):
 
 
 @layouts
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_x_and_z_alone_are_kept(kernel_backend, make, layout, dtype):
     block = make(16, dtype=dtype)
     x = laid_out(layout, 4, 16, 30, 31, dtype=dtype).requires_grad_()
@@ -319,7 +337,7 @@ def threads(request):
 
 @layouts
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_the_same_bits_on_two_runs(kernel_backend, train, layout, dtype):
     block = train(20, dtype=dtype)
     x, grad = (laid_out(layout, 5, 20, 30, 31, dtype=dtype) for _ in range(2))

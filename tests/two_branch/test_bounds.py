@@ -44,7 +44,7 @@ def run_guarded():
     """Run every case between forbidden pages; the process dies at the first touch of one."""
     layouts = (torch.contiguous_format, torch.channels_last)
     for dtype, layout, kernel_size, shape in itertools.product(
-            (torch.float32, torch.float64, torch.bfloat16), layouts, (3, 7), SHAPES):
+            (torch.float32, torch.float64, torch.bfloat16, torch.float16), layouts, (3, 7), SHAPES):
         wide, channels = folding_dtype(dtype), shape[1]
         tensors = (torch.randn(shape).to(dtype).contiguous(memory_format=layout),
                    torch.randn(channels, kernel_size, kernel_size, dtype=wide),
@@ -72,7 +72,7 @@ def run_guarded_training(x, taps, weight):
             (ops.reborn_negative_gradient_cpp, (grad, z, weight, constant[:channels], slope[:channels])),
             (ops.reborn_input_gradient_cpp, (grad, x, z, weight)),
         ]
-        if x.dtype == torch.float32:
+        if x.dtype in (torch.float32, torch.float16):
             deconv_gradient = partial(ops.reborn_deconv_gradient_cpp, needs_input=True, needs_deconv=True)
             passes += [(ops.reborn_deconvolve_cpp, (x, deconv)), (deconv_gradient, (grad, z, x, deconv, weight))]
         for kernel, tensors in passes:

@@ -17,21 +17,22 @@ pytestmark = pytest.mark.skipif(extension.why_missing is not None, reason=str(ex
 
 ISAS = extension.INSTRUCTION_SETS
 ROOT = Path(__file__).resolve().parents[2]
+DECONVOLUTION_LIMITS = {torch.float32: 1e-5, torch.float16: 2**-11 + 1e-5}
 
 
 def parity_errors() -> None:
     """Raise if the kernels of this process's instruction set are not within their tolerances."""
     torch.manual_seed(0)
     shapes = [(2, 20, 7, 19), (1, 33, 15, 16), (3, 5, 1, 3), (1, 64, 9, 225), (1, 130, 6, 5)]
-    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         for index, shape in enumerate(shapes):
             for kernel_size in (3, 5, 7):
                 for channels_last in (False, True):
                     _check_case(dtype, shape, kernel_size, channels_last)
             for channels_last in (False, True):
                 _check_training(dtype, shape, 3 + 2 * (index % 3), channels_last)
-                if dtype == torch.float32:
-                    _check_deconvolution(shape, channels_last)
+                if dtype in DECONVOLUTION_LIMITS:
+                    _check_deconvolution(dtype, shape, channels_last)
 
 
 def _check_case(dtype, shape, kernel_size, channels_last):
@@ -48,26 +49,27 @@ def _check_case(dtype, shape, kernel_size, channels_last):
         composed = reference.leni_folded(x, taps, weight, bias)
         limit = 2 * (composed.double() - truth).abs().max() / truth.abs().max()
     else:
-        limit = 1e-12 if dtype == torch.float64 else 1e-5
+        limit = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2**-11 + 1e-5}[dtype]
     assert error <= limit, f"{dtype} {shape} k={kernel_size} channels_last={channels_last}: {error:.1e} > {limit:.1e}"
 
 
-def _check_deconvolution(shape, channels_last):
+def _check_deconvolution(dtype, shape, channels_last):
     """Reborn's dense deconvolution and the last pass of its backward against autograd in float64."""
     channels = shape[1]
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    x, grad, grad_z = (torch.randn(shape).contiguous(memory_format=memory_format) for _ in range(3))
+    x, grad, grad_z = (torch.randn(shape).to(dtype).contiguous(memory_format=memory_format) for _ in range(3))
     deconv, weight = torch.randn(channels, channels, 3, 3), torch.randn(channels, 2 * channels)
     ops = torch.ops.leni_kernels
     got = (ops.reborn_deconvolve_cpp(x, deconv)[0],
            *ops.reborn_deconv_gradient_cpp(grad, grad_z, x, deconv, weight, True, True))
     for result, true in zip(got, dense_truth(grad, grad_z, x, deconv, weight), strict=True):
         error = (result.double() - true).abs().max() / true.abs().max()
-        assert error <= 1e-5, f"deconvolution {shape} channels_last={channels_last}: {error:.1e}"
+        assert error <= DECONVOLUTION_LIMITS[result.dtype], \
+            f"deconvolution {dtype} {shape} channels_last={channels_last}: {error:.1e}"
 
 
 def _check_training(dtype, shape, kernel_size, channels_last):
-    """The passes of training against autograd in float64; sums over pixels are float32 for bfloat16 x too."""
+    """The passes of training against autograd in float64; sums over pixels are float32 for x of half precision too."""
     channels = shape[1]
     wide = folding_dtype(dtype)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -83,7 +85,7 @@ def _check_training(dtype, shape, kernel_size, channels_last):
         "input gradient": (ops.leni_input_gradient_cpp(grad, x, taps, weight, None, None), exact[:2]),
         "weight gradient": (ops.leni_weight_gradient_cpp(grad, x, taps), exact[2:]),
     }
-    limit = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2}[dtype]
+    limit = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2**-11 + 2e-5}[dtype]
     for name, (results, wanted) in got.items():
         for result, true in zip(results, wanted, strict=True):
             error = (result.double() - true).abs().max() / true.abs().max()
