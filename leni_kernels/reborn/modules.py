@@ -46,8 +46,8 @@ class Reborn2d(_Reborn):
 
     Takes and returns ``[N, C, H, W]``, in any floating dtype and memory format; without compression it returns
     ``[N, 2C, H, W]``. In training and in eval mode what follows the deconvolution is fused; on a CPU a dense 3×3 one of
-    up to 256 channels trains in float32 or float16 by kernels of its own, and so does a small one of any kind; any other
-    is the library's. x and the deconvolved map are kept for backward.
+    up to 256 channels trains in float32 or float16 by kernels of its own, and so does a small one of any kind; any
+    other is the library's. x and the deconvolved map are kept for backward.
 
     Where no kernel serves (a compression that is not 1×1, or none, is such a case), or if a child has a hook or was
     replaced by another kind of layer, its layers run one by one, of which :func:`leni_kernels.explain` tells; hooks are
