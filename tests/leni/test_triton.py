@@ -302,8 +302,8 @@ def test_torch_compile(channels_last):
 def test_float32_follows_the_setting_of_convolutions():
     x = feature_map(2, 64, 16, 16, dtype=torch.float32, channels_last=True)
     folded = parameters(64, 3, x.dtype)
-    exact = error(run(x, folded, True), truth(x, folded))
+    exact = error(run(x, folded), truth(x, folded))
     with torch.backends.cudnn.flags(allow_tf32=True):
-        rounded = error(run(x, folded, True), truth(x, folded))
+        rounded = error(run(x, folded), truth(x, folded))
     assert exact <= 1e-6
     assert rounded <= 2e-3

@@ -156,7 +156,8 @@ def reborn_step(of: Block, x: Tensor, grad: Tensor, channels_last: bool, *statis
 def named(of: Block, x: Tensor, y: Tensor, gradients: tuple[Tensor, ...], names: tuple[str, ...],
           channels_last: bool) -> dict[str, Tensor]:
     grad_x, *others, _ = gradients
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    # Of one channel both layouts are the same, and have the strides of NCHW.
+    layout = torch.channels_last if channels_last and x.shape[1] > 1 else torch.contiguous_format
     for activation in (y, grad_x):
         assert activation.dtype == x.dtype
         # Strides, since torch 2.11 says of no tensor with a symbolic batch that it is channels-last.
@@ -430,7 +431,7 @@ def test_reborn_with_running_statistics(channels_last):
 def test_reborn_computes_what_is_needed():
     x, grad, of = normal(2, 3, 4, 5), normal(2, 3, 4, 5), block(3, groups=1)
     parameters = of.deconv_weight, of.negative_weight, of.negative_bias, of.compress_weight
-    common = NEGATIVE_EPS, 1, False
+    common = NEGATIVE_EPS, 1
     y, z, statistics = reborn_forward.reborn_training(x, *parameters, of.compress_bias, None, None, None, *common)
     again, none, _ = reborn_forward.reborn_training(x, *parameters, of.compress_bias, z, *statistics[:-1].chunk(2),
                                                   *common)
@@ -572,7 +573,7 @@ def test_no_batch_size_is_a_program_of_its_own(mechanism, channels_last):
 @pytest.mark.skipif(support.interpreting, reason="the interpreter's operator is opaque to tracing")
 def test_steps_can_be_traced_without_a_gpu():
     """As torch.compile does: fake tensors on a GPU that need not exist give a graph with each of the kernels in it."""
-    options = NEGATIVE_EPS, FUSION_EPS, False
+    options = NEGATIVE_EPS, FUSION_EPS
     with FakeTensorMode() as mode, torch.device("cuda"):
         x = torch.empty(2, 16, 8, 8)
         of = Block(*(mode.from_tensor(tensor.cpu()).cuda() for tensor in block(16, torch.float32)))
