@@ -38,9 +38,6 @@ from tuning.workers import Workers
 from leni_kernels.common.gpu import support, tilings
 from leni_kernels.common.gpu.architectures import why_unsupported
 
-PACKAGED = Path(tilings.__file__).with_name(tilings.NAME)
-"""The package's own table."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
@@ -83,7 +80,7 @@ def _folders(options: argparse.Namespace) -> Iterator[Path]:
     if options.prepare:
         yield candidates.FOLDER
     if options.adopt:
-        yield PACKAGED.parent
+        yield _packaged().parent
     if options.keep:
         yield tilings.cache_folder()
 
@@ -114,7 +111,7 @@ def _adopt(path: Path) -> int:
     except (OSError, ValueError) as error:
         print(f"{path} is no table of tilings: {error}", file=sys.stderr)
         return 1
-    _write(PACKAGED, {**tilings.packaged(), **table})
+    _write(_packaged(), {**tilings.packaged(), **table})
     report.say(f"{len(table)} tilings are in the package's table")
     return 0
 
@@ -151,6 +148,11 @@ def _tune(options: argparse.Namespace) -> int:
     if options.keep:
         _keep(table)
     return 1 if any(row.refused for row in rows) else 0
+
+
+def _packaged() -> Path:
+    """The package's own table."""
+    return Path(tilings.__file__).with_name(tilings.NAME)
 
 
 def _write(path: Path, table: tilings.Table, **facts: Any) -> None:
