@@ -6,11 +6,18 @@ What a kernel computes again, as LENI's backward does both branches, is not coun
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+# Where there is no Triton, it warns that the kernels of Triton will not be counted.
+_log = logging.getLogger("torch.utils.flop_counter")
+_log.disabled = True
+from torch.utils.flop_counter import flop_registry, register_flop_formula  # noqa: E402
+
+_log.disabled = False
 
 Shape = Sequence[int]
 
