@@ -26,7 +26,7 @@ if support.interpreting and support.why_missing is None:
     interpreter.patch_once()
 
 LONG = ("test_in_the_interpreter", "test_a_short_rehearsal_runs_every_step", "test_on_the_oldest_triton",
-        "test_the_front_end_takes_every_kind_of_case")
+        "test_the_front_end_takes_every_kind_of_case", "test_a_program_in_cpp_runs_what_was_exported")
 """Tests that take a minute or more."""
 
 

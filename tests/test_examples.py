@@ -2,17 +2,21 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch import distributed
+from torch.utils import cpp_extension
 
 from leni_kernels.common import extension
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
+COMPILER = os.environ.get("CXX", "c++").split()
 
 
 def printed(folder, *command):
@@ -54,6 +58,34 @@ def test_export(tmp_path, portable):
 
 
 @pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
+@pytest.mark.skipif(shutil.which(COMPILER[0]) is None, reason="no C++ compiler")
+def test_a_program_in_cpp_runs_what_was_exported(tmp_path):
+    with subprocess.Popen(compilation(tmp_path / "serve"), stderr=subprocess.PIPE, text=True) as compiler:
+        text = printed(tmp_path, EXAMPLES / "cpp" / "export.py")  # meanwhile
+        _, errors = compiler.communicate()
+    assert compiler.returncode == 0, errors
+    assert "runs on 'reference'" not in text
+    assert text.splitlines()[-1] == str(extension.library_path())
+    wanted = torch.load(tmp_path / "wanted.pt")
+    for network in ("network.pt2", "network.pt"):
+        command = ["./serve", extension.library_path(), network, "images.pt", "output.pt"]
+        finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stderr
+        torch.testing.assert_close(torch.load(tmp_path / "output.pt"), wanted)
+    finished = subprocess.run(["./serve", "absent.so", *command[2:]], cwd=tmp_path, capture_output=True, text=True)
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("absent.so: cannot open")
+
+
+def compilation(program):
+    """What compiles the program in C++, as quickly as it can be: CMake would also ask for CUDA's tools."""
+    folders = [*(f"-I{path}" for path in cpp_extension.include_paths()),
+               *(f"{option}{path}" for path in cpp_extension.library_paths() for option in ("-L", "-Wl,-rpath,"))]
+    return [*COMPILER, "-std=c++20", "-O0", EXAMPLES / "cpp" / "main.cpp", "-o", program, *folders,
+            "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl"]
+
+
+@pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
 @pytest.mark.skipif(not (distributed.is_available() and distributed.is_gloo_available()),
                     reason="needs torch.distributed with gloo")
 def test_distributed(tmp_path):
@@ -66,6 +98,6 @@ def test_distributed(tmp_path):
 
 def test_examples_are_short_and_listed():
     index = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    for path in EXAMPLES.glob("*.py"):
-        assert f"]({path.name})" in index
+    for path in (*EXAMPLES.rglob("*.py"), *EXAMPLES.rglob("*.cpp")):
+        assert f"]({path.relative_to(EXAMPLES).as_posix()})" in index
         assert len(path.read_text(encoding="utf-8").splitlines()) < 60, path.name

@@ -16,6 +16,7 @@ import torch
 from oldest import HEADERS, needs_headers
 from setuptools import Distribution
 
+import leni_kernels as lk
 from leni_kernels.common import extension
 
 ROOT = Path(__file__).parents[1]
@@ -249,6 +250,38 @@ def test_a_second_copy_is_not_loaded_and_the_first_may_be_again(installed):
     library.unlink()
     library.symlink_to(extension.library_path())
     assert runpy.run_path(str(path))["library_path"]() == library
+
+
+# ---- without the package -----------------------------------------------------------------------------------
+
+RUN_ALL = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+x = torch.load("x.pt")
+torch.save([torch.export.load("network.pt2").module()(x), torch.jit.load("network.pt")(x)], "outputs.pt")
+assert "leni_kernels" not in sys.modules
+"""
+
+
+@needs_extension
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit:FutureWarning")
+def test_a_process_that_has_loaded_the_library_runs_what_was_exported(tmp_path):
+    """Without the package's autograd, too, and with parameters that would have gradients."""
+    network = torch.nn.Sequential(lk.fold(lk.LENI2d(4).eval()), lk.fold(lk.Reborn2d(4).eval()), lk.LENI2d(4),
+                                  lk.Reborn2d(4), lk.ConvReLU2d(4, 4, 3), lk.AdaReLU(4), lk.FullyParametricReLU(4),
+                                  lk.CReLU()).eval()
+    x = torch.randn(2, 4, 8, 8)
+    with torch.no_grad(), lk.use_backend("cpp"):
+        torch.export.save(torch.export.export(network, (x,)), tmp_path / "network.pt2")
+        torch.jit.trace(network, x).save(tmp_path / "network.pt")
+        wanted = network(x)
+    torch.save(x, tmp_path / "x.pt")
+    process = subprocess.run([sys.executable, "-c", RUN_ALL, extension.library_path()], cwd=tmp_path,
+                             capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    for output in torch.load(tmp_path / "outputs.pt"):
+        assert output.requires_grad
+        torch.testing.assert_close(output, wanted, rtol=0, atol=0, check_device=False)
 
 
 # ---- one build for every PyTorch -----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md",
          "examples/README.md": "examples.md"}
+PROGRAMS = {".py": "python", ".cpp": "cpp"}
 INCLUDED = re.compile(r'--8<-- "(?P<path>[^"]+)"')
 FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)(?P<path>[^)#\s]+)(?=[)#])")
@@ -26,10 +27,11 @@ def on_files(files: Any, config: Any) -> Any:
     for path in sorted((ROOT / "benchmarks" / "results").iterdir()):
         if path.suffix in (".json", ".png"):
             files.append(File(path.relative_to(ROOT).as_posix(), str(ROOT), config.site_dir, config.use_directory_urls))
-    for path in sorted((ROOT / "examples").glob("*.py")):
-        program = path.read_text(encoding="utf-8")
-        files.append(File.generated(config, f"examples/{path.stem}.md",
-                                    content=f"# {path.name}\n\n```python\n{program}```\n"))
+    for path in sorted((ROOT / "examples").rglob("*.*")):
+        if path.suffix in PROGRAMS:
+            program = path.read_text(encoding="utf-8")
+            files.append(File.generated(config, path.relative_to(ROOT).with_suffix(".md").as_posix(),
+                                        content=f"# {path.name}\n\n```{PROGRAMS[path.suffix]}\n{program}```\n"))
     return files
 
 
@@ -49,6 +51,6 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def _in_site(link: str, folder: str, source: str) -> str:
     path = posixpath.normpath(posixpath.join(folder, link))
     if path.startswith("examples/"):
-        path = re.sub(r"\.py$", ".md", path)
+        path = re.sub(rf"({'|'.join(map(re.escape, PROGRAMS))})$", ".md", path)
     target = PAGES.get(path, path.removeprefix("docs/"))
     return posixpath.relpath(target, posixpath.dirname(source) or ".")
