@@ -88,16 +88,17 @@ def test_half_precision_errs_at_most_twice_as_much_as_layers(kernel_backend, mak
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("scale", [2**-20, 2**-14, 1, 2**14])
+@pytest.mark.parametrize("scale", [2**-20, 2**-14, 1, 2**13])
 @pytest.mark.parametrize("channels", [1, 3, 17, 40])
 def test_float16_is_a_float32_result_rounded_once(kernel_backend, make_folded, channels, scale, layout):
     """Also where it is subnormal, and where it is beyond float16, which is infinity."""
     for index, plane in enumerate(PLANES):
         x = (torch.randn(2, channels, *plane) * scale).half().to(memory_format=LAYOUTS[layout])
         taps, weight, bias = make_folded(channels, 3 + 2 * (index % 3))
+        folded = (taps, 4 * weight, scale * bias)
         with lk.use_backend(kernel_backend):
-            y = functional.leni_folded(x, taps, weight, scale * bias).double()
-        expected = truth(x, (taps, weight, scale * bias))
+            y = functional.leni_folded(x, *folded).double()
+        expected = truth(x, folded)
         error = 1e-5 * expected.abs().max()
         assert (y.isinf() >= (expected.abs() >= 65520 + error)).all()
         assert (y.isinf() <= (expected.abs() >= 65520 - error)).all()
@@ -184,7 +185,9 @@ def test_slices_in_half_precision(kernel_backend, make_folded, layout, take, dty
     with lk.use_backend(kernel_backend):
         y = functional.leni_folded(x, *folded)
         of_a_copy = functional.leni_folded(x.clone(memory_format=LAYOUTS[layout]), *folded)
-    assert torch.equal(y, of_a_copy)
+    # A copy of one channel has both layouts, which sum in different orders: float32 results may round apart.
+    unit = torch.finfo(dtype).eps if x.shape[1] == 1 else 0
+    torch.testing.assert_close(y, of_a_copy, rtol=unit, atol=1e-5 if unit else 0)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

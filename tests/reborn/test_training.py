@@ -141,8 +141,10 @@ def test_dense_deconvolution(kernel_backend, channels, layout, dtype, tolerance)
         assert got[0].dtype == dtype
         assert (got[0] - z).abs().max() <= tolerance * z.abs().max()
         variance, mean = torch.var_mean(got[0].double(), (0, 2, 3), correction=0)  # of z as it is kept
+        # What float16 is a multiple of makes float32 sums err to one side.
+        of_sums = 5e-6 if dtype == torch.float32 else 5e-5
         for each, exact in zip(got[1:], (mean, variance), strict=True):
-            assert (each - exact).abs().max() <= 5e-6 * exact.abs().max()
+            assert (each - exact).abs().max() <= of_sums * exact.abs().max()
         for needs_input, needs_deconv in ((True, True), (True, False), (False, True)):
             dx, ddeconv = operators.reborn_deconv_gradient_cpp(grad, grad_z, x, deconv, weight, needs_input,
                                                                needs_deconv)
