@@ -79,11 +79,12 @@ def _plain(layer: nn.Module) -> bool:
 
 def _as_made(convolution: nn.Module, kind: type[nn.Module], dims: int) -> bool:
     """Whether it keeps the size of what it reads, as those of a block do, and reads zeros beside it."""
-    if not isinstance(convolution, kind):
+    if type(convolution) is not kind and not isinstance(convolution, kind):
         return False
-    size, once = convolution.kernel_size[0], _ONCE[dims]
-    return (convolution.stride == once and convolution.padding == (size // 2,) * dims
-            and (size == 1 or convolution.dilation == once) and convolution.padding_mode == "zeros")
+    own, once = convolution.__dict__, _ONCE[dims]  # where its options are, at the least cost
+    size = own["kernel_size"][0]
+    return (own["stride"] == once and own["padding"] == (size // 2,) * dims
+            and (size == 1 or own["dilation"] == once) and own["padding_mode"] == "zeros")
 
 
 class Block(Leaf):
@@ -149,10 +150,11 @@ class Block(Leaf):
         return in_a_plane(x, parameters, layers, lambda *call: self._run(*call, obstacle, group))
 
     def _check_channels(self, x: Tensor) -> None:
-        name = type(self).__name__
-        channels = channels_of(name, x, self.dims)
+        name, dims = type(self).__name__, self.dims
+        channels = channels_of(name, x, dims)
         wanted = getattr(self._modules["deconv"], "in_channels", channels)
-        checks.shape(name, "x", x, ("N", wanted, *SPATIAL[self.dims]))
+        if channels != wanted:
+            checks.shape(name, "x", x, ("N", wanted, *SPATIAL[dims]))
 
     def _children(self) -> tuple[nn.Module | None, ...]:
         return tuple(map(self._modules.get, self._layers))
