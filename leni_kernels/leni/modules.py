@@ -110,8 +110,8 @@ class LazyLENI2d(LazyBlock, LENI2d):
     Takes :class:`LENI2d`'s arguments but for ``channels``, and ``inplace``, which it ignores. At the first call it
     becomes a :class:`LENI2d`, with the values that a new one has. It is to that what ``nn.LazyBatchNorm2d`` is to
     ``nn.BatchNorm2d``: until then its parameters are uninitialized ones of PyTorch's, which can be moved, cast, saved
-    and loaded, from its own state or a :class:`LENI2d`'s, and which optimizers refuse. Its layers become PyTorch's at
-    the same call, so that a network's own initialiser, which runs before, passes them by.
+    and loaded, from its own state or a :class:`LENI2d`'s. Its layers become PyTorch's at the same call, so that a
+    network's own initialiser, which runs before, passes them by.
 
     Raises:
         ValueError: in the first call, for an input that does not fit, or not what was loaded; it stays lazy then.
