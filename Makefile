@@ -1,5 +1,6 @@
 # Everything starts here, on a machine with Python >= 3.10 and a C++ compiler:
 #   make test         the linter, the type checker, the tests
+#   make test-integrations  networks under other tools, ONNX among them, which it installs first
 #   make test-oldest  the same tests on the oldest PyTorch and Triton that the package supports
 #   make sanitize     the C++ kernels under sanitizers (make sanitize-address, sanitize-thread): suites and a fuzzer
 #   make throughput   the main benchmark, its picture and the README's numbers
@@ -29,7 +30,7 @@ OLDEST_NUMPY := "numpy<2.4"
 PIP_INSTALL := pip install --quiet --disable-pip-version-check
 PYTEST := python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: install test test-oldest docs sanitize sanitize-address sanitize-thread throughput readme codegen predict
+.PHONY: install test test-integrations test-oldest docs sanitize sanitize-address sanitize-thread throughput readme codegen predict
 .PHONY: gpu-check gpu-rehearse compile-commands clean
 
 install: $(VENV)/installed
@@ -64,13 +65,17 @@ $(PARTS)/prepared: $(VENV)/prepared
 
 # A process for each core, of one thread each. The tests of several threads ask for theirs, and those that wait sleep:
 # if they spun, they would keep the cores from those that work.
-test test-oldest: export OMP_NUM_THREADS := 1
-test test-oldest: export OMP_WAIT_POLICY := passive
+test test-integrations test-oldest: export OMP_NUM_THREADS := 1
+test test-integrations test-oldest: export OMP_WAIT_POLICY := passive
 
 test: install $(PARTS)/prepared
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/$(PYTEST)
+
+test-integrations: install
+	$(BIN)/$(PIP_INSTALL) --no-build-isolation --editable ".[test-integrations]"
+	$(BIN)/$(PYTEST) tests/integrations
 
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/$(PYTEST)

@@ -166,6 +166,21 @@ def test_explain_says_why_a_transform_runs_on_the_reference(name):
     assert "torch.func" in decision.why_not["cpp"] or "kernels exist for one and two" in decision.why_not["cpp"]
 
 
+# ---- ONNX --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", BLOCKS)
+def test_an_export_to_onnx_sees_pytorch_s_operators_alone(name, monkeypatch):
+    """What the exporters make of them needs onnxruntime: ``tests/integrations/test_onnx.py``."""
+    block, x = make(name)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    assert "leni_kernels::" not in str(torch.jit.trace(block, (x,)).inlined_graph)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):  # a mode stands for torch.export
+        decision, = lk.explain(block, x)
+    assert decision.backend == "reference"
+
+
 # ---- what kernels refuse -----------------------------------------------------------------------------------
 
 needs_extension = pytest.mark.skipif(extension.why_missing is not None, reason=str(extension.why_missing))
