@@ -229,7 +229,8 @@ def _plane(x: Tensor) -> Tensor:
 
 
 def _as_it_is(y: Tensor, spatial: Sequence[int]) -> Tensor:
-    return y.squeeze(2) if len(spatial) == 1 else y.unflatten(2, spatial[:2])
+    # Not unflatten, which a trace would hold to the example's sizes.
+    return y.squeeze(2) if len(spatial) == 1 else y.view(*y.shape[:2], *spatial)
 
 
 # ---- inference forms ---------------------------------------------------------------------------------------
