@@ -155,9 +155,10 @@ def test_autocast_reads_what_is_expanded(name, layout, dimensions, dtype):
         pytest.skip("the kernels do not serve it")
     with torch.autocast("cpu", dtype):
         y, wanted = forward(function, x, parameters), forward(function, x.contiguous(), parameters)
-    # ConvReLU sums its layouts in different orders: a float32 sum near a tie may be rounded to the other neighbour.
-    unit = torch.finfo(dtype).eps if name == "conv_relu" else 0
-    torch.testing.assert_close(y, wanted, rtol=unit, atol=0)
+    # Layouts may be summed in different orders: a float32 sum near a tie may be rounded to the other neighbour. To that
+    # of bfloat16 it is in ConvReLU alone.
+    unit = torch.finfo(dtype).eps if name == "conv_relu" or dtype == torch.float16 else 0
+    torch.testing.assert_close(y, wanted, rtol=unit, atol=1e-5 if dtype == torch.float16 else 0)
 
 
 def test_columns_that_are_far_apart_take_no_longer():
