@@ -116,12 +116,13 @@ def _unavailable(name: str, operation: str, reason: str) -> BackendUnavailableEr
 
 def _why_no_kernels(call: Any) -> str | None:
     """Why what is around a call needs PyTorch's own operators, whose insides it knows, or None if it does not."""
-    if torch._C._are_functorch_transforms_active():
-        return "it is inside a transform of torch.func, and kernels have no rules for these"
+    if watched():
+        if torch._C._are_functorch_transforms_active():
+            return "it is inside a transform of torch.func, and kernels have no rules for these"
+        if torch.onnx.is_in_onnx_export():
+            return "it is exported to ONNX, which has no such operator"
     if forward_ad._current_level >= 0 and any(map(_has_tangent, tree_leaves(call))):
         return "forward-mode differentiation goes through it, and kernels have no rules for that"
-    if watched() and torch.onnx.is_in_onnx_export():
-        return "it is exported to ONNX, which has no such operator"
     return None
 
 
