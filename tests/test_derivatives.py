@@ -213,7 +213,7 @@ def test_operators_of_an_exported_program_refuse_tangents(name, with_gradients):
 
 
 @needs_extension
-@pytest.mark.parametrize("name", ["LENI2d", "Reborn2d", "folded Reborn2d"])
+@pytest.mark.parametrize("name", ["Reborn2d", "folded Reborn2d"])
 def test_operators_of_inference_refuse_a_backward(name):
     block, x = make(name)
     with torch.no_grad():

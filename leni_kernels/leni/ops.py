@@ -5,7 +5,7 @@ No arithmetic here: the definitions and the folding are in ``reference.py``, the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,7 +39,6 @@ from ..two_branch.ops import (
     only_needed,
     operators_of,
     read,
-    records_gradients,
     steps_of,
     tensors_fit,
     wants_gradient,
@@ -198,6 +197,46 @@ def _save_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     only_first_differentiable(ctx, output)
 
 
+def _with_running_statistics(tensors: Sequence[Tensor | None], eps: tuple[float, float]) -> LeniParameters:
+    """Of an operator's arguments behind x: D, BN1's mean, variance, γ1, β1, BN2's, P and c."""
+    deconv_weight, *norms, compress_weight, compress_bias = tensors
+    return LeniParameters(deconv_weight, Norm(*norms[:4], eps=eps[0]), Norm(*norms[4:], eps=eps[1]), compress_weight,
+                          compress_bias)
+
+
+def _evaluation(operator: Any, kernels: Kernels) -> Callable[..., Tensor]:
+    """A block with running statistics, with autograd, which keeps what it is given and folds it again."""
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:12])
+        ctx.eps = inputs[12:]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *tensors = ctx.saved_tensors
+        needs, eps = ctx.needs_input_grad[:12], ctx.eps
+        if torch.is_grad_enabled():
+            def block(x: Tensor, *tensors: Tensor | None) -> Tensor:
+                return reference.leni(x, *_with_running_statistics(tensors, eps).layers())
+
+            return *gradients_again(block, (x, *tensors), needs, grad), None, None
+        with torch.enable_grad():
+            leaves = [tensor if tensor is None else tensor.detach().requires_grad_(need)
+                      for tensor, need in zip(tensors, needs[1:], strict=True)]
+            taps, weight, bias, mean = _centred(x, reference.fold_leni(*_with_running_statistics(leaves, eps)))
+        grad_x, grad_taps = kernels.input_gradient(grad, x, taps.detach(), weight.detach(), None, None)
+        if True not in needs[1:]:
+            return grad_x, *[None] * 13
+        of_folded = zip((taps, weight, bias), (grad_taps, *kernels.weight_gradient(grad, x, taps.detach(), mean)),
+                        strict=True)
+        folded, of_folded = zip(*((tensor, gradient) for tensor, gradient in of_folded if tensor.requires_grad),
+                                strict=True)
+        found = iter(torch.autograd.grad(folded, [leaf for leaf, need in zip(leaves, needs[1:], strict=True) if need],
+                                         of_folded))
+        return grad_x, *(next(found) if need else None for need in needs[1:]), None, None
+
+    return differentiable(operator, save, backward)
+
+
 def _gradients_again(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
     """Of x, D, γ1, β1, γ2, β2, P and c, in a backward with ``create_graph``."""
     *parameters, needs, negative_eps, fusion_eps = rest
@@ -290,19 +329,21 @@ class Training(NamedTuple):
     """How one backend trains a block."""
 
     steps: Steps
+    evaluation: Callable[..., Tensor]
+    """(x, D, BN1's mean, variance, γ1, β1, BN2's mean, variance, γ2, β2, P, c, both eps) -> y"""
     alone: Callable[..., tuple[Tensor, Tensor]]
     """(x, D, γ1, β1, γ2, β2, P, c, None, both eps) -> y, statistics"""
     synchronised: Callable[..., tuple[Tensor, Tensor]]
     """(x, D, γ1, β1, γ2, β2, P, c, both eps, group) -> y, statistics"""
 
 
-def _define_training(backend: str, steps: Steps) -> Training:
-    return Training(steps, _training(steps), _define_synchronised(backend, steps))
+def _define_training(backend: str, steps: Steps, kernels: Kernels) -> Training:
+    return Training(steps, _evaluation(steps.eval, kernels), _training(steps), _define_synchronised(backend, steps))
 
 
 if extension.why_missing is None:
     _CPP = _with_autograd(Kernels(*operators_of("leni", "cpp", _FAKES, Kernels._fields)))
-    _TRAINING_CPP = _define_training("cpp", steps_of("leni", "cpp", _STEP_FAKES))
+    _TRAINING_CPP = _define_training("cpp", steps_of("leni", "cpp", _STEP_FAKES), _CPP)
     flops.register("cpp", FORMULAS)
 
 
@@ -330,7 +371,7 @@ def _define_triton() -> None:
     steps = steps_of("leni", "triton", _STEP_FAKES)
     _TRAINING_TRITON = _define_training("triton", steps._replace(
         training_backward=with_reference("leni_training_backward", "triton", steps.training_backward,
-                                         reference.leni_training_backward)))
+                                         reference.leni_training_backward)), _TRITON)
     flops.register("triton", FORMULAS)
 
 
@@ -513,22 +554,19 @@ def _why_leni_not_triton(call: LeniCall) -> str | None:
 def _run_leni_cpp(call: LeniCall) -> Tensor:
     if call.trains:
         return _run_training(call, _TRAINING_CPP)
-    return _run_eval(call, _TRAINING_CPP.steps, _CPP)
+    return _run_eval(call, _TRAINING_CPP)
 
 
 def _run_leni_triton(call: LeniCall) -> Tensor:
     if call.trains:
         return _run_training(call, _TRAINING_TRITON)
-    return _run_eval(call, _TRAINING_TRITON.steps, _TRITON)
+    return _run_eval(call, _TRAINING_TRITON)
 
 
-def _run_eval(call: LeniCall, steps: Steps, kernels: Kernels) -> Tensor:
-    if records_gradients():  # the folding has gradients of its own
-        return _run(kernels, call, reference.fold_leni(*call.parameters))
-    x = read(call)
+def _run_eval(call: LeniCall, training: Training) -> Tensor:
     deconv_weight, negative, fusion, compress_weight, compress_bias = call.parameters
-    return steps.eval(x, deconv_weight, *negative[:4], *fusion[:4], compress_weight, compress_bias, negative.eps,
-                      fusion.eps)
+    return training.evaluation(read(call), deconv_weight, *negative[:4], *fusion[:4], compress_weight, compress_bias,
+                               negative.eps, fusion.eps)
 
 
 def _run_training(call: LeniCall, training: Training) -> Tensor:

@@ -19,7 +19,7 @@ from ..common.gpu import support
 from ..common.kept import Kept
 from ..common.layout import is_channels_last
 from ..common.norm import Norm
-from ..common.operators import define, differentiable, once_differentiable
+from ..common.operators import define, differentiable, inference_only, once_differentiable
 from ..conv_relu import ops as conv_relu_ops
 from ..two_branch.layout import empty_like
 from ..two_branch.ops import (
@@ -233,6 +233,7 @@ class Training(NamedTuple):
 
 
 def _define_training(backend: str, steps: Steps) -> Training:
+    steps = steps._replace(eval=inference_only(steps.eval))
     return Training(steps, _training(steps), _define_synchronised(backend, steps))
 
 

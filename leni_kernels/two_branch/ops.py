@@ -36,15 +36,31 @@ def operators_of(mechanism: str, backend: str, fakes: Any, names: tuple[str, ...
     return operators
 
 
+def _on_one_device(operator: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """A fake that refuses tensors on several devices: PyTorch calls it, and no kernel, where one of them is on meta."""
+
+    def checked(*arguments: Any) -> Any:
+        tensors = {f"argument {place}": each for place, each in enumerate(arguments) if isinstance(each, Tensor)}
+        checks.same_device(operator, **tensors)
+        return fake(*arguments)
+
+    return checked
+
+
 def steps_of(mechanism: str, backend: str, fakes: Any) -> Any:
-    """The operators leni_kernels::<mechanism>_<name>_<backend> of whole blocks, with their fakes registered."""
+    """The operators leni_kernels::<mechanism>_<name>_<backend> of whole blocks, with their fakes registered.
+
+    Those whose gradients are the mechanism's own to say are as they are: ``eval`` and ``training``.
+    """
     steps = []
     for name, fake in fakes._asdict().items():
-        torch.library.register_fake(f"leni_kernels::{mechanism}_{name}_{backend}", fake)
+        qualified = f"leni_kernels::{mechanism}_{name}_{backend}"
+        of_activations = name != "running_statistics"
+        torch.library.register_fake(qualified, _on_one_device(qualified, fake) if of_activations else fake)
         steps.append(getattr(torch.ops.leni_kernels, f"{mechanism}_{name}_{backend}").default)
     steps = type(fakes)(*steps)
     return steps._replace(
-        eval=inference_only(steps.eval), batch_statistics=inference_only(steps.batch_statistics),
+        batch_statistics=inference_only(steps.batch_statistics),
         training_backward=once_differentiable(steps.training_backward),
         running_statistics=without_gradients(steps.running_statistics))
 

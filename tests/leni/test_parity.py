@@ -185,7 +185,7 @@ def test_slices_in_half_precision(kernel_backend, make_folded, layout, take, dty
     with lk.use_backend(kernel_backend):
         y = functional.leni_folded(x, *folded)
         of_a_copy = functional.leni_folded(x.clone(memory_format=LAYOUTS[layout]), *folded)
-    # A copy of one channel has both layouts, which sum in different orders: to float16 the float32 sums may round apart.
+    # A copy of one channel has both layouts, which sum in different orders: float32 sums may round apart to float16.
     unit = torch.finfo(dtype).eps if x.shape[1] == 1 and dtype == torch.float16 else 0
     torch.testing.assert_close(y, of_a_copy, rtol=unit, atol=1e-5 if unit else 0)
 

@@ -261,7 +261,7 @@ def direct_calls():
         "more channels than parameters": {"x": torch.randn(2, C + 1, 5, 6)},
         "fewer channels than parameters": {"x": torch.randn(2, C - 1, 5, 6)},
         "int x": {"x": x.long()},
-        "half x": {"x": x.half()},
+        "float8 x": {"x": x.to(torch.float8_e5m2)},
         "complex x": {"x": x.to(torch.complex64)},
         "float64 x, float32 parameters": {"x": x.double()},
         "float64 taps": {"taps": taps.double()},
@@ -299,7 +299,7 @@ def direct_training_calls():
              "leni_weight_gradient_cpp": ("grad", "x", "taps"), "leni_input_gradient_cpp": good}
     wrong = {
         "rank 3": {"x": x[0], "grad": x[0]},
-        "half x": {"x": x.half(), "grad": x.half()},
+        "float8 x": {"x": x.to(torch.float8_e5m2), "grad": x.to(torch.float8_e5m2)},
         "float64 x, float32 parameters": {"x": x.double(), "grad": x.double()},
         "more channels than parameters": {"x": torch.randn(2, C + 1, 5, 6), "grad": torch.randn(2, C + 1, 5, 6)},
         "even taps": {"taps": torch.randn(C, 4, 4)},
