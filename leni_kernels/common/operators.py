@@ -154,7 +154,10 @@ def differentiable(operator: Any, save: Callable[[Any, tuple[Any, ...], Any], No
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return operator(*inputs)
-        return apply(*inputs) if torch.is_grad_enabled() else run(*inputs)
+        if torch.is_grad_enabled():
+            return apply(*inputs)
+        with _BelowAutograd():
+            return at_once(*inputs)
 
     return call
 

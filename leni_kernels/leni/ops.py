@@ -539,9 +539,6 @@ class LeniCall(NamedTuple):
             return "an empty batch has no statistics"
         return None
 
-    def folded(self) -> Folded:
-        return reference.fold_leni(*self.parameters)
-
 
 def _why_leni_not_cpp(call: LeniCall) -> str | None:
     return call.why_not_fused() or _why_not_cpp(call)

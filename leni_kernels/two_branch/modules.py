@@ -1,7 +1,7 @@
 """What the modules of LENI and Reborn share: the negative branch's layers, and how their tensors are read.
 
-Tensors are read where nn.Module keeps them, since its own search is slow. One that is not there, as where it is
-parametrized, is an attribute; a hook may have to compute it first.
+Tensors and options are read where nn.Module keeps them, in its ``__dict__``, since its own search is slow. One that is
+not there, as where it is parametrized, is an attribute; a hook may have to compute it first.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from .reference import Layer
 
 def norm_state(norm: nn.Module) -> Norm:
     """The state of a BatchNorm2d or SyncBatchNorm."""
-    parameters, buffers = norm._parameters, norm._buffers
+    own = norm.__dict__
+    parameters, buffers = own["_parameters"], own["_buffers"]
     try:
         return Norm(buffers["running_mean"], buffers["running_var"], parameters["weight"], parameters["bias"],
-                    norm.training, norm.momentum, norm.eps, buffers["num_batches_tracked"])
+                    own["training"], own["momentum"], own["eps"], buffers["num_batches_tracked"])
     except KeyError:
         compute_tensors(norm)
         return Norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training, norm.momentum,
@@ -35,7 +36,7 @@ def norm_state(norm: nn.Module) -> Norm:
 
 
 def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    parameters = layer._parameters
+    parameters = layer.__dict__["_parameters"]
     try:
         return parameters["weight"], parameters["bias"]
     except KeyError:
@@ -43,9 +44,12 @@ def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
         return layer.weight, layer.bias
 
 
+_BATCH_NORM = nn.BatchNorm2d
+
+
 def sync_group(norm: nn.Module) -> str:
     """The process group that a SyncBatchNorm in training takes its statistics over; "" if it stays by itself."""
-    if type(norm) is nn.BatchNorm2d:  # as it nearly always is
+    if type(norm) is _BATCH_NORM:  # as it nearly always is
         return ""
     if not (isinstance(norm, nn.SyncBatchNorm) and norm.training and distributed.is_available()
             and distributed.is_initialized()):
@@ -65,9 +69,10 @@ _PLAIN_LAYERS = (*LAYERS[2], *LAYERS[1], *LAYERS[3], nn.SyncBatchNorm)
 
 def _untouched(layer: nn.Module) -> bool:
     """Whether a layer is one of PyTorch's and has no hooks, as nearly always: it is plain then, and not hooked."""
+    own = layer.__dict__
     return type(layer) in _PLAIN_LAYERS and not (
-        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-        or "forward" in layer.__dict__)
+        own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+        or "forward" in own)
 
 
 def _plain(layer: nn.Module) -> bool:
@@ -127,27 +132,28 @@ class Block(Leaf):
             if not _plain(child):
                 return f"{name} was replaced by a {type(child).__name__}"
         deconv, compress = children["deconv"], children.get("compress")
-        if not _as_made(deconv, LAYERS[dims][0], dims) or deconv._parameters.get("bias") is not None:
+        kinds = LAYERS[dims]
+        if not _as_made(deconv, kinds[0], dims) or deconv.__dict__["_parameters"].get("bias") is not None:
             return "deconv is another convolution than the block's"
-        if compress is not None and not _as_made(compress, LAYERS[dims][2], dims):
+        if compress is not None and not _as_made(compress, kinds[2], dims):
             return "compress is another convolution than the block's"
         return None
 
     def forward(self, x: Tensor) -> Tensor:
-        obstacle = self.obstacle()
+        obstacle, dims, run = self.obstacle(), self.dims, self._run
         if obstacle is None:
             parameters, layers = self.parameters_for_kernels(), None
         else:
             self._warn_of_hook(obstacle)
             parameters, layers = None, self._children
-        if parameters is None or self.dims != 2:
+        if dims != 2 or parameters is None:
             self._check_channels(x)
         group = sync_group(self._modules["bn_negative"])
         if group and parameters is not None:
             layers = partial(self._synchronised, parameters)
-        if self.dims == 2:
-            return self._run(x, parameters, layers, obstacle, group)
-        return in_a_plane(x, parameters, layers, lambda *call: self._run(*call, obstacle, group))
+        if dims == 2:
+            return run(x, parameters, layers, obstacle, group)
+        return in_a_plane(x, parameters, layers, partial(_run_last, run, obstacle, group))
 
     def _check_channels(self, x: Tensor) -> None:
         name, dims = type(self).__name__, self.dims
@@ -171,6 +177,10 @@ class Block(Leaf):
 
     def extra_repr(self) -> str:
         return f"{self.channels}"
+
+
+def _run_last(run: Callable[..., Tensor], obstacle: str | None, group: str, *call: Any) -> Tensor:
+    return run(*call, obstacle, group)
 
 
 class LazyBlock(LazyActivation):
