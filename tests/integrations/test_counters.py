@@ -8,6 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import leni_kernels as lk
 
+# These programs put hooks on every layer, which blocks warn of.
+pytestmark = pytest.mark.filterwarnings("ignore:leni_kernels. a hook on:UserWarning")
+
 SITES = 5 * 6
 BLOCKS = {
     "LENI": (lambda: lk.LENI2d(8), SITES * (9 * 8 + 2 * 8**2)),
