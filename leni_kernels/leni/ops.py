@@ -628,4 +628,4 @@ def run_leni(x: Tensor, parameters: LeniParameters | None,
         checks.shape("leni", "compress_weight", parameters.compress_weight, (channels, 2 * channels, 1, 1))
         checks.norm("leni", "fusion_norm", parameters.fusion_norm, 2 * channels)
     return _LENI(LeniCall(x, checks.autocast_dtype(x), is_channels_last(x), parameters,
-                          layers or parameters.layers, obstacle, group))
+                          parameters.layers if layers is None else layers, obstacle, group))

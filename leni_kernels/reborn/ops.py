@@ -502,7 +502,7 @@ def run_reborn(x: Tensor, parameters: RebornParameters | None,
         elif parameters.compress_bias is not None:
             raise ValueError("reborn: compress_bias needs a compress_weight")
     return _REBORN(RebornCall(x, checks.autocast_dtype(x), is_channels_last(x), parameters,
-                              layers or parameters.layers, obstacle, group))
+                              parameters.layers if layers is None else layers, obstacle, group))
 
 
 def reborn_features_folded(x: Tensor, taps: Tensor, shift: Tensor, groups: int = 1) -> Tensor:

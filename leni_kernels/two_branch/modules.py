@@ -224,9 +224,9 @@ def in_a_plane(x: Tensor, parameters: Any, layers: Callable[[], Sequence[Layer |
     spatial = x.shape[2:]
 
     def planar(layer: Layer | None) -> Layer | None:
-        return layer and (lambda y: _plane(layer(_as_it_is(y, spatial))))
+        return None if layer is None else lambda y: _plane(layer(_as_it_is(y, spatial)))
 
-    of_layers, of_kernels = layers or parameters.layers, parameters
+    of_layers, of_kernels = parameters.layers if layers is None else layers, parameters
     if parameters is not None:
         weight = parameters.compress_weight
         of_kernels = parameters._replace(deconv_weight=weight_in_a_plane(parameters.deconv_weight),
