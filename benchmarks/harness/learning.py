@@ -10,19 +10,19 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from datasets.source import Source
 from networks import catalogue
 from torch import Tensor, nn
 
 import leni_kernels as lk
 
 from . import files, processes
-from .datasets import Dataset
 from .synchronised import synchronise
 
 
@@ -42,13 +42,24 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "paper": Recipe(200, 0.1, (0.5, 0.75), batch=64, weight_decay=5e-4, xavier=True, augmented=True),
+    "reborn": Recipe(80, 0.001, (1 / 2,), batch=64, weight_decay=5e-4, xavier=True, augmented=True),
+    "conv_relu": Recipe(300, 0.1, (1 / 2, 5 / 6), batch=128, weight_decay=1e-4, xavier=False, augmented=True),
+    "imagenet": Recipe(90, 0.1, (1 / 3, 2 / 3), batch=256, weight_decay=1e-4, xavier=False, augmented=True),
     "short": Recipe(5, 0.05, (0.6, 0.85), batch=64, weight_decay=5e-4, xavier=True, augmented=False),
 }
-"""``paper``: momentum, batch, weight decay, Xavier's initial values, crops and flips are the papers'; the number of
-epochs, the learning rate and where it falls are not available to us, and are the usual ones for small images."""
+"""``reborn``: Reborn paper, §4.3, and on CIFAR 160 epochs (:func:`recipe`). ``conv_relu``: ConvReLU paper,
+"Experimental Setup"; momentum, weight decay and the last epoch are not printed, and are those of the DenseNet paper
+that it builds on. ``imagenet``: the ResNet paper's, which LENI's §4.1 follows, with the 90 epochs that are usual."""
 
-MOMENTUM, PADDING, TEST_BATCH = 0.9, 4, 500
+MOMENTUM, TEST_BATCH = 0.9, 500
+
+
+def recipe(name: str, dataset: str, epochs: int | None = None) -> Recipe:
+    """A recipe for a data set; ``epochs`` in the place of its own stretch or shrink the schedule."""
+    found = RECIPES[name]
+    if name == "reborn" and dataset.startswith("cifar"):
+        found = found._replace(epochs=160)
+    return found if epochs is None else found._replace(epochs=epochs)
 
 
 class Run(NamedTuple):
@@ -58,9 +69,9 @@ class Run(NamedTuple):
     activation: str
     seed: int
     dataset: str
-    images: int
+    examples: int
     width: float
-    first: int | None
+    where: str
     recipe: Recipe
     parts: int = 1
     """How many parts of a batch its norms see, each by itself; if it is 1, they synchronise over all processes."""
@@ -83,15 +94,14 @@ class Learner:
 
     Args:
         run: what to train.
-        data: on the device to train on. On a GPU the network runs in bfloat16 under autocast, channels-last.
+        data: what to train on, on the device. On a GPU the network runs in bfloat16 under autocast, channels-last.
     """
 
-    def __init__(self, run: Run, data: Dataset) -> None:
+    def __init__(self, run: Run, data: Source, device: torch.device) -> None:
         torch.manual_seed(run.seed)
-        self.run, self.data = run, data
-        self.device = data.images.device
-        self.network = catalogue.build(run.network, run.activation, channels=data.images.shape[1],
-                                       width=run.width, first=run.first)
+        self.run, self.data, self.device = run, data, device
+        self.network = catalogue.build(run.network, run.activation, data.classes, data.channels, run.width, run.where,
+                                       data.size)
         if run.recipe.xavier:
             self.network.apply(_xavier)
         self.format = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
@@ -135,60 +145,47 @@ class Learner:
         self.network.train()
         if not processes.first():  # the first one's noise is in the checkpoint; each has its own, which an epoch begins
             torch.manual_seed(hash((self.run.seed, len(self.history), processes.rank())))
-        losses = processes.summed(torch.stack([self._step(images, labels) for images, labels in self._batches()]))
+        batches = self._batches()
+        examples = self.data.training(batches, self.generator, self.run.recipe.augmented, processes.part)
+        losses = processes.summed(torch.stack([self._step(inputs, labels, len(labels) / len(batch))
+                                               for batch, (inputs, labels) in zip(batches, examples, strict=True)]))
         self.scheduler.step()
         if self.alternation is not None:
             self.alternation.step()
         self.history.append({"loss": losses.mean().item(), "accuracy": self.accuracy(),
                              "seconds": round(time.perf_counter() - began, 2)})
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of all processes together."""
-        # A batch norm refuses a single value per channel, and no process may be left without an image.
+    def _batches(self) -> list[Tensor]:
+        """The batches of all processes together, as indices."""
+        # A batch norm refuses a single value per channel, and no process may be left without an example.
         least = max(2 * self.run.parts, processes.count())
-        order = torch.randperm(len(self.data.images), generator=self.generator).to(self.device)
-        for indices in order.split(self.run.recipe.batch):
-            if len(indices) >= least:
-                images = self.data.images[indices]
-                yield self._augmented(images) if self.run.recipe.augmented else images, self.data.labels[indices]
+        order = torch.randperm(self.data.count, generator=self.generator)
+        return [batch for batch in order.split(self.run.recipe.batch) if len(batch) >= least]
 
-    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Train on this process's part of a batch; returns what the part adds to the batch's mean loss."""
-        own = processes.part(labels)
-        share = len(own) / len(labels)
-        loss = F.cross_entropy(self._forward(self.model, processes.part(images)), own) * share
+    def _step(self, inputs: Tensor, labels: Tensor, share: float) -> Tensor:
+        """Train on this process's share of a batch; returns what it adds to the batch's mean loss."""
+        loss = F.cross_entropy(self._forward(self.model, inputs), labels) * share
         self.optimizer.zero_grad()
         (loss * processes.count()).backward()  # DistributedDataParallel divides by the number of processes
         self.optimizer.step()
         return loss.detach()
 
-    def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
+    def _forward(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        if inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=self.format)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            return model(images.contiguous(memory_format=self.format)).float()
-
-    def _augmented(self, images: Tensor) -> Tensor:
-        """Each image padded by 4 (an eighth of small ones), cropped at random, and mirrored at random."""
-        count, _, height, width = images.shape
-        pad = min(PADDING, height // 8)
-        shifts = torch.randint(2 * pad + 1, (2, count, 1), generator=self.generator).to(self.device)
-        mirrored = (torch.rand(count, 1, 1, 1, generator=self.generator) < 0.5).to(self.device)
-        rows, columns = (shift + torch.arange(size, device=self.device)
-                         for shift, size in zip(shifts, (height, width), strict=True))
-        padded = F.pad(images, [pad] * 4).movedim(1, -1)
-        cropped = padded[torch.arange(count, device=self.device)[:, None, None], rows[:, :, None],
-                         columns[:, None, :]].movedim(-1, 1)
-        return torch.where(mirrored, cropped.flip(-1), cropped) if self.data.mirrored else cropped
+            return model(inputs).float()
 
     @torch.no_grad()
     def accuracy(self) -> float:
-        """The share of the test images that the network names rightly, in per cent."""
+        """The share of the test examples that the network names rightly, in per cent."""
         self.network.eval()
         processes.as_first(self.network.buffers())  # norms that do not synchronise have statistics of their own
-        batches = zip(self.data.test_images.split(TEST_BATCH), self.data.test_labels.split(TEST_BATCH), strict=True)
+        batches = torch.arange(self.data.test_count).split(TEST_BATCH)[processes.rank()::processes.count()]
         right = torch.zeros((), dtype=torch.long, device=self.device)
-        for images, labels in list(batches)[processes.rank()::processes.count()]:
-            right += (self._forward(self.network, images).argmax(1) == labels).sum()
-        return 100 * processes.summed(right).item() / len(self.data.test_labels)
+        for inputs, labels in self.data.testing(batches):
+            right += (self._forward(self.network, inputs).argmax(1) == labels).sum()
+        return 100 * processes.summed(right).item() / self.data.test_count
 
     # ---- the checkpoint ----
 
@@ -232,14 +229,14 @@ class Learner:
             torch.cuda.set_rng_state(state["cuda"], self.device)
 
 
-def train(run: Run, data: Dataset, folder: Path, begin: Callable[[str], None]) -> Learner:
+def train(run: Run, data: Source, device: torch.device, folder: Path, begin: Callable[[str], None]) -> Learner:
     """Train to the end, from the last whole epoch in ``folder`` on; ``begin`` hears of every epoch.
 
     Raises:
         BadCheckpoint: if what lies there under the run's name is no checkpoint of it.
         CannotWrite: if a checkpoint cannot be written.
     """
-    learner = Learner(run, data)
+    learner = Learner(run, data.split(run.seed), device)
     path = folder / run.file()
     if processes.from_first(path.exists):
         learner.load(path)

@@ -1,0 +1,1 @@
+"""The papers' data sets, from files that are there: nothing is downloaded."""
