@@ -14,7 +14,7 @@ from typing import Any
 import memory
 import overhead
 import throughput
-from harness import bars, command, files, machine, report, tables
+from harness import bars, command, files, learned, machine, report, tables
 from harness.blocks import Table
 from harness.report import number
 from networks import table1
@@ -22,7 +22,7 @@ from networks import table1
 ROOT = Path(__file__).parents[1]
 RESULTS = command.RESULTS
 CPUS, GPUS = [f"cpu-{isa}" for isa in machine.ISAS], ["cuda"]
-PAGES = ("README.md", "docs/performance.md", "docs/how/backends.md")
+PAGES = ("README.md", "docs/performance.md", "docs/accuracy.md", "docs/how/backends.md")
 NOTHING = "Nothing has been measured yet: `make throughput` measures, and writes this section.\n"
 
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def pages(results: Path) -> dict[Path, str]:
     """The pages that show measured numbers, as a folder of results wants them."""
     texts = {"measured": section(results), "highlights": highlights(results), "where": where(results),
-             "gpus": "\n".join(["", *_where_on_gpus(results), ""])}
+             "accuracy": accuracy(results), "gpus": "\n".join(["", *_where_on_gpus(results), ""])}
     return {ROOT / name: _filled(ROOT / name, texts) for name in PAGES}
 
 
@@ -233,6 +233,24 @@ def _compiled(results: Path) -> str:
     names = sorted({architecture for architecture, _ in counts})
     return (f"{sum(of['compiled'] for _, of in counts):,} of {sum(of['cases'] for _, of in counts):,} compilations "
             f"ahead of time for {', '.join(names)} succeeded ({_file(path)})")
+
+
+# ---- what was trained --------------------------------------------------------------------------------------
+
+GAIN_LEGEND = ("*Less ReLU's* is the mean, over the seeds, of a method's accuracy less that of the full network with "
+               "ReLU, and beside it the 95 % confidence interval of Student's t for paired samples. *Published* is the "
+               "paper's accuracy in its full setting.")
+
+
+def accuracy(results: Path) -> str:
+    """Every table of a paper that was trained, as Markdown."""
+    runs = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("accuracy-*.json"))}
+    lines = [] if runs else ["Nothing has been trained yet."]
+    for path, run in runs.items():
+        lines += [f"\n**{run['settings']['table']}, on {learned.title(run)}**\n", _measured_on(path, run),
+                  f"![Test accuracy by epoch]({_link(path).with_suffix('.png')})\n", f"{GAIN_LEGEND}\n",
+                  *_table(learned.HEAD, learned.cells(run))]
+    return "\n".join(lines) + "\n"
 
 
 # ---- all tables --------------------------------------------------------------------------------------------

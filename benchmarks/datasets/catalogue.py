@@ -12,6 +12,12 @@ DATASETS: dict[str, Callable[[Path], Source]] = {
     "digits": lambda folder: images.digits(),
     "fashion-mnist": images.fashion_mnist,
 }
+FILES = {"fashion-mnist": "train-images-idx3-ubyte and its three siblings, gzipped or not"}
+"""What each set's folder is to hold, in a line."""
+
+TEXTS: tuple[str, ...] = ()
+"""The sets of texts; the others are images."""
+
 WITHOUT_FILES = ("digits",)
 """The sets that need no folder."""
 

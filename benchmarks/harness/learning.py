@@ -259,7 +259,7 @@ def result(learner: Learner) -> dict[str, Any]:
     """What there is to say of a finished run, as plain data."""
     run = learner.run
     return {
-        "network": run.network, "activation": run.activation, "seed": run.seed,
+        "network": run.network, "activation": run.activation, "where": run.where, "width": run.width, "seed": run.seed,
         "parameters": catalogue.parameter_count(learner.network),
         "accuracy": learner.history[-1]["accuracy"],
         "seconds": round(sum(epoch["seconds"] for epoch in learner.history), 1),

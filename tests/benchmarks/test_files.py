@@ -5,18 +5,20 @@ from contextlib import contextmanager
 
 import codegen
 import pytest
+import torch
+from datasets import images
 from gpu import records
-from harness import command, datasets, figures, files, history, learning, plot, report
+from harness import command, figures, files, history, learning, plot, report
 from tuning import candidates
 
 from leni_kernels.common.gpu import tilings
 
 resource = pytest.importorskip("resource")
 
-RUN = learning.Run("convnet8", "relu", 0, "digits", 130, 0.0625, None, learning.RECIPES["short"])
+RUN = learning.Run("convnet8", "relu", 0, "digits", 130, 0.0625, "all", learning.RECIPES["short"])
 FACTS = {"date": "2026-01-01", "commit": "a", "machine": {"cpu": "A CPU"}, "kernels_isa": "avx2", "threads": 2,
          "versions": {"torch": "2.14"}}
-CURVES = {"runs": [{"network": "convnet8", "activation": "relu", "history": [{"accuracy": 10.0}, {"accuracy": 20.0}]}]}
+CURVES = {"runs": [{"network": "convnet8", "method": "ReLU", "history": [{"accuracy": 10.0}, {"accuracy": 20.0}]}]}
 
 
 @contextmanager
@@ -53,7 +55,7 @@ WRITERS = {
     "candidates": ("sm_90.json", _candidates),
     "learning curves": ("curves.png", lambda path: figures.learning_curves(path, CURVES, "heading")),
     "bars": ("bars.png", lambda path: plot.draw_bars(path, [("row", {"relu": 1.0})], {"relu": "ReLU"}, "a", "b")),
-    "a checkpoint": ("state.pt", lambda path: learning.Learner(RUN, datasets.digits()).save(path)),
+    "a checkpoint": ("state.pt", lambda path: learning.Learner(RUN, images.digits(), torch.device("cpu")).save(path)),
 }
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import accuracy
 import pytest
 import torch
-from harness import datasets, files, learning, processes
+from datasets import images
+from harness import files, learning, processes
 from harness.learning import RECIPES, BadCheckpoint, Learner, Run
 from networks import catalogue
 from torch import distributed, nn
@@ -23,12 +24,13 @@ pytestmark = [
                        reason="needs torch.distributed with gloo"),
 ]
 
+CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
 IMAGES = 131
 """Batches of 64, 64 and 3, of which one process has two images and the other one."""
 
 RECIPE = RECIPES["short"]._replace(epochs=2, steps=(0.5,), augmented=True)
-RELU = Run("convnet8", "relu", 0, "digits", IMAGES, 0.0625, None, RECIPE)
+RELU = Run("convnet8", "relu", 0, "digits", IMAGES, 0.0625, "all", RECIPE)
 SAME = {
     "batch norms": RELU,
     "LENI, whose kernels synchronise": RELU._replace(activation="leni"),
@@ -40,7 +42,7 @@ SAME = {
 
 BEGUN_BY_ONE, BEGUN_BY_BOTH = RELU._replace(seed=1), RELU._replace(seed=2)
 APART, FOREIGN = RELU._replace(parts=2), RELU._replace(seed=3)
-ARGUMENTS = ["--epochs", "1", "--seeds", "0", "--images", str(IMAGES), "--width", "0.0625", "--device", "cpu",
+ARGUMENTS = ["--epochs", "1", "--seeds", "0", "--examples", str(IMAGES), "--width", "0.0625", "--device", "cpu",
              "--activations", "relu"]
 
 
@@ -63,12 +65,12 @@ def prepare(patch):
 
 
 def data():
-    found = datasets.digits().of_size(IMAGES)._replace(mirrored=True)
+    found = images.digits().of_size(IMAGES)._replace(mirrored=True)
     return found._replace(images=found.images.double(), test_images=found.test_images.double())
 
 
 def one_epoch(run, folder):
-    learner = Learner(run, data())
+    learner = Learner(run, data(), CPU)
     learner.epoch()
     processes.from_first(lambda: learner.save(folder / run.file()))
 
@@ -83,10 +85,10 @@ def work(folder):
         assert accuracy.main([*ARGUMENTS, "--sync-batch-norm", "--output", str(folder)]) == 0
         prepare(patch)
         for run in (*SAME.values(), BEGUN_BY_ONE, APART):
-            learning.train(run, data(), folder, silent)
+            learning.train(run, data(), CPU, folder, silent)
         one_epoch(BEGUN_BY_BOTH, folder)
         with pytest.raises(BadCheckpoint if processes.first() else SystemExit):
-            learning.train(FOREIGN, data(), folder, silent)
+            learning.train(FOREIGN, data(), CPU, folder, silent)
 
 
 @pytest.fixture(scope="module")
@@ -127,16 +129,16 @@ def assert_same(ours, theirs):
 
 @pytest.mark.parametrize("run", [pytest.param(run, id=name) for name, run in SAME.items()])
 def test_two_processes_train_what_one_does(both, double, tmp_path, run):
-    learning.train(run, data(), tmp_path, silent)
+    learning.train(run, data(), CPU, tmp_path, silent)
     assert_same(state(both[0], run), state(tmp_path, run))
 
 
 def test_a_run_goes_on_in_another_number_of_processes(both, double, tmp_path):
     folder, _ = both
     for run in (BEGUN_BY_ONE, BEGUN_BY_BOTH):
-        learning.train(run, data(), tmp_path, silent)
+        learning.train(run, data(), CPU, tmp_path, silent)
     assert len(state(folder, BEGUN_BY_BOTH)["history"]) == 1
-    learning.train(BEGUN_BY_BOTH, data(), folder, silent)
+    learning.train(BEGUN_BY_BOTH, data(), CPU, folder, silent)
     for run in (BEGUN_BY_ONE, BEGUN_BY_BOTH):
         assert_same(state(folder, run), state(tmp_path, run))
 
@@ -144,7 +146,7 @@ def test_a_run_goes_on_in_another_number_of_processes(both, double, tmp_path):
 def test_norms_that_see_parts_are_another_run_whose_accuracy_is_its_networks(both, double):
     apart, together = (state(both[0], run) for run in (APART, RELU))
     assert not torch.allclose(apart["network"]["0.weight"], together["network"]["0.weight"], rtol=1e-3)
-    alone = Learner(APART, data())
+    alone = Learner(APART, data(), CPU)
     alone.load(both[0] / APART.file())
     assert alone.accuracy() == alone.history[-1]["accuracy"]
 
