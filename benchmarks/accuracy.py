@@ -37,7 +37,7 @@ from datasets.source import BadData, Source
 from harness import command, learned, learning, machine, processes, report
 from harness.learning import RECIPES, BadCheckpoint, Learner, Recipe, Run
 from networks import published
-from networks.activations import ACTIVATIONS
+from networks.activations import ACTIVATIONS, chosen
 from networks.catalogue import NETWORKS, TEXTS
 from networks.tables import TABLES, Row
 
@@ -156,10 +156,14 @@ def _complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> N
     missing = processes.why_no_device(options.device)
     if missing is not None:
         command.refuse(parser, f"--device {options.device}: {missing}")
+    if not options.dataset:
+        command.refuse(parser, f"--table {options.table} prints parameters only, which parameters.py counts; "
+                       "--dataset NAME trains its rows")
     for dataset in options.dataset:
         if options.data is None and dataset not in datasets.WITHOUT_FILES:
             command.refuse(parser, f"--dataset {dataset} needs --data DIR: {datasets.FILES[dataset]}")
     try:
+        chosen(options.where, ())
         rows = _rows(options)
     except ValueError as error:
         command.refuse(parser, str(error))
@@ -218,9 +222,8 @@ def _settings(job: Job, options: argparse.Namespace) -> dict[str, Any]:
             "processes": processes.count(), "sync_batch_norm": options.sync_batch_norm,
             "recipe": {"name": options.recipe, "whole": learning.recipe(options.recipe, job.data.name).epochs,
                        **job.recipe._asdict()},
-            "rows": [{**row._asdict(),
-                      "published": published.accuracy(options.table, row.network, row.method, job.data.name)}
-                     for row in job.rows]}
+            "rows": [{**row._asdict(), "published": options.table and published.accuracy(
+                options.table, row.network, row.method, job.data.name)} for row in job.rows]}
 
 
 def _draw(path: Path, results: dict[str, Any], learners: list[Learner]) -> None:

@@ -65,8 +65,8 @@ def title(results: dict[str, Any]) -> str:
     settings = results["settings"]
     recipe = settings["recipe"]
     seeds = len(settings["seeds"])
-    reduced = settings["table"] and (recipe["epochs"] < recipe["whole"] or settings["width"] < 1)
-    return (f"{settings['dataset']}, {'reduced setting: ' * bool(reduced)}{settings['examples']:,} training examples, "
+    reduced = recipe["epochs"] < recipe["whole"] or recipe["name"] == "short" or settings["width"] < 1
+    return (f"{settings['dataset']}, {'reduced setting: ' * reduced}{settings['examples']:,} training examples, "
             f"width {settings['width']:g}, {recipe['epochs']} epochs ({recipe['name']} recipe), "
             f"{seeds} seed{'s' * (seeds != 1)}")
 

@@ -9,6 +9,7 @@ from .activations import by_name, chosen
 
 CLASSES, CHANNELS, SIZE = 10, 3, 32
 NETWORKS = (*plain.PLANS, *libraries.BLOCKS, "densenet", "text", *libraries.MOBILENETS)
+TEXTS = ("text",)
 
 
 def build(name: str, activation: str = "relu", classes: int = CLASSES, channels: int | None = None,

@@ -23,8 +23,8 @@ class Row(NamedTuple):
     network: str
     method: str
     activation: str
-    where: str
-    width: float
+    where: str = "all"
+    width: float = 1.0
 
 
 class Table(NamedTuple):
