@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from . import libraries, plain, text
+from . import libraries, mobilenets, plain, text
 from .activations import by_name, chosen
 
 CLASSES, CHANNELS, SIZE = 10, 3, 32
-NETWORKS = (*plain.PLANS, *libraries.BLOCKS, "densenet", "text", *libraries.MOBILENETS)
+NETWORKS = (*plain.PLANS, *libraries.BLOCKS, "densenet", "text", *mobilenets.MOBILENETS)
 TEXTS = ("text",)
 
 
@@ -39,7 +39,7 @@ def build(name: str, activation: str = "relu", classes: int = CLASSES, channels:
     if name == "text":
         return text.text_network(activation, classes, channels or 70, width, where)
     make = (plain.image_network if name in plain.PLANS else libraries.resnet if name in libraries.BLOCKS else
-            libraries.mobilenet if name in libraries.MOBILENETS else libraries.densenet)
+            mobilenets.mobilenet if name in mobilenets.MOBILENETS else libraries.densenet)
     return make(name, activation, classes, channels or CHANNELS, width, where, size)
 
 

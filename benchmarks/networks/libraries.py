@@ -13,7 +13,6 @@ from .activations import by_name, chosen
 from .plain import scaled
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
-MOBILENETS = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large")
 LARGE = 128
 """The least side of images that are ImageNet's, not CIFAR's."""
 
@@ -62,31 +61,6 @@ def densenet(name: str, activation: str, classes: int, channels: int, width: flo
         delattr(network.features, layer)
     return activated(network, activation, torch.zeros(1, channels, 32, 32), where, ("features.denseblock1.",),
                      ("features.denseblock4.",))
-
-
-def mobilenet(name: str, activation: str, classes: int, channels: int, width: float, where: str,
-              size: int) -> nn.Module:
-    """A MobileNet, of ``[N, channels, H, W]``: torchvision's, or timm's where torchvision has none.
-
-    What stays of its activations are its own, ReLU6 and Hardswish among them. It has no blocks to name.
-
-    Raises:
-        ValueError: if ``width`` is not 1, or if ``where`` names a block.
-    """
-    if width != 1 or where.endswith("-block"):
-        raise ValueError(f"{name} has its own width only, and no named blocks; got width {width:g}, where {where!r}")
-    if name == "mobilenet_v1":
-        import timm
-
-        network = timm.create_model("mobilenetv1_100", num_classes=classes, in_chans=channels)
-    else:
-        import torchvision
-
-        network = getattr(torchvision.models, name)(weights=None, num_classes=classes)
-        stem = network.features[0][0]
-        if channels != stem.in_channels:
-            network.features[0][0] = nn.Conv2d(channels, stem.out_channels, 3, stride=2, padding=1, bias=False)
-    return activated(network, activation, torch.zeros(1, channels, 64, 64), where)
 
 
 def activated(network: nn.Module, activation: str, example: Tensor, where: str = "all",
