@@ -78,9 +78,13 @@ def images(name: str, classes: int, images: Tensor, labels: Tensor, test_images:
     """A set of images, ``[N, C, H, H]`` uint8, with what normalises them.
 
     Raises:
-        BadData: if there are none, or not as many labels, or a label is none of the ``classes``.
+        BadData: if there are none, or not as many labels, or a label is none of the ``classes``, or the images are not
+            squares of bytes, all of one size.
     """
     for part, pictures, numbers in (("training", images, labels), ("test", test_images, test_labels)):
+        if pictures.dtype != torch.uint8 or pictures.shape[1:] != (images.shape[1], *images.shape[2:3] * 2):
+            raise BadData(f"{name}: {part} images of {'×'.join(map(str, pictures.shape[1:]))} {pictures.dtype}, "
+                          "where bytes are wanted, and squares of one size in both parts")
         if len(pictures) != len(numbers) or len(pictures) == 0:
             raise BadData(f"{name}: {len(pictures)} {part} images, and labels for {len(numbers)}")
         if not 0 <= int(numbers.min()) <= int(numbers.max()) < classes:

@@ -27,8 +27,8 @@ class BadData(ValueError):
 class Source(Protocol):
     """A data set of images or texts, with its training and its test part.
 
-    Images come as ``[B, channels, size, size]``, float32, normalised by the training part's mean and deviation of
-    each channel; texts as ``[B, size]``, int64, of ``channels`` different symbols.
+    Images come as ``[B, channels, size, size]``, float32, normalised by a mean and a deviation of each channel, those
+    of the training part or ImageNet's; texts as ``[B, size]``, int64, of ``channels`` different symbols.
     """
 
     name: str
@@ -48,6 +48,9 @@ class Source(Protocol):
         """``part`` of each batch of the training part, augmented as the papers do with this set, if asked for.
 
         ``generator`` draws for the whole batch, so that all processes draw alike.
+
+        Raises:
+            BadData: if a file that is read only now cannot be.
         """
 
     def testing(self, batches: Batches) -> Iterator[Examples]:
