@@ -168,9 +168,9 @@ def _complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> N
     except ValueError as error:
         command.refuse(parser, str(error))
     for dataset in options.dataset:
-        for network in dict.fromkeys(row.network for row in rows):
-            if (network in TEXTS) != (dataset in datasets.TEXTS):
-                command.refuse(parser, f"--networks {network} does not read --dataset {dataset}")
+        for row in rows:
+            if (row.network in TEXTS) != (dataset in datasets.READERS):
+                command.refuse(parser, f"--networks {row.network} does not read --dataset {dataset}")
 
 
 def _rows(options: argparse.Namespace) -> list[Row]:
@@ -208,7 +208,9 @@ def _job(options: argparse.Namespace, dataset: str) -> Job:
         BadData: if its files are missing, or are not what they should be.
     """
     data = datasets.load(dataset, options.data).of_size(options.examples)
-    rows, recipe = _rows(options), learning.recipe(options.recipe, dataset, options.epochs)
+    reader = datasets.READERS.get(dataset)  # the tables have one name for what reads characters or words
+    rows = [row._replace(network=reader or row.network) for row in _rows(options)]
+    recipe = learning.recipe(options.recipe, dataset, options.epochs)
     width = options.width or LEAST_WIDTH.get(dataset, 1.0)
     parts = 1 if options.sync_batch_norm else processes.count()
     runs = [Run(row.network, row.activation, seed, dataset, data.count, width * row.width, row.where, recipe, parts)
@@ -223,7 +225,8 @@ def _settings(job: Job, options: argparse.Namespace) -> dict[str, Any]:
             "recipe": {"name": options.recipe, "whole": learning.recipe(options.recipe, job.data.name).epochs,
                        **job.recipe._asdict()},
             "rows": [{**row._asdict(), "published": options.table and published.accuracy(
-                options.table, row.network, row.method, job.data.name)} for row in job.rows]}
+                options.table, shown.network, row.method, job.data.name.removesuffix("-words"))}
+                     for row, shown in zip(job.rows, _rows(options), strict=True)]}
 
 
 def _draw(path: Path, results: dict[str, Any], learners: list[Learner]) -> None:

@@ -25,6 +25,7 @@ class Convolution(NamedTuple):
     kernel: int = 3
     stride: int = 1
     pool: int = 1
+    padded: bool = True
 
     @property
     def ends_block(self) -> bool:
@@ -86,7 +87,7 @@ def convolutions(plan: Sequence[Convolution], channels: int, activation: str, wh
                  dimensions: int) -> tuple[list[nn.Module], int]:
     """Convolutions, each with its activation, and poolings; also the channels that come out.
 
-    Images are padded and their convolutions normalised; texts neither. A block ends where the size falls.
+    Convolutions of images are normalised, those of texts are not. A block ends where the size falls.
     ConvReLU thresholds in the next convolution, so that it stands behind a pooling where a ReLU stood before it:
     with a threshold of 0 the two are equal, as a maximum does not mind its order. The last convolution has none
     behind it, and keeps its ReLU.
@@ -102,7 +103,7 @@ def convolutions(plan: Sequence[Convolution], channels: int, activation: str, wh
     threshold_init = None
     for index, step in enumerate(plan):
         plain, fused = _CONVOLUTIONS[dimensions]
-        arguments = {"stride": step.stride, "padding": step.kernel // 2 if dimensions == 2 else 0}
+        arguments = {"stride": step.stride, "padding": step.kernel // 2 if step.padded else 0}
         layers.append(plain(channels, step.channels, step.kernel, **arguments) if threshold_init is None else
                       fused(channels, step.channels, step.kernel, **arguments, threshold_init=threshold_init))
         if dimensions == 2:

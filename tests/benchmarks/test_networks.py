@@ -6,7 +6,7 @@ import pytest
 import torch
 from networks import table1
 from networks.activations import ACTIVATIONS, PYTORCHS
-from networks.catalogue import NETWORKS, build, parameter_count
+from networks.catalogue import NETWORKS, TEXTS, build, parameter_count
 from networks.libraries import activated
 from networks.mobilenets import MOBILENETS
 from torch import nn
@@ -16,7 +16,6 @@ import leni_kernels as lk
 HERE = [name for name in ACTIVATIONS
         if name != "leni_separable" or "separable" in inspect.signature(lk.LENI2d).parameters]
 PAPERS = [name for name in HERE if name not in PYTORCHS]
-ON_TEXTS = [name for name in HERE if not ACTIVATIONS[name].images_only]
 
 
 def images(size=32):
@@ -32,12 +31,6 @@ def test_every_activation_trains_in_every_family(name, activation):
     assert y.shape == (2, 7)
     y.square().sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
-
-
-@pytest.mark.parametrize("activation", ON_TEXTS)
-def test_every_activation_that_can_trains_on_texts(activation):
-    network = build("text", activation, classes=4, channels=5, width=0.03)
-    assert network(torch.randn(2, 5, 1014)).shape == (2, 4)
 
 
 @pytest.mark.parametrize("size", [8, 28, 32, 64])
@@ -60,7 +53,7 @@ def test_counts_are_the_papers_where_they_print_them_and_the_known_ones_elsewher
     ("convnet8", [32, 32, 64, 64, 128, 128, 256, 256], [1, 2, 1, 2, 1, 2, 1, 1], 3),
     ("convnet13", [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512], [1, 2, 1, 2, *[1, 1, 2] * 3], 1),
     ("vgg16", [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512], [1] * 13, 1),
-    ("text", [256] * 6, [1] * 6, 3)])
+    ("text", [256] * 6, [1] * 6, 3), ("text-words", [256] * 6, [1] * 6, 3)])
 def test_layers_are_as_the_papers_say(name, widths, strides, linear):
     modules = list(build(name).modules())
     convolutions = [module for module in modules if isinstance(module, (nn.Conv1d, nn.Conv2d))]
@@ -68,8 +61,8 @@ def test_layers_are_as_the_papers_say(name, widths, strides, linear):
     assert [convolution.stride[0] for convolution in convolutions] == strides
     assert sum(isinstance(module, nn.Linear) for module in modules) == linear
     poolings = sum(isinstance(module, (nn.MaxPool1d, nn.MaxPool2d)) for module in modules)
-    assert poolings == {"vgg16": 5, "text": 3}.get(name, 0)
-    assert sum(isinstance(module, nn.BatchNorm2d) for module in modules) == (0 if name == "text" else len(widths))
+    assert poolings == {"vgg16": 5, "text": 3, "text-words": 3}.get(name, 0)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in modules) == (0 if name in TEXTS else len(widths))
 
 
 @pytest.mark.parametrize("name", ["convnet8", "resnet18"])
@@ -124,7 +117,7 @@ def test_crelu_doubles_the_input_of_the_next_layer():
     assert [layer.weight.shape[0] for layer in doubled] == [layer.weight.shape[0] for layer in plain]
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("text", "resnet34", *MOBILENETS)])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in (*TEXTS, "resnet34", *MOBILENETS)])
 def test_with_thresholds_of_0_conv_relu_is_the_stock_network(name):
     fused, stock = build(name, "conv_relu", width=0.125).eval(), build(name, width=0.125).eval()
     weights = [parameter for path, parameter in fused.named_parameters() if not path.endswith("threshold")]
@@ -147,7 +140,7 @@ def test_only_the_first_layers_are_replaced(name, activation, kind):
 
 @pytest.mark.parametrize(("name", "first", "last"), [
     ("convnet8", [1, 2], [7, 8]), ("convnet13", [1, 2], [11, 12, 13]), ("vgg16", [1, 2], [11, 12, 13]),
-    ("text", [1, 2], [3, 4, 5, 6])])
+    ("text", [1, 2], [3, 4, 5, 6]), ("text-words", [1, 2], [3, 4, 5, 6])])
 def test_the_blocks_of_plain_networks_end_where_the_size_falls_and_those_of_texts_with_the_long_kernels(
         name, first, last):
     for where, places in (("first-block", first), ("last-block", last)):
