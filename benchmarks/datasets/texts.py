@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .files import within
 from .source import BadData, Batches, Examples, Part
 
 FOLDS = 10
@@ -161,7 +162,7 @@ def mr(folder: Path, words: bool = False) -> Texts:
     Raises:
         BadData: if a file is missing, is no text, or has fewer sentences than there are folds; the message names it.
     """
-    kinds = [_sentences(_place(folder, "rt-polaritydata") / f"rt-polarity.{kind}") for kind in ("neg", "pos")]
+    kinds = [_sentences(within(folder, "rt-polaritydata") / f"rt-polarity.{kind}") for kind in ("neg", "pos")]
     order, labels, folds = stratified([len(kind) for kind in kinds])
     sentences = [*kinds[0], *kinds[1]]
     everything = torch.arange(len(order))
@@ -209,7 +210,7 @@ def ag_news(folder: Path, words: bool = False) -> Texts:
     Raises:
         BadData: if a file is missing or of another form; the message names it, and the line.
     """
-    return _from_csv("ag-news", 4, ("title", "description"), _place(folder, "ag_news_csv"), 128 if words else None)
+    return _from_csv("ag-news", 4, ("title", "description"), within(folder, "ag_news_csv"), 128 if words else None)
 
 
 def yelp_full(folder: Path, words: bool = False) -> Texts:
@@ -221,7 +222,7 @@ def yelp_full(folder: Path, words: bool = False) -> Texts:
     Raises:
         BadData: if a file is missing or of another form; the message names it, and the line.
     """
-    return _from_csv("yelp-full", 5, ("text",), _place(folder, "yelp_review_full_csv"), 256 if words else None)
+    return _from_csv("yelp-full", 5, ("text",), within(folder, "yelp_review_full_csv"), 256 if words else None)
 
 
 def _from_csv(name: str, classes: int, columns: tuple[str, ...], folder: Path, words: int | None) -> Texts:
@@ -257,11 +258,6 @@ def _rows(path: Path, classes: int, columns: tuple[str, ...]) -> tuple[list[str]
 
 
 # ---- files -------------------------------------------------------------------------------------------------
-
-
-def _place(folder: Path, unpacked: str) -> Path:
-    """The folder itself, or the one in it that an archive makes."""
-    return folder / unpacked if (folder / unpacked).is_dir() else folder
 
 
 def _content(path: Path, wanted: str) -> bytes:

@@ -444,7 +444,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, name):
 
 def test_each_set_says_what_files_it_wants():
     assert {*catalogue.DATASETS} == {*catalogue.FILES, *catalogue.WITHOUT_FILES}
-    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
     for name, files in catalogue.FILES.items():
         assert f"| `{name}` | {files} |" in page
 
