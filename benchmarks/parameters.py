@@ -6,13 +6,14 @@ A count is compared in the digits that are printed. Leaves a table on the termin
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
 from harness import command, machine, report
-from networks import published, table1
+from networks import published, tables
 from networks.catalogue import build, parameter_count
 
 import leni_kernels as lk
@@ -21,31 +22,32 @@ UNITS = {"M": 6, "K": 3, "": 0}
 
 
 class Row(NamedTuple):
-    """A count and, as printed in the paper, the published one; None where it is not available to us."""
+    """A count, how the paper is read, and the published count as printed."""
 
     table: str
     network: str
-    activation: str
-    count: int
-    published: str | None
+    method: str
     reading: str
+    count: int
+    published: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Count and report; returns the exit status."""
     options = _options(arguments)
-    found = []
-    with report.progress(how_many()) as step:
-        for row in rows():
-            step(f"{row.network}, {row.activation}")
-            found.append(row)
+    found: list[Row] = []
+    with report.progress(sum(len(tables.TABLES[name].rows) for name in COUNTED)) as step:
+        for name in COUNTED:
+            for row in tables.TABLES[name].rows:
+                step(f"{row.network}, {row.method}")
+                found += counted(name, row)
     path = options.output / "parameters.json"
     report.write_json(path, {"versions": machine.versions(), "commit": machine.commit(),
                              "rows": [{**row._asdict(), "difference": difference(row)} for row in found]})
-    for table, reading in dict.fromkeys((row.table, row.reading) for row in found):
-        report.table(f"{table}: {reading}", HEAD, [cells(row) for row in found if row[::5] == (table, reading)])
-    missing = sum(row.published is None for row in found)
-    report.say(f"{missing} of {len(found)} published counts are {published.NOT_AVAILABLE} (—). Results in {path}.")
+    for table in dict.fromkeys(row.table for row in found):
+        report.table(table, HEAD, [cells(row) for row in found if row.table == table])
+    off = sum(difference(row) not in AGREED for row in found)
+    report.say(f"{len(found) - off} of {len(found)} counts are the published ones. Results in {path}.")
     return 0
 
 
@@ -59,81 +61,69 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 # ---- what is counted ---------------------------------------------------------------------------------------
 
+COUNTED = tuple(name for name, printed in published.PRINTED.items() if any(row.parameters for row in printed.values()))
+"""The tables that print parameters."""
 
-def rows() -> Iterator[Row]:
-    """All rows, table by table."""
-    yield from _leni_layer()
-    yield from _leni_table_1()
-    for table, networks, activations, width, reading in SMALL_IMAGES:
-        for network in networks:
-            for activation in activations:
-                name = f"{network} ×{width:g}" if width != 1 else network
-                count = parameter_count(build(network, activation, width=width))
-                yield Row(table, name, activation, count, published.PARAMETERS.get((table, name, activation)), reading)
+CLASSES, CLASSES_OF = 100, {"convnet13": 1000}
+"""With which the networks have the printed counts with ReLU; those of LENI's Table 1 have ImageNet's 1,000."""
 
-
-def how_many() -> int:
-    """The number of :func:`rows`."""
-    return (len(LAYER_READINGS) + len(table1.NETWORKS) * (1 + len(table1.LAYERS))
-            + sum(len(networks) * len(activations) for _, networks, activations, _, _ in SMALL_IMAGES))
+LENI: dict[str, Callable[[int], int]] = {
+    "deconvolution 3×3": lambda channels: 0,
+    "deconvolution 5×5": lambda channels: 16 * channels,
+    "deconvolution 3×3 and pointwise": lambda channels: channels ** 2,
+}
+"""What the paper may mean by a "depthwise separable deconvolution", of which it names no size, and what a block of so
+many channels has then, more than our default."""
 
 
-LAYER_READINGS = {3: "the default here: the paper names no kernel size",
-                  5: "gives the paper's number; 3×3 would too, were it a difference of totals rounded to 0.01 M"}
-"""Kernel sizes of the block, and what is to be said of them."""
+def counted(name: str, row: tables.Row) -> Iterator[Row]:
+    """A row of a table, once for each way to read it; where differences are printed, they too."""
+    printed = published.PRINTED[name][row.network, row.method]
+    table = tables.TABLES[name].paper
+    for reading, count in _readings(name, row, row.activation):
+        yield Row(table, row.network, row.method, reading, count, printed.parameters or "")
+        if name == "leni-1" and printed.changes:
+            (_, stock), = _readings(name, row, "relu")
+            yield Row(table, row.network, f"{row.method}, added", reading, count - stock, printed.changes[1])
 
 
-def _leni_layer() -> Iterator[Row]:
-    """What LENI adds to a layer of 64 channels: the one increment whose published value is available to us."""
-    for kernel, reading in LAYER_READINGS.items():
-        yield Row("LENI Table 1, one layer of 64 channels", f"LENI, {kernel}×{kernel}", "leni",
-                  parameter_count(lk.LENI2d(64, kernel)), published.LENI_LAYER_64, reading)
-
-
-def _leni_table_1() -> Iterator[Row]:
-    table = "LENI Table 1, ImageNet"
-    for name in table1.NETWORKS:
-        stock = table1.build(name)
-        for layers in (0, *table1.LAYERS):
-            network = table1.with_leni(stock, layers)[0] if layers else stock
-            activation = f"leni in {table1.places(layers)}" if layers else "stock"
-            yield Row(table, name, activation, parameter_count(network),
-                      published.PARAMETERS.get((table, name, activation)), "torchvision's and timm's, 1,000 classes")
-
-
-CONVNETS = "our reading: 6 convolutions and 2 linear layers, 10 and 3; batch norms; 3×32×32, 10 classes"
-USUAL = "3×32×32, 10 classes, batch norms, one linear layer"
-SMALL_IMAGES = (
-    ("LENI Tables 2-3", ("vgg11", "vgg16", "resnet18", "resnet34"), ("relu", "prelu", "crelu", "leni"), 1.0, USUAL),
-    ("LENI Tables 2-3", ("vgg11", "vgg16", "resnet18", "resnet34"), ("relu", "leni"), 0.5, f"{USUAL}; Half"),
-    ("ConvReLU Table 6", ("vgg16", "resnet18", "densenet"), ("relu", "leaky_relu", "prelu", "conv_relu"), 1.0,
-     f"{USUAL}; every ReLU replaced"),
-    ("ConvReLU Table 6", ("text",), ("relu", "leaky_relu", "prelu", "conv_relu"), 1.0,
-     "70×1014, 10 classes, as the character network of Zhang et al. 2015; every ReLU replaced"),
-    ("Reborn", ("convnet8", "convnet13"), ("relu", "prelu", "crelu", "extended_conv", "reborn"), 1.0, CONVNETS),
-)
-"""Table, networks, activations, width, and how we read the paper."""
+def _readings(name: str, row: tables.Row, activation: str) -> Iterator[tuple[str, int]]:
+    size, classes = (224, 1000) if name == "leni-1" else (32, CLASSES_OF.get(row.network, CLASSES))
+    network = build(row.network, activation, classes, width=row.width, where=row.where, size=size)
+    count, of = parameter_count(network), f"{classes:,} classes"
+    blocks = [module.channels for module in network.modules() if isinstance(module, lk.LENI2d)]
+    if blocks:
+        for reading, more in LENI.items():
+            yield f"{of}, {reading}", count + sum(map(more, blocks))
+    elif activation == "extended_depthwise_conv":
+        yield f"{of}, depthwise, as this paper says", count
+        dense = build(row.network, "extended_conv", classes, width=row.width, where=row.where, size=size)
+        yield f"{of}, dense, as the Reborn paper says", parameter_count(dense)
+    else:
+        yield of, count
 
 
 # ---- against what is printed -------------------------------------------------------------------------------
 
+AGREED = ("exact", "to the printed digits")
 
-def difference(row: Row) -> str | None:
-    """Our count less the published one, in the printed unit and digits; "exact" where they agree in all of them."""
-    if row.published is None:
-        return None
-    digits, _, unit = row.published.removeprefix("+").partition(" ")
+
+def difference(row: Row) -> str:
+    """Our count less the published one in the printed unit and digits, or one of ``AGREED``."""
+    digits, unit = re.fullmatch(r"\+?([\d.,]+)([MK]?)", row.published).groups()
     printed = Decimal(digits.replace(",", ""))
     ours = Decimal(row.count).scaleb(-UNITS[unit]).quantize(printed)
-    return "exact" if ours == printed else f"{ours - printed:+} {unit}".rstrip()
+    if ours != printed:
+        return f"{ours - printed:+}{unit}"
+    return AGREED[bool(unit)]
 
 
-HEAD = ("network", "activation", "parameters", "published", "difference")
+HEAD = ("network", "method", "reading", "parameters", "published", "difference")
 
 
 def cells(row: Row) -> list[str]:
     """A row of the table."""
-    return [row.network, row.activation, f"{row.count:,}", row.published or "—", difference(row) or "—"]
+    return [row.network, row.method, row.reading, f"{row.count:,}", row.published, difference(row)]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Writes the measured numbers into README.md and the pages of docs/, between their markers, from benchmarks/results.
 
-All tables go to docs/performance.md, a dozen numbers to the README, and what was measured where to whichever page asks.
+All tables go to docs/performance.md, the parameters of the papers' networks too, a dozen numbers to the README, and
+what was measured where to whichever page asks.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import memory
 import overhead
+import parameters
 import throughput
 from harness import bars, command, files, learned, machine, report, tables
 from harness.blocks import Table
@@ -48,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def pages(results: Path) -> dict[Path, str]:
     """The pages that show measured numbers, as a folder of results wants them."""
     texts = {"measured": section(results), "highlights": highlights(results), "where": where(results),
-             "accuracy": accuracy(results), "gpus": "\n".join(["", *_where_on_gpus(results), ""])}
+             "accuracy": accuracy(results), "parameters": counts(results),
+             "gpus": "\n".join(["", *_where_on_gpus(results), ""])}
     return {ROOT / name: _filled(ROOT / name, texts) for name in PAGES}
 
 
@@ -250,6 +253,29 @@ def accuracy(results: Path) -> str:
         lines += [f"\n**{run['settings']['table']}, on {learned.title(run)}**\n", _measured_on(path, run),
                   f"![Test accuracy by epoch]({_link(path).with_suffix('.png')})\n", f"{GAIN_LEGEND}\n",
                   *_table(learned.HEAD, learned.cells(run))]
+    return "\n".join(lines) + "\n"
+
+
+# ---- the papers' parameters --------------------------------------------------------------------------------
+
+
+def counts(results: Path) -> str:
+    """The networks' parameters beside the published ones, and which methods' are never these."""
+    path = results / "parameters.json"
+    if not path.exists():
+        return "Nothing has been counted yet: `python benchmarks/parameters.py --save` counts.\n"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    stock: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["method"] == "ReLU":
+            stock.setdefault(row["network"], row)
+    cells = ([f"{name}, {row['reading']}", row["table"], row["published"], f"{row['count']:,}", row["difference"]]
+             for name, row in stock.items())
+    agreed = [row["method"] for row in rows if row["difference"] in parameters.AGREED]
+    never = [f'"{method}"' for method in dict.fromkeys(row["method"] for row in rows) if method not in agreed]
+    lines = ["", *_table(("with ReLU", "printed in", "published", "here", "difference"), cells), "",
+             f"With all activations and all ways to read the LENI paper, {len(agreed)} of {len(rows)} counts are the "
+             f"published ones ({_file(path)}); never are those of {', '.join(never) or 'none'}."]
     return "\n".join(lines) + "\n"
 
 

@@ -50,7 +50,8 @@ PLANS = {
     "vgg16": _plan(VGG["D"], {"pool": 2}),
 }
 HIDDEN = {"convnet8": [768, 1024]}
-"""The widths of the linear layers in front of the last one, where there are any."""
+"""The widths of the linear layers in front of the last one, where there are any. No pair of usual ones, with any of the
+sizes and classes at hand, has both printed counts of ConvNet-8, 5.21 M with ReLU and 9.39 M with CReLU."""
 
 
 def image_network(name: str, activation: str, classes: int, channels: int, width: float, where: str,

@@ -170,8 +170,20 @@ def test_the_tables_are_generated_from_the_results(folder):
 
 def test_without_results_the_pages_say_so(tmp_path):
     assert readme.section(tmp_path) == readme.highlights(tmp_path) == readme.NOTHING
+    assert readme.counts(tmp_path).startswith("Nothing has been counted yet")
     assert "have not run on one yet" in readme.where(tmp_path)
     assert "nothing is known of their machine code" in readme.where(tmp_path)
+
+
+def test_the_parameters_of_each_network_stand_beside_the_published_ones(folder):
+    text = readme.counts(folder)
+    ((_, rows),) = _tables(text)
+    assert [row[1:] for row in rows if row[0] == "densenet, 100 classes"] == [
+        ["ConvReLU, Table 6", "1,035,268", "1,035,268", "exact"]]
+    assert len({row[0] for row in rows}) == len(rows) == 9
+    run = json.loads((folder / "parameters.json").read_text(encoding="utf-8"))
+    _changed(folder / "parameters.json", rows=[{**row, "difference": "exact"} for row in run["rows"]])
+    assert f"{len(run['rows'])} of {len(run['rows'])} counts are the published ones" in readme.counts(folder)
 
 
 def test_the_highlights_are_a_dozen_and_each_says_where_it_was_measured(folder):
