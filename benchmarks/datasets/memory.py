@@ -90,10 +90,18 @@ def images(name: str, classes: int, images: Tensor, labels: Tensor, test_images:
         if not 0 <= int(numbers.min()) <= int(numbers.max()) < classes:
             raise BadData(f"{name}: {part} labels from {int(numbers.min())} to {int(numbers.max())}, "
                           f"where 0 to {classes - 1} are wanted")
-    deviation, mean = zip(*(torch.std_mean(images[:, channel].float()) for channel in range(images.shape[1])),
-                          strict=True)
-    mean, deviation = (torch.stack(values)[:, None, None] for values in (mean, deviation))
+    found = torch.stack([_mean_and_deviation(images[:, channel]) for channel in range(images.shape[1])])
+    mean, deviation = found[:, :, None, None].unbind(1)
     return Images(name, classes, images, labels.long(), test_images, test_labels.long(), mirrored, mean, deviation)
+
+
+def _mean_and_deviation(values: Tensor) -> Tensor:
+    """Of bytes, from how often each of the 256 is there: quicker than from all of them, and exact."""
+    counts = torch.bincount(values.flatten(), minlength=256).double()
+    levels = torch.arange(256, dtype=torch.float64)
+    mean = counts @ levels / counts.sum()
+    variance = counts @ (levels - mean) ** 2 / (counts.sum() - 1)
+    return torch.stack([mean, variance.sqrt()]).float()
 
 
 def cropped_and_mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
