@@ -77,7 +77,8 @@ class Run(NamedTuple):
     """How many parts of a batch its norms see, each by itself; if it is 1, they synchronise over all processes."""
 
     def __str__(self) -> str:
-        return f"{self.network} {self.activation} seed {self.seed}"
+        where = "" if self.where == "all" else f" {self.where}"
+        return f"{self.network} ×{self.width:g} {self.activation}{where} seed {self.seed}"
 
     def file(self) -> str:
         """The name of its checkpoint, which no other run has."""

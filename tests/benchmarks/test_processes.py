@@ -155,7 +155,7 @@ def test_the_program_says_and_leaves_what_one_process_does(both, tmp_path, capsy
     folder, done = both
     assert accuracy.main([*ARGUMENTS, "--output", str(tmp_path)]) == 0
     assert done.stdout.count("Results in") == 1
-    assert done.stderr.count("[1/1] convnet8 relu seed 0, epoch 1") == 1
+    assert done.stderr.count("[1/1] convnet8 ×0.0625 relu seed 0, epoch 1") == 1
     ours, theirs = (json.loads((place / "accuracy-cpu-digits.json").read_text(encoding="utf-8"))
                     for place in (folder, tmp_path))
     assert (ours["settings"]["processes"], theirs["settings"]["processes"]) == (2, 1)
