@@ -18,7 +18,7 @@ inline void weight_gradient(const GradientProblem& problem, const Host& host) {
                   [&](auto branch) { two_branch::weight_gradient<decltype(branch)>(problem, host); });
 }
 
-inline void input_gradient(const GradientProblem& problem, const Host& host) {
+inline void input_gradient(const InputGradientProblem& problem, const Host& host) {
   for_kernel_size(problem.kernel_size, [&]<int K>(Deconvolved<K>) {
     for_scalar(problem.scalar,
                [&](auto x, auto scale) { input_gradient<K, decltype(x), decltype(scale)>(problem, host); });

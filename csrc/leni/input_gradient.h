@@ -1,5 +1,6 @@
 // The gradients of x and taps. g = weightᵀ·dy + constant + slope·a, of which g_p and g_z are the halves; dx = [x>0]·g_p
-// + [x<0]·(taps ⋆ g_z) and dtaps = Σ min(x, 0)·shift(g_z).
+// + [x<0]·(taps ⋆ g_z) and dtaps = Σ min(x, 0)·shift(g_z). Of a separable deconvolution a's second half is
+// matrix·(z − centre) there, one more product of each pixel.
 //
 // Reads x and dy and writes dx, 3T where T is the bytes of one activation tensor: the least. g_z is needed on a halo. A
 // sweep goes down the rows of a strip of columns and keeps the last rows of dy and g_z in the L2 cache, so that a
@@ -38,8 +39,9 @@ struct Sweeping {
   int64_t rows, pitch, pixels;
 
   template <class Scale>
-  static Sweeping choose(const Activation& x, int64_t half, int64_t threads) {
-    constexpr int64_t width = Vec<Scale>::width, kept = 3;  // dy, g_z and g_p
+  static Sweeping choose(const Activation& x, int64_t half, bool has_matrix, int64_t threads) {
+    constexpr int64_t width = Vec<Scale>::width;
+    const int64_t kept = has_matrix ? 4 : 3;  // dy, g_z and g_p, and what the matrix multiplies
     const int64_t bytes = kept * round_up(x.channels, width) * sizeof(Scale), least = 2 * half + 2;
     const auto fitting = [&](int64_t columns) { return kSweepBytes / (bytes * columns); };
     Sweeping s;
@@ -69,12 +71,14 @@ struct InputGradientJob {
   using V = Vec<Scale>;
   static constexpr int64_t width = V::width, half = K / 2;
 
-  const GradientProblem& problem;
+  const InputGradientProblem& problem;
   const Host& host;
-  Expanded<Deconvolved<K>, T, Scale> expanded;  // of slope·z, where there is a slope
+  Expanded<Deconvolved<K>, T, Scale> expanded;  // of slope·z, where there is a slope, or with a matrix of z
   Sweeping sweeping;
   const Scale* positive_weight;  // packed, for 1×1 products from dy to g_p and to g_z
   const Scale* negative_weight;
+  const Scale* matrix;        // packed, times slope, for a 1×1 product; or null
+  const Scale* minus_centre;  // [C]
   const Scale* zeros;
   const Scale* taps;  // unflipped; [C][k²] for NCHW, [k²][C padded] else
   Scale* partial;     // [chunk]: a sum of few pixels of dtaps, [C padded][k²] vectors, or laid out as taps
@@ -87,12 +91,14 @@ struct InputGradientJob {
     int64_t left, columns;  // of the strip with its halo, cut at the image
     int64_t row;
     Scale *grad, *negative, *positive;
+    Scale* deconvolved;  // z − centre, for the matrix
   };
 
   void run(int64_t chunk, int64_t begin, int64_t end) const {
     const int64_t padded = expanded.expansion.padded_channels, size = sweeping.pixels * padded + padded;
     const auto memory = [&](Slot slot) { return static_cast<Scale*>(host.scratch(slot, size * sizeof(Scale))); };
-    Sweep s{{}, 0, 0, 0, memory(kGradient), memory(kNegativeRaw), memory(kPositiveRaw)};
+    Sweep s{{}, 0, 0, 0, memory(kGradient), memory(kNegativeRaw), memory(kPositiveRaw), nullptr};
+    if (matrix != nullptr) s.deconvolved = memory(kExpanded);
     TapSums sums{partial + chunk * partial_size(), total + chunk * padded * K * K};
     for (int64_t index = begin; index < end; ++index) {
       s.strip = sweeping.tiling.tile(index, problem.x);
@@ -100,6 +106,7 @@ struct InputGradientJob {
       s.columns = std::min(s.strip.column + s.strip.columns + half, problem.x.width) - s.left;
       std::fill(s.grad, s.grad + size, Scale(0));
       std::fill(s.negative, s.negative + size, Scale(0));
+      if (matrix != nullptr) std::fill(s.deconvolved, s.deconvolved + size, Scale(0));
       sweep(s, sums);
     }
     flush(sums);
@@ -167,16 +174,43 @@ struct InputGradientJob {
     const int64_t count = (end - begin - 1) * sweeping.pitch + s.columns;
     if (problem.slope == nullptr) return multiply(start, count, s.grad, negative_weight, zeros, s.negative);
     const auto* constant = static_cast<const Scale*>(problem.constant) + x.channels;
-    if (x.channels_last) {
-      Scale* to = s.negative + start * padded;
-      expanded.interleaved(tile, InterleavedStore<Product, Scale, false, true>{
-                                     nullptr, to, width, padded, sweeping.pitch * padded, nullptr, constant});
+    if (matrix == nullptr) {
+      deconvolve(tile, start, constant, s.negative);
     } else {
-      Scale* to = s.negative + start;
-      using Store = PlanarStore<Product, Scale, false, true>;
-      expanded.planar(tile, Store{nullptr, to, sweeping.pixels, sweeping.pitch, x.channels, nullptr, constant});
+      deconvolve(tile, start, minus_centre, s.deconvolved);
+      fill(tile, start, constant, s.negative);
+      multiply(start, count, s.deconvolved, matrix, nullptr, s.negative);
     }
     multiply(start, count, s.grad, negative_weight, nullptr, s.negative);
+  }
+
+  // z of a tile, or slope·z, and an offset.
+  void deconvolve(const Tile& tile, int64_t start, const Scale* offset, Scale* buffer) const {
+    const int64_t padded = expanded.expansion.padded_channels;
+    if (problem.x.channels_last) {
+      using Store = InterleavedStore<Product, Scale, false, true>;
+      expanded.interleaved(
+          tile, Store{nullptr, buffer + start * padded, width, padded, sweeping.pitch * padded, nullptr, offset});
+    } else {
+      using Store = PlanarStore<Product, Scale, false, true>;
+      expanded.planar(
+          tile, Store{nullptr, buffer + start, sweeping.pixels, sweeping.pitch, problem.x.channels, nullptr, offset});
+    }
+  }
+
+  // A vector of channels, on a tile's pixels alone.
+  void fill(const Tile& tile, int64_t start, const Scale* vector, Scale* buffer) const {
+    const int64_t channels = problem.x.channels, padded = expanded.expansion.padded_channels;
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      const int64_t first = start + row * tile.pitch;
+      if (problem.x.channels_last) {
+        for (int64_t i = 0; i < tile.columns; ++i) std::copy_n(vector, channels, buffer + (first + i) * padded);
+      } else {
+        for (int64_t c = 0; c < channels; ++c) {
+          std::fill_n(buffer + c * sweeping.pixels + first, tile.columns, vector[c]);
+        }
+      }
+    }
   }
 
   void clear(Scale* buffer, int64_t first, int64_t pixels) const {
@@ -377,18 +411,19 @@ struct InputGradientJob {
 };
 
 template <int K, class T, class Scale>
-void input_gradient(const GradientProblem& problem, const Host& host) {
+void input_gradient(const InputGradientProblem& problem, const Host& host) {
   constexpr int64_t width = Vec<Scale>::width, taps = K * K;
   const Activation& x = problem.x;
   const int64_t channels = x.channels, padded = round_up(channels, width), taps_size = padded * taps;
   const int64_t square = channels * channels, packed = padded * channels;
-  const Sweeping sweeping = Sweeping::choose<Scale>(x, K / 2, host.threads);
+  const bool has_matrix = problem.matrix != nullptr;
+  const Sweeping sweeping = Sweeping::choose<Scale>(x, K / 2, has_matrix, host.threads);
   const int64_t sweeps = sweeping.tiling.tiles(x), chunks = std::min(sweeps, host.threads);
-  auto* memory =
-      static_cast<Scale*>(host.scratch(kShared, (3 * taps_size + square + 2 * packed + padded) * sizeof(Scale)));
+  const int64_t vectors = padded + channels, size = 3 * taps_size + square + 3 * packed + vectors;
+  auto* memory = static_cast<Scale*>(host.scratch(kShared, size * sizeof(Scale)));
   Scale *flipped = memory, *straight = memory + taps_size, *sloped = straight + taps_size;
   Scale *positive = sloped + taps_size, *negative = positive + packed, *zeros = negative + packed;
-  Scale* transposed = zeros + padded;
+  Scale *transposed = zeros + padded, *matrix = transposed + square, *minus_centre = matrix + packed;
   const auto* raw_taps = static_cast<const Scale*>(problem.taps);
   const auto* slope = static_cast<const Scale*>(problem.slope);
   const auto place = [&](int64_t c, int64_t t) { return x.channels_last ? t * padded + c : c * taps + t; };
@@ -396,17 +431,36 @@ void input_gradient(const GradientProblem& problem, const Host& host) {
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t t = 0; t < taps; ++t) {
       straight[place(c, t)] = raw_taps[c * taps + t];
-      sloped[c * taps + t] = slope == nullptr ? Scale(0) : slope[channels + c] * raw_taps[c * taps + t];
+      const Scale factor = slope == nullptr ? Scale(0) : has_matrix ? Scale(1) : slope[channels + c];
+      sloped[c * taps + t] = factor * raw_taps[c * taps + t];
     }
   }
   const auto* weight = static_cast<const Scale*>(problem.weight);
   const Channels side = output_channels(x);
   pack_transposed(side, weight, 0, channels, transposed, positive);
   pack_transposed(side, weight, 1, channels, transposed, negative);
+  if (has_matrix) {
+    const auto *raw = static_cast<const Scale*>(problem.matrix), *centre = static_cast<const Scale*>(problem.centre);
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t i = 0; i < channels; ++i) transposed[c * channels + i] = slope[channels + c] * raw[c * channels + i];
+      minus_centre[c] = -centre[c];
+    }
+    pack_weight<ScalarProduct<Scale>>(side, transposed, channels, 1, channels, matrix);
+  }
   std::fill(zeros, zeros + padded, Scale(0));
-  InputGradientJob<K, T, Scale> job{
-      problem, host,    {x, sloped, flipped}, sweeping, positive, negative, zeros, straight,
-      nullptr, nullptr, streams<T>(x)};
+  InputGradientJob<K, T, Scale> job{problem,
+                                    host,
+                                    {x, sloped, flipped},
+                                    sweeping,
+                                    positive,
+                                    negative,
+                                    has_matrix ? matrix : nullptr,
+                                    minus_centre,
+                                    zeros,
+                                    straight,
+                                    nullptr,
+                                    nullptr,
+                                    streams<T>(x)};
   const int64_t partial_size = job.partial_size();
   job.partial = static_cast<Scale*>(host.scratch(kPartial, chunks * partial_size * sizeof(Scale)));
   std::fill(job.partial, job.partial + chunks * partial_size, Scale(0));

@@ -4,6 +4,7 @@
 #include "kernels/target.h"
 #if defined(LENI_KERNELS_ALL)
 #include "leni/backward.h"
+#include "leni/covariance.h"
 #include "leni/forward.h"
 #include "leni/statistics.h"
 #elif defined(LENI_KERNELS_BFLOAT16)
@@ -13,7 +14,7 @@
 namespace leni_kernels::leni {
 
 #if defined(LENI_KERNELS_ALL)
-const Kernels LENI_KERNELS_TABLE{&folded, &statistics, &weight_gradient, &input_gradient};
+const Kernels LENI_KERNELS_TABLE{&folded, &statistics, &weight_gradient, &input_gradient, &covariance};
 #elif defined(LENI_KERNELS_BFLOAT16)
 const Kernels LENI_KERNELS_TABLE{&folded};
 #else

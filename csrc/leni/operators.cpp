@@ -114,19 +114,32 @@ std::tuple<Tensor, Tensor> leni_weight_gradient(const Tensor& grad, const Tensor
 
 std::tuple<Tensor, Tensor> leni_input_gradient(const Tensor& grad, const Tensor& x, const Tensor& taps,
                                                const Tensor& weight, std::optional<Tensor> constant,
-                                               std::optional<Tensor> slope) {
+                                               std::optional<Tensor> slope, std::optional<Tensor> matrix,
+                                               std::optional<Tensor> centre) {
   constexpr const char* op = "leni_input_gradient_cpp";
   const bool channels_last = check_input(op, x, taps);
   check_gradient(op, grad, x);
   check_weight(op, weight, x);
   STD_TORCH_CHECK(constant.has_value() == slope.has_value(), op, ": constant and slope go together");
+  STD_TORCH_CHECK(matrix.has_value() == centre.has_value(), op, ": matrix and centre go together");
+  STD_TORCH_CHECK(slope.has_value() || !matrix.has_value(), op, ": a matrix goes with a slope");
   Tensor dx = empty_as(x, channels_last), dtaps = torch::stable::new_empty(taps, taps.sizes());
   if (x.numel() == 0) return {dx, torch::stable::zero_(dtaps)};
   const Tensor t = gathered(taps), w = gathered(weight);
-  GradientProblem problem{scalar_of(x), activation(x, channels_last), activation(grad, channels_last),
-                          t.const_data_ptr(), taps.size(1)};
+  InputGradientProblem problem{
+      {scalar_of(x), activation(x, channels_last), activation(grad, channels_last), t.const_data_ptr(), taps.size(1)}};
   problem.weight = w.const_data_ptr();
-  Tensor c, s;
+  Tensor c, s, m, z;
+  if (matrix.has_value()) {
+    check_parameter(op, *matrix, "matrix", x);
+    STD_TORCH_CHECK(matrix->dim() == 2 && matrix->size(0) == x.size(1) && matrix->size(1) == x.size(1), op,
+                    ": matrix must be [", x.size(1), ", ", x.size(1), "]");
+    check_vector(op, *centre, "centre", x, x.size(1));
+    m = gathered(*matrix);
+    z = gathered(*centre);
+    problem.matrix = m.const_data_ptr();
+    problem.centre = z.const_data_ptr();
+  }
   if (slope.has_value()) {
     check_vector(op, *constant, "constant", x, 2 * x.size(1));
     check_vector(op, *slope, "slope", x, 2 * x.size(1));
@@ -139,6 +152,20 @@ std::tuple<Tensor, Tensor> leni_input_gradient(const Tensor& grad, const Tensor&
   problem.dtaps = dtaps.mutable_data_ptr();
   run(&Kernels::input_gradient, problem, Call());
   return {dx, dtaps};
+}
+
+Tensor leni_covariance(const Tensor& x, const Tensor& taps, const Tensor& centre) {
+  constexpr const char* op = "leni_covariance_cpp";
+  const bool channels_last = check_input(op, x, taps);
+  check_vector(op, centre, "centre", x, x.size(1));
+  Tensor covariance = torch::stable::new_empty(taps, {x.size(1), x.size(1)});
+  if (x.numel() == 0) return torch::stable::zero_(covariance);
+  const Tensor t = gathered(taps), c = gathered(centre);
+  run(&Kernels::covariance,
+      {scalar_of(x), activation(x, channels_last), covariance.mutable_data_ptr(), c.const_data_ptr(),
+       t.const_data_ptr(), taps.size(1)},
+      Call());
+  return covariance;
 }
 
 // ---- whole blocks ----------------------------------------------------------------------------------------------
@@ -307,7 +334,7 @@ LeniGradients leni_training_backward(const Tensor& grad, const Tensor& x, const 
     problem.slope = slope.data();
     problem.dx = dx.mutable_data_ptr();
     problem.dtaps = grad_taps.data();
-    if (x.numel() > 0) run(&Kernels::input_gradient, problem, host);
+    if (x.numel() > 0) run(&Kernels::input_gradient, InputGradientProblem{problem}, host);
     result[0] = in_type(dx, x.scalar_type(), channels_last);
     result[1] = new_like(deconv_weight);
     scatter(grad_taps.data(), *result[1]);
@@ -385,8 +412,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(leni_kernels, m) {
       "leni_weight_gradient_cpp(Tensor grad, Tensor x, Tensor taps, Tensor? mean=None) "
       "-> (Tensor, Tensor)");
   m.def(
-      "leni_input_gradient_cpp(Tensor grad, Tensor x, Tensor taps, Tensor weight, Tensor? constant, Tensor? slope) "
-      "-> (Tensor, Tensor)");
+      "leni_input_gradient_cpp(Tensor grad, Tensor x, Tensor taps, Tensor weight, Tensor? constant, Tensor? slope, "
+      "Tensor? matrix=None, Tensor? centre=None) -> (Tensor, Tensor)");
+  m.def("leni_covariance_cpp(Tensor x, Tensor taps, Tensor centre) -> Tensor");
   m.def("leni_batch_statistics_cpp(Tensor x, Tensor deconv_weight) -> Tensor");
   m.def(
       "leni_training_cpp(Tensor x, Tensor deconv_weight, Tensor? negative_weight, Tensor? negative_bias, "
@@ -414,6 +442,7 @@ STABLE_TORCH_LIBRARY_IMPL(leni_kernels, CPU, m) {
   m.impl("leni_statistics_cpp", TORCH_BOX(&leni_kernels::leni::leni_statistics));
   m.impl("leni_weight_gradient_cpp", TORCH_BOX(&leni_kernels::leni::leni_weight_gradient));
   m.impl("leni_input_gradient_cpp", TORCH_BOX(&leni_kernels::leni::leni_input_gradient));
+  m.impl("leni_covariance_cpp", TORCH_BOX(&leni_kernels::leni::leni_covariance));
   m.impl("leni_batch_statistics_cpp", TORCH_BOX(&leni_kernels::leni::leni_batch_statistics));
   m.impl("leni_training_cpp", TORCH_BOX(&leni_kernels::leni::leni_training));
   m.impl("leni_training_backward_cpp", TORCH_BOX(&leni_kernels::leni::leni_training_backward));
