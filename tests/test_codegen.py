@@ -54,6 +54,7 @@ POINTWISE = ("fully_parametric_relu backward channels-last bf16", "fully_paramet
 EVERYWHERE = (*LENI, *CONV_RELU, *POINTWISE)
 EACH_KERNEL = (
     *EVERYWHERE, *TRAINING, *NARROW, *REBORN, *ALGEBRA, *SUMS, "leni statistics channels-last C=64 k=3 bf16",
+    "leni negative gradient channels-last C=64 k=3 of given bf16",
     "reborn statistics channels-last C=64 bf16", "reborn negative gradient NCHW C=64 bf16",
     "conv_relu input channels-last 64→64 k=3×3 bf16", "conv_relu forward NCHW 256→256 k=3×3 size=7 bf16",
     DEPTHWISE, "conv_relu bias channels-last bf16",

@@ -9,6 +9,10 @@ memory bounds the first pass up to 128 channels and the second up to 64, and ins
 predict``): of the second's 18 multiplications an element that are not products of matrices each loaded g_z serves all
 rows that it reaches.
 
+Of a separable deconvolution a product of z with a matrix goes into g_z, and the first pass would be two such products,
+of operands that are made in different ways. There the folded kernel writes it before (2T), to be freed after, and the
+first pass reads it and not x: 9T in all.
+
 A tile is as in ``features.py``: positions of ROWS pixels under each other, of one block of channels. The first
 pass lays D out for both. Programs share nothing else, and no sum is atomic: equal shapes give equal bits. Each pass is
 one launch; the programs' shares of D's gradient are summed by one more, of the algebra. The tilings are those that
@@ -42,6 +46,7 @@ from ...two_branch.reference import folding_dtype
 from . import configs
 from .algebra import summed_taps
 from .configs import Config, for_vectors
+from .covariance import multiplied_distances
 from .features import add_tap_row, concatenate, join_rows, join_vector, lay_out, repeated, rows_of, split_vector
 
 # ---- tiles as they lie -------------------------------------------------------------------------------------
@@ -148,14 +153,17 @@ def _branch_gradient(grad, weight, weight_tile, pixel, row, inside, channel, hei
 
 
 @jit
-def leni_negative_gradient_kernel(grad, x, deconv_weight, weight, constant, slope, taps, grad_z, height, width,
+def leni_negative_gradient_kernel(grad, x, deconv_weight, weight, constant, slope, taps, given, grad_z, height, width,
                                   positions, all_tiles, tiles, stride_n, stride_h, stride_o, grad_stride_n,
                                   grad_stride_h, grad_stride_o, grad_stride_i, C: tl.constexpr, KERNEL: tl.constexpr,
                                   VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr, ROWS: tl.constexpr,
                                   BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
                                   BLOCK_OUTPUTS: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
                                   PRECISION: tl.constexpr):
-    """g_z = weightᵀ·dy + constant + slope·z of each program's ``tiles`` tiles; taps: a [k, k, C] of its own."""
+    """g_z = weightᵀ·dy + constant + slope·z of each program's ``tiles`` tiles; taps: a [k, k, C] of its own.
+
+    What is ``given``, laid out as g_z, stands in z's place, if it is not None.
+    """
     span: tl.constexpr = 1 if CHANNELS_LAST else VECTOR
     axis: tl.constexpr = 0 if CHANNELS_LAST else 1
     accumulator_type: tl.constexpr = taps.dtype.element_ty
@@ -185,16 +193,23 @@ def leni_negative_gradient_kernel(grad, x, deconv_weight, weight, constant, slop
                                 grad_stride_o, grad_stride_i, C, span, ROWS, BLOCK_OUTPUTS, CHANNELS_LAST,
                                 accumulator_type, PRECISION)
         if slope is not None:
-            start = tl.zeros((1, 1), accumulator_type)
-            _, deconvolved = rows_of(x, taps, start, position, inside, channel, height, width, stride_n, stride_h,
-                                     stride_o, C, KERNEL, span, ROWS, CHANNELS_LAST)
+            if given is None:
+                start = tl.zeros((1, 1), accumulator_type)
+                _, deconvolved = rows_of(x, taps, start, position, inside, channel, height, width, stride_n, stride_h,
+                                         stride_o, C, KERNEL, span, ROWS, CHANNELS_LAST)
             of_z = tl.expand_dims(tl.load(slope + C + channel, has_channel, 0.0), axis)
             added = tl.expand_dims(tl.load(constant + C + channel, has_channel, 0.0), axis)
         pixel = image * (C * plane) + (row * columns + column) * pixel_stride
         pointers = _pointers(grad_z, pixel, channel, plane, 1, span, CHANNELS_LAST)
+        if given is not None:
+            given_pointers = _pointers(given, pixel, channel, plane, 1, span, CHANNELS_LAST)
+            given_rows = _load_rows(given_pointers, columns * pixel_stride, row, inside, has_channel, height, ROWS,
+                                    CHANNELS_LAST)
         for r in tl.static_range(ROWS):
             gradient = rows[r]
-            if slope is not None:
+            if given is not None:
+                gradient += _flat(given_rows[r], CHANNELS_LAST).to(accumulator_type) * of_z + added
+            elif slope is not None:
                 gradient += deconvolved[r] * of_z + added
             gradient = tl.reshape(gradient.to(grad_z.dtype.element_ty), pointers.shape)
             tl.store(pointers, gradient, _mask(inside & (row + r < height), has_channel, CHANNELS_LAST))
@@ -387,11 +402,13 @@ def leni_input_gradient_kernel(grad, x, grad_z, weight, constant, slope, taps, d
 
 
 def input_gradient_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, weight: Tensor, constant: Tensor | None,
-                          slope: Tensor | None, channels_last: bool) -> tuple[Tensor, Tensor]:
+                          slope: Tensor | None, channels_last: bool,
+                          given: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """x's gradient as :func:`leni_input_gradient` has it, and the programs' shares ``[parts, k, k, C]`` of D's.
 
     ``weight`` ``[C, 2C]`` has x's dtype, ``constant`` and ``slope`` are float32 or for a float64 x float64; all three
-    and D are contiguous, and D is of any floating dtype.
+    and D are contiguous, and D is of any floating dtype. What is ``given``, of x's dtype and laid out as x's gradient,
+    stands in z's place beside the slope.
     """
     dx = empty_as(x, channels_last)
     channels, kernel_size = x.shape[1], deconv_weight.shape[-1]
@@ -414,7 +431,7 @@ def input_gradient_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, weight
     taps, taps_parts = (x.new_empty(tiling.parts, *taps_shape, dtype=dtype) for tiling in (first, second))
     with on_device_of(x):
         launchable(leni_negative_gradient_kernel)[(first.programs,)](
-            grad, x, deconv_weight, weight, constant, slope, taps, grad_z, *first.sizes, *strides, *grad_strides,
+            grad, x, deconv_weight, weight, constant, slope, taps, given, grad_z, *first.sizes, *strides, *grad_strides,
             **first.constants, num_warps=chosen[0].warps, num_stages=1)
         launchable(leni_input_gradient_kernel)[(second.programs,)](
             grad, x, grad_z, weight, constant, slope, taps, dx, taps_parts, *second.sizes, *strides, *grad_strides,
@@ -423,15 +440,19 @@ def input_gradient_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, weight
 
 
 def leni_input_gradient(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, constant: Tensor | None,
-                        slope: Tensor | None) -> tuple[Tensor, Tensor]:
+                        slope: Tensor | None, matrix: Tensor | None = None,
+                        centre: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The gradients of x, in x's dtype and order, and of taps ``[C, k, k]``, for a gradient of the folded form.
 
     ``grad`` ``[N, C, H, W]`` may have any strides. ``constant`` and ``slope`` ``[2C]``, or neither, are added to
-    the gradient of ``a = [max(x, 0); taps ⋆ᵀ min(x, 0)]`` as ``constant + slope·a``.
+    the gradient of ``a = [max(x, 0); z]``, z = taps ⋆ᵀ min(x, 0), as ``constant + slope·a``; with a ``matrix``
+    ``[C, C]`` and a ``centre`` ``[C]``, of ``a = [max(x, 0); matrix·(z − centre)]``, whose second half is rounded to
+    x's dtype.
     """
+    given = None if matrix is None or x.numel() == 0 else multiplied_distances(x, taps, matrix, centre)
     added = (None, None) if slope is None else (constant.contiguous(), slope.contiguous())
     dx, shares = input_gradient_shares(grad, x, taps.contiguous(), weight.to(x.dtype).contiguous(), *added,
-                                       reads_channels_last("leni_input_gradient_triton", x))
+                                       reads_channels_last("leni_input_gradient_triton", x), given)
     return dx, summed_taps(shares, taps)
 
 
