@@ -43,7 +43,7 @@ def norm_by_loops(x, norm):
 def compress_by_loops(features, compress):
     y = torch.empty_like(features[:, :compress.out_channels])
     for o in range(compress.out_channels):
-        y[:, o] = compress.bias[o]
+        y[:, o] = 0 if compress.bias is None else compress.bias[o]
         for c in range(compress.in_channels):
             y[:, o] += compress.weight[o, c, 0, 0] * features[:, c]
     return y
@@ -53,6 +53,8 @@ def block_by_loops(block, x):
     positive = torch.tensor([max(value, 0.0) for value in x.flatten().tolist()]).view_as(x).to(x)
     negative = torch.tensor([min(value, 0.0) for value in x.flatten().tolist()]).view_as(x).to(x)
     deconvolved = deconv_by_loops(negative, block.deconv.weight, block.deconv.groups)
+    if getattr(block, "deconv_pointwise", None) is not None:
+        deconvolved = compress_by_loops(deconvolved, block.deconv_pointwise)
     rebuilt = norm_by_loops(deconvolved, block.bn_negative)
     features = torch.cat([positive, rebuilt], 1)
     if isinstance(block, lk.LENI2d):

@@ -7,8 +7,9 @@ import torch
 
 import leni_kernels as lk
 
-BLOCKS = (lk.LENI2d, lk.Reborn2d, lambda channels: lk.ConvReLU2d(channels, 3, 3, padding=1), lk.AdaReLU,
-          lk.FullyParametricReLU, lambda channels: lk.CReLU())
+BLOCKS = (lk.LENI2d, lambda channels: lk.LENI2d(channels, separable=True), lk.Reborn2d,
+          lambda channels: lk.ConvReLU2d(channels, 3, 3, padding=1), lk.AdaReLU, lk.FullyParametricReLU,
+          lambda channels: lk.CReLU())
 
 
 def step(backend, block, x):

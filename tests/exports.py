@@ -10,6 +10,8 @@ BLOCKS = {
     "leni": lambda: lk.LENI2d(C),
     "leni in eval mode": lambda: lk.LENI2d(C).eval(),
     "leni folded": lambda: lk.fold(lk.LENI2d(C).eval()),
+    "separable leni": lambda: lk.LENI2d(C, separable=True),
+    "separable leni in eval mode": lambda: lk.LENI2d(C, separable=True).eval(),
     "reborn": lambda: lk.Reborn2d(C),
     "reborn in eval mode": lambda: lk.Reborn2d(C).eval(),
     "reborn folded": lambda: lk.fold(lk.Reborn2d(C).eval()),

@@ -48,12 +48,13 @@ def errors(results, truth):
     return {name: float((results[name].double() - wanted).norm()) for name, wanted in truth.items()}
 
 
-def check(backend, dtype, shape=(4, CHANNELS, 10, 12), device="cpu", forms=("training", "eval", "folded"), times=1.5):
-    """Raise unless a backend's errors are at most so many times those of the layers."""
+def check(backend, dtype, shape=(4, CHANNELS, 10, 12), device="cpu", forms=("training", "eval", "folded"), times=1.5,
+          **options):
+    """Raise unless a backend's errors are at most so many times those of the layers, of LENI2d with options."""
     for mean in (*MEANS, *CONSTANTS):
         torch.manual_seed(0)
         x, grad = feature_map(mean, shape, dtype).to(device), torch.randn(shape).to(device, dtype)
-        training = lk.LENI2d(shape[1]).to(device)
+        training = lk.LENI2d(shape[1], **options).to(device)
         with torch.no_grad():
             for parameter in training.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))

@@ -18,6 +18,7 @@ BLOCKS = {
     "LENI1d": lambda: lk.LENI1d(3),
     "LENI2d": lambda: lk.LENI2d(3),
     "LENI3d": lambda: lk.LENI3d(3),
+    "LENI2d, separable": lambda: lk.LENI2d(3, separable=True),
     "folded LENI2d": lambda: lk.fold(lk.LENI2d(3).eval()),
     "Reborn1d": lambda: lk.Reborn1d(3),
     "Reborn2d": lambda: lk.Reborn2d(3),

@@ -45,11 +45,24 @@ def _training_backward(x: Shape, deconv_weight: Shape, compress_weight: Shape, n
             + deconvolution_backward(x, deconv_weight, (needs_input, needs_input)))
 
 
+def _separable(x: Shape, deconv_weight: Shape, compress_weight: Shape, pointwise_weight: Shape, **_: Any) -> int:
+    return block(x, deconv_weight, compress_weight) + compression(x, pointwise_weight)
+
+
+def _separable_backward(x: Shape, deconv_weight: Shape, compress_weight: Shape, pointwise_weight: Shape,
+                        needs_input: bool, **_: Any) -> int:
+    return (_training_backward(x, deconv_weight, compress_weight, needs_input)
+            + compression_backward(x, pointwise_weight, (needs_input, True)))
+
+
 FORMULAS = {
     "leni_folded": _folded, "leni_laid_out": _laid_out, "leni_statistics": _statistics,
     "leni_weight_gradient": _weight_gradient, "leni_input_gradient": _input_gradient,
+    "leni_covariance": _statistics,
     "leni_eval": block, "leni_batch_statistics": deconvolution,
     "leni_training": block, "leni_training_backward": _training_backward,
     "leni_synchronised": block, "leni_synchronised_backward": _training_backward,
+    "leni_separable_eval": _separable, "leni_separable_training": _separable,
+    "leni_separable_training_backward": _separable_backward,
 }
 """By the names of the operators, less their backends'. Running statistics move by pointwise work, which is none."""

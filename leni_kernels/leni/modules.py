@@ -19,12 +19,14 @@ from . import ops
 class _LENI(Block):
     """What LENI1d, LENI2d and LENI3d share."""
 
-    _layers = ("deconv", "bn_negative", "bn_fusion", "compress")
+    _layers = ("deconv", "bn_negative", "bn_fusion", "compress", "deconv_pointwise")
     _run = staticmethod(ops.run_leni)
 
     def __init__(self, channels: int, kernel_size: int = 3, eps: float = 1e-5, momentum: float | None = 0.1,
-                 device: object = None, dtype: object = None) -> None:
-        super().__init__(channels, kernel_size, channels, eps, momentum, device, dtype)
+                 device: object = None, dtype: object = None, *, separable: bool = False) -> None:
+        super().__init__(channels, kernel_size, channels, eps, momentum, device, dtype, separable)
+        if not separable:
+            self.deconv_pointwise = None
         _, norm, conv = LAYERS[self.dims]
         self.bn_fusion = norm(2 * channels, eps=eps, momentum=momentum, device=device, dtype=dtype)
         self.compress = conv(2 * channels, channels, 1, device=device, dtype=dtype)
@@ -32,8 +34,10 @@ class _LENI(Block):
     def parameters_for_kernels(self) -> ops.LeniParameters:
         """The children's tensors as they are now."""
         children = self._modules
+        pointwise = children.get("deconv_pointwise")
         return ops.LeniParameters(weight_and_bias(children["deconv"])[0], norm_state(children["bn_negative"]),
-                                  norm_state(children["bn_fusion"]), *weight_and_bias(children["compress"]))
+                                  norm_state(children["bn_fusion"]), *weight_and_bias(children["compress"]),
+                                  None if pointwise is None else weight_and_bias(pointwise)[0])
 
     def obstacle(self) -> str | None:
         children = self._modules
@@ -59,9 +63,12 @@ class LENI2d(_LENI):
         momentum: of both, as there; None averages over all batches.
         device: of the parameters.
         dtype: of the parameters, and so of the inputs, outside of autocast.
+        separable: whether the deconvolution is depthwise separable, with a pointwise convolution behind the depthwise
+            one, and not depthwise alone. The paper's words may mean either.
 
     Attributes:
         deconv: ``nn.ConvTranspose2d(C, C, k, padding=k//2, groups=C, bias=False)``
+        deconv_pointwise: ``nn.Conv2d(C, C, 1, bias=False)`` if ``separable``, else None
         bn_negative: ``nn.BatchNorm2d(C)``
         bn_fusion: ``nn.BatchNorm2d(2C)``
         compress: ``nn.Conv2d(2C, C, 1)``
@@ -73,6 +80,7 @@ class LENI2d(_LENI):
 
     dims = 2
     deconv: nn.ConvTranspose2d
+    deconv_pointwise: nn.Conv2d | None
     bn_negative: nn.BatchNorm2d
     bn_fusion: nn.BatchNorm2d
     compress: nn.Conv2d
@@ -86,6 +94,7 @@ class LENI1d(_LENI):
 
     dims = 1
     deconv: nn.ConvTranspose1d
+    deconv_pointwise: nn.Conv1d | None
     bn_negative: nn.BatchNorm1d
     bn_fusion: nn.BatchNorm1d
     compress: nn.Conv1d
@@ -99,6 +108,7 @@ class LENI3d(_LENI):
 
     dims = 3
     deconv: nn.ConvTranspose3d
+    deconv_pointwise: nn.Conv3d | None
     bn_negative: nn.BatchNorm3d
     bn_fusion: nn.BatchNorm3d
     compress: nn.Conv3d

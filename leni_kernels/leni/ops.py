@@ -35,6 +35,7 @@ from ..two_branch.ops import (
     gradients_again,
     how_triton,
     norm_fits,
+    on_one_device,
     only_first_differentiable,
     only_needed,
     operators_of,
@@ -47,7 +48,7 @@ from ..two_branch.ops import (
 )
 from ..two_branch.reference import Layer, centred_bias, folding_dtype
 from ..two_branch.statistics import merged_over, summed_over
-from . import gpu, reference
+from . import gpu, reference, separable
 from .flops import FORMULAS
 from .reference import Folded
 
@@ -71,7 +72,10 @@ class Kernels(NamedTuple):
     weight_gradient: Any
     """(grad, x, taps, mean=None) -> weight's gradient, for features less their mean, and bias's"""
     input_gradient: Any
-    """(grad, x, taps, weight, constant, slope) -> x's gradient, taps' gradient"""
+    """(grad, x, taps, weight, constant, slope, matrix=None, centre=None) -> x's gradient, taps' gradient; with a
+    matrix, matrix·(z − centre) stands in z's place beside the slope"""
+    covariance: Any
+    """(x, taps, centre) -> the mean of (z − centre)·(z − centre)ᵀ"""
 
 
 def _fake_folded(x: Tensor, taps: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None = None) -> Tensor:
@@ -95,11 +99,21 @@ def _fake_weight_gradient(
 
 
 def _fake_input_gradient(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, constant: Tensor | None,
-                         slope: Tensor | None) -> tuple[Tensor, Tensor]:
+                         slope: Tensor | None, matrix: Tensor | None = None,
+                         centre: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return empty_like(x), taps.new_empty(taps.shape)
 
 
-_FAKES = Kernels(_fake_folded, _fake_statistics, _fake_weight_gradient, _fake_input_gradient)
+def _fake_covariance(x: Tensor, taps: Tensor, centre: Tensor) -> Tensor:
+    channels = x.shape[1]
+    return taps.new_empty(channels, channels)
+
+
+_FAKES = Kernels(_fake_folded, _fake_statistics, _fake_weight_gradient, _fake_input_gradient, _fake_covariance)
+
+
+_NOTHING_ADDED = (None,) * 4
+"""To a's gradient, by what goes through statistics."""
 
 
 def _save_folded(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -117,7 +131,7 @@ def _backward_by_kernels(kernels: Kernels, ctx: Any, grad: Tensor) -> tuple[Tens
     x, taps, weight, mean = ctx.saved_tensors
     gradients: list[Tensor | None] = [None] * 4
     if any(ctx.needs_input_grad[:2]):
-        gradients[:2] = kernels.input_gradient(grad, x, taps, weight, None, None)
+        gradients[:2] = kernels.input_gradient(grad, x, taps, weight, *_NOTHING_ADDED)
     if any(ctx.needs_input_grad[2:4]):
         gradients[2:] = kernels.weight_gradient(grad, x, taps, mean)
     return *gradients, None
@@ -133,8 +147,9 @@ def _weight_gradient_by_reference(grad: Tensor, x: Tensor, taps: Tensor,
 
 
 def _input_gradient_by_reference(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, constant: Tensor | None,
-                                 slope: Tensor | None) -> tuple[Tensor, Tensor]:
-    grad_x, grad_taps = reference.leni_input_gradient(grad, x, taps, weight, constant, slope)
+                                 slope: Tensor | None, matrix: Tensor | None = None,
+                                 centre: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    grad_x, grad_taps = reference.leni_input_gradient(grad, x, taps, weight, constant, slope, matrix, centre)
     return laid_out(grad_x, reads_channels_last("leni_input_gradient", x)), grad_taps
 
 
@@ -198,22 +213,20 @@ def _save_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _with_running_statistics(tensors: Sequence[Tensor | None], eps: tuple[float, float]) -> LeniParameters:
-    """Of an operator's arguments behind x: D, BN1's mean, variance, γ1, β1, BN2's, P and c."""
-    deconv_weight, *norms, compress_weight, compress_bias = tensors
-    return LeniParameters(deconv_weight, Norm(*norms[:4], eps=eps[0]), Norm(*norms[4:], eps=eps[1]), compress_weight,
-                          compress_bias)
+    """Of an operator's arguments behind x: D, BN1's mean, variance, γ1, β1, BN2's, P, c, and W if there is one."""
+    return LeniParameters(tensors[0], Norm(*tensors[1:5], eps=eps[0]), Norm(*tensors[5:9], eps=eps[1]), *tensors[9:])
 
 
 def _evaluation(operator: Any, kernels: Kernels) -> Callable[..., Tensor]:
     """A block with running statistics, with autograd, which keeps what it is given and folds it again."""
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:12])
-        ctx.eps = inputs[12:]
+        ctx.save_for_backward(*inputs[:-2])
+        ctx.eps = inputs[-2:]
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
-        needs, eps = ctx.needs_input_grad[:12], ctx.eps
+        needs, eps = ctx.needs_input_grad[:-2], ctx.eps
         if torch.is_grad_enabled():
             def block(x: Tensor, *tensors: Tensor | None) -> Tensor:
                 return reference.leni(x, *_with_running_statistics(tensors, eps).layers())
@@ -223,9 +236,9 @@ def _evaluation(operator: Any, kernels: Kernels) -> Callable[..., Tensor]:
             leaves = [tensor if tensor is None else tensor.detach().requires_grad_(need)
                       for tensor, need in zip(tensors, needs[1:], strict=True)]
             taps, weight, bias, mean = _centred(x, reference.fold_leni(*_with_running_statistics(leaves, eps)))
-        grad_x, grad_taps = kernels.input_gradient(grad, x, taps.detach(), weight.detach(), None, None)
+        grad_x, grad_taps = kernels.input_gradient(grad, x, taps.detach(), weight.detach(), *_NOTHING_ADDED)
         if True not in needs[1:]:
-            return grad_x, *[None] * 13
+            return grad_x, *[None] * (len(needs) + 1)
         of_folded = zip((taps, weight, bias), (grad_taps, *kernels.weight_gradient(grad, x, taps.detach(), mean)),
                         strict=True)
         folded, of_folded = zip(*((tensor, gradient) for tensor, gradient in of_folded if tensor.requires_grad),
@@ -238,14 +251,14 @@ def _evaluation(operator: Any, kernels: Kernels) -> Callable[..., Tensor]:
 
 
 def _gradients_again(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
-    """Of x, D, γ1, β1, γ2, β2, P and c, in a backward with ``create_graph``."""
+    """Of x, D, W if there is one, γ1, β1, γ2, β2, P and c, in a backward with ``create_graph``."""
     *parameters, needs, negative_eps, fusion_eps = rest
 
     def block(x: Tensor, deconv_weight: Tensor, *rest: Tensor | None) -> Tensor:
-        gamma1, beta1, gamma2, beta2, compress_weight, bias = rest
+        *pointwise, gamma1, beta1, gamma2, beta2, compress_weight, bias = rest
         norms = (Norm(None, None, gamma1, beta1, True, eps=negative_eps),
                  Norm(None, None, gamma2, beta2, True, eps=fusion_eps))
-        return reference.leni(x, *LeniParameters(deconv_weight, *norms, compress_weight, bias).layers())
+        return reference.leni(x, *LeniParameters(deconv_weight, *norms, compress_weight, bias, *pointwise).layers())
 
     return gradients_again(block, (x, *parameters, x.new_zeros(x.shape[1])), needs, grad)
 
@@ -325,6 +338,77 @@ def _define_synchronised(backend: str, steps: Steps) -> Callable[..., tuple[Tens
     return differentiable(forward_operator, save, run_backward)
 
 
+# ---- a block whose deconvolution is separable: W stands behind D, and before BN1 -----------------------------
+
+
+def _define_separable_evaluation(backend: str, kernels: Kernels) -> Callable[..., Tensor]:
+    """The folded form, which is the same, of parameters that it folds at each call."""
+
+    def evaluate(x: Tensor, *rest: Any) -> Tensor:
+        *tensors, negative_eps, fusion_eps = rest
+        folded = reference.fold_leni(*_with_running_statistics(tensors, (negative_eps, fusion_eps)))
+        return kernels.folded(x, *_centred(x, folded))
+
+    name = f"leni_separable_eval_{backend}"
+    operator = define(
+        f"{name}(Tensor x, Tensor deconv_weight, Tensor negative_mean, Tensor negative_variance, "
+        "Tensor? negative_weight, Tensor? negative_bias, Tensor fusion_mean, Tensor fusion_variance, "
+        "Tensor? fusion_weight, Tensor? fusion_bias, Tensor compress_weight, Tensor? compress_bias, "
+        "Tensor pointwise_weight, float negative_eps, float fusion_eps) -> Tensor", evaluate,
+        on_one_device(name, _fake_eval))
+    return _evaluation(operator, kernels)
+
+
+def _define_separable_training(backend: str, kernels: Kernels) -> Callable[..., tuple[Tensor, ...]]:
+    """What trains a process' own batch, or with a group's name the part of one over all its processes."""
+    tensors = ("Tensor x, Tensor deconv_weight, Tensor pointwise_weight, Tensor? negative_weight, "
+               "Tensor? negative_bias, Tensor? fusion_weight, Tensor? fusion_bias, Tensor compress_weight, ")
+    options = "float negative_eps, float fusion_eps, str group"
+    name = f"leni_separable_training_{backend}"
+    backward_name = f"leni_separable_training_backward_{backend}"
+    rounds = backend == "triton"  # the CPU's kernels have gradients' products in float32
+
+    def backward(*inputs: Any) -> tuple[Tensor, ...]:
+        like = inputs[1]
+        gradients = separable.training_backward(kernels, rounds, *inputs)
+        return tuple(like.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+    def fake_forward(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        channels = x.shape[1]
+        shapes = (4 * channels + 1,), (2 * channels,), (channels, channels)
+        return empty_like(x), *(x.new_empty(shape, dtype=torch.float64) for shape in shapes)
+
+    def fake_backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        parameters, needs_input = rest[:6], rest[-1]
+        return (empty_like(x) if needs_input else x.new_empty(0), gradient_of(deconv_weight, x, needs_input),
+                *fake_parameter_gradients(x, parameters, 0, True)[:-1])
+
+    operator = define(f"{name}({tensors}Tensor? compress_bias, {options}) -> (Tensor, Tensor, Tensor, Tensor)",
+                      partial(separable.training, kernels), on_one_device(name, fake_forward))
+    run_backward = once_differentiable(define(
+        f"{backward_name}(Tensor grad, {tensors}Tensor statistics, Tensor mean, Tensor covariance, {options}, "
+        f"bool needs_input) -> ({', '.join(['Tensor'] * 9)})", backward, on_one_device(backward_name, fake_backward)))
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:8], *output[1:])
+        ctx.options = inputs[9:]
+        only_first_differentiable(ctx, output)
+
+    def of_inputs(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 12
+        needs, (*eps, group) = ctx.needs_input_grad, ctx.options
+        if not torch.is_grad_enabled():
+            gradients = run_backward(grad, *ctx.saved_tensors, *ctx.options, needs[0] or needs[1])
+        elif group:
+            raise NotImplementedError(SYNCHRONISED)
+        else:
+            gradients = _gradients_again(grad, *ctx.saved_tensors[:-3], needs[:9], *eps)
+        return only_needed(gradients, needs)
+
+    return differentiable(operator, save, of_inputs)
+
+
 class Training(NamedTuple):
     """How one backend trains a block."""
 
@@ -335,10 +419,15 @@ class Training(NamedTuple):
     """(x, D, γ1, β1, γ2, β2, P, c, None, both eps) -> y, statistics"""
     synchronised: Callable[..., tuple[Tensor, Tensor]]
     """(x, D, γ1, β1, γ2, β2, P, c, both eps, group) -> y, statistics"""
+    separable_evaluation: Callable[..., Tensor]
+    """(x, D, BN1's mean, variance, γ1, β1, BN2's mean, variance, γ2, β2, P, c, W, both eps) -> y"""
+    separable: Callable[..., tuple[Tensor, ...]]
+    """(x, D, W, γ1, β1, γ2, β2, P, c, both eps, group or "") -> y, statistics of [p; W z], and what backward needs"""
 
 
 def _define_training(backend: str, steps: Steps, kernels: Kernels) -> Training:
-    return Training(steps, _evaluation(steps.eval, kernels), _training(steps), _define_synchronised(backend, steps))
+    return Training(steps, _evaluation(steps.eval, kernels), _training(steps), _define_synchronised(backend, steps),
+                    _define_separable_evaluation(backend, kernels), _define_separable_training(backend, kernels))
 
 
 if extension.why_missing is None:
@@ -352,7 +441,7 @@ def _define_triton() -> None:
     global _TRITON, _TRAINING_TRITON, _LAID_OUT_TRITON
     for name, launch in zip(Kernels._fields, (
             gpu.forward.leni_folded, gpu.statistics.leni_statistics, gpu.weight_gradient.leni_weight_gradient,
-            gpu.input_gradient.leni_input_gradient), strict=True):
+            gpu.input_gradient.leni_input_gradient, gpu.covariance.leni_covariance), strict=True):
         support.define_operator(f"leni_{name}_triton", launch)
     kernels = Kernels(*operators_of("leni", "triton", _FAKES, Kernels._fields))
     kernels = kernels._replace(
@@ -500,11 +589,14 @@ class LeniParameters(NamedTuple):
     fusion_norm: Norm
     compress_weight: Tensor
     compress_bias: Tensor | None
+    pointwise_weight: Tensor | None = None
+    """Of a separable deconvolution."""
 
-    def layers(self) -> tuple[Layer, Layer, Layer, Layer]:
-        """The block as the four layers of the definition, on feature maps or, of weights for these, on signals."""
+    def layers(self) -> tuple[Layer | None, ...]:
+        """The block as the layers of the definition, on feature maps or, of weights for these, on signals."""
+        pointwise = None if self.pointwise_weight is None else compress_layer(self.pointwise_weight, None)
         return (deconv_layer(self.deconv_weight, groups=self.deconv_weight.shape[0]), self.negative_norm,
-                self.fusion_norm, compress_layer(self.compress_weight, self.compress_bias))
+                self.fusion_norm, compress_layer(self.compress_weight, self.compress_bias), pointwise)
 
 
 class LeniCall(NamedTuple):
@@ -516,7 +608,7 @@ class LeniCall(NamedTuple):
     channels_last: bool | None
     """As :func:`is_channels_last` says of x."""
     parameters: LeniParameters | None
-    layers: Callable[[], tuple[Layer, Layer, Layer, Layer]]
+    layers: Callable[[], tuple[Layer | None, ...]]
     obstacle: str | None
     group: str
     """The process group whose batches the norms see in training; "" for this process alone."""
@@ -561,22 +653,25 @@ def _run_leni_triton(call: LeniCall) -> Tensor:
 
 
 def _run_eval(call: LeniCall, training: Training) -> Tensor:
-    deconv_weight, negative, fusion, compress_weight, compress_bias = call.parameters
-    return training.evaluation(read(call), deconv_weight, *negative[:4], *fusion[:4], compress_weight, compress_bias,
-                               negative.eps, fusion.eps)
+    deconv_weight, negative, fusion, compress_weight, compress_bias, pointwise_weight = call.parameters
+    tensors = (read(call), deconv_weight, *negative[:4], *fusion[:4], compress_weight, compress_bias)
+    if pointwise_weight is None:
+        return training.evaluation(*tensors, negative.eps, fusion.eps)
+    return training.separable_evaluation(*tensors, pointwise_weight, negative.eps, fusion.eps)
 
 
 def _run_training(call: LeniCall, training: Training) -> Tensor:
     x = read(call)
-    deconv_weight, negative, fusion, compress_weight, compress_bias = call.parameters
+    deconv_weight, negative, fusion, compress_weight, compress_bias, pointwise_weight = call.parameters
     check_values(x, call.group)
-    tensors = (x, deconv_weight, negative.weight, negative.bias, fusion.weight, fusion.bias, compress_weight,
-               compress_bias)
+    tensors = (negative.weight, negative.bias, fusion.weight, fusion.bias, compress_weight, compress_bias)
     options = (negative.eps, fusion.eps)
-    if call.group:
-        y, statistics = training.synchronised(*tensors, *options, call.group)
+    if pointwise_weight is not None:
+        y, statistics, *_ = training.separable(x, deconv_weight, pointwise_weight, *tensors, *options, call.group)
+    elif call.group:
+        y, statistics = training.synchronised(x, deconv_weight, *tensors, *options, call.group)
     else:
-        y, statistics = training.alone(*tensors, None, *options)
+        y, statistics = training.alone(x, deconv_weight, *tensors, None, *options)
     if negative.training or fusion.training:
         training.steps.running_statistics(statistics, negative.weight, negative.bias, *negative.tracked(),
                                           *fusion.tracked(), negative.eps)
@@ -592,7 +687,7 @@ _LENI = Operation(
 
 
 def leni(x: Tensor, deconv_weight: Tensor, negative_norm: Norm, fusion_norm: Norm, compress_weight: Tensor,
-         compress_bias: Tensor | None = None) -> Tensor:
+         compress_bias: Tensor | None = None, pointwise_weight: Tensor | None = None) -> Tensor:
     """LENI (Cai, Peng, Shen 2023, §3.1): ``P · BN2([max(x, 0); BN1(D ⋆ᵀ min(x, 0))]) + c``.
 
     Args:
@@ -602,6 +697,8 @@ def leni(x: Tensor, deconv_weight: Tensor, negative_norm: Norm, fusion_norm: Nor
         fusion_norm: BN2, a :class:`Norm` over 2C channels.
         compress_weight: P, ``[C, 2C, 1, 1]``.
         compress_bias: c, ``[C]``, or None.
+        pointwise_weight: W, ``[C, C, 1, 1]``, of a depthwise separable deconvolution: BN1 then reads ``W · (D ⋆ᵀ
+            min(x, 0))``. None where D is all of it.
 
     Returns:
         ``[N, C, H, W]`` in x's dtype (autocast's under autocast) and memory format.
@@ -611,12 +708,12 @@ def leni(x: Tensor, deconv_weight: Tensor, negative_norm: Norm, fusion_norm: Nor
         TypeError: for dtypes that do not fit x's.
         BackendUnavailableError: if a backend asked for by name cannot serve.
     """
-    parameters = LeniParameters(deconv_weight, negative_norm, fusion_norm, compress_weight, compress_bias)
-    return run_leni(x, parameters)
+    return run_leni(x, LeniParameters(deconv_weight, negative_norm, fusion_norm, compress_weight, compress_bias,
+                                      pointwise_weight))
 
 
 def run_leni(x: Tensor, parameters: LeniParameters | None,
-             layers: Callable[[], tuple[Layer, Layer, Layer, Layer]] | None = None, obstacle: str | None = None,
+             layers: Callable[[], tuple[Layer | None, ...]] | None = None, obstacle: str | None = None,
              group: str = "") -> Tensor:
     """:func:`leni`, with what makes the layers that the definition is to call, or without parameters and why."""
     channels = checks.feature_map("leni", x)
@@ -627,5 +724,8 @@ def run_leni(x: Tensor, parameters: LeniParameters | None,
         check_block("leni", x, parameters, channels, deconv_channels=(channels, 1))
         checks.shape("leni", "compress_weight", parameters.compress_weight, (channels, 2 * channels, 1, 1))
         checks.norm("leni", "fusion_norm", parameters.fusion_norm, 2 * channels)
+    if parameters is not None and parameters.pointwise_weight is not None:
+        checks.shape("leni", "pointwise_weight", parameters.pointwise_weight, (channels, channels, 1, 1))
+        checks.alike("leni", x=x, pointwise_weight=parameters.pointwise_weight)
     return _LENI(LeniCall(x, checks.autocast_dtype(x), is_channels_last(x), parameters,
                           parameters.layers if layers is None else layers, obstacle, group))

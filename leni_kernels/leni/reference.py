@@ -24,10 +24,17 @@ from ..two_branch.reference import (
 )
 
 
-def leni(x: Tensor, deconv: Layer, negative_norm: Layer, fusion_norm: Layer, compress: Layer) -> Tensor:
-    """``compress(fusion_norm([max(x, 0); negative_norm(deconv(min(x, 0)))]))`` for x ``[N, C, H, W]``."""
+def leni(x: Tensor, deconv: Layer, negative_norm: Layer, fusion_norm: Layer, compress: Layer,
+         pointwise: Layer | None = None) -> Tensor:
+    """``compress(fusion_norm([max(x, 0); negative_norm(deconv(min(x, 0)))]))`` for x ``[N, C, H, W]``.
+
+    A separable deconvolution goes through ``pointwise`` too, before the norm.
+    """
     positive, negative = split_signs(x)
-    return compress(fusion_norm(torch.cat([positive, negative_norm(deconv(negative))], dim=1)))
+    deconvolved = deconv(negative)
+    if pointwise is not None:
+        deconvolved = pointwise(deconvolved)
+    return compress(fusion_norm(torch.cat([positive, negative_norm(deconvolved)], dim=1)))
 
 
 # ---- the folded form, for inference ------------------------------------------------------------------------
@@ -47,12 +54,13 @@ class Folded(NamedTuple):
 
 
 def fold_leni(deconv_weight: Tensor, negative_norm: Norm, fusion_norm: Norm, compress_weight: Tensor,
-              compress_bias: Tensor | None) -> Folded:
+              compress_bias: Tensor | None, pointwise_weight: Tensor | None = None) -> Folded:
     """Fold the first norm into the deconvolution and the second into the 1×1 convolution.
 
     Takes ``deconv_weight`` ``[C, 1, k, k]``, ``compress_weight`` ``[C, 2C, 1, 1]`` and norms with running
-    statistics over C and 2C channels; differentiable in all of them. Computes in float32, or float64 for
-    float64 parameters.
+    statistics over C and 2C channels; differentiable in all of them. Of a separable deconvolution
+    ``pointwise_weight`` ``[C, C, 1, 1]`` goes into the 1×1 convolution, and the first norm with it. Computes in
+    float32, or float64 for float64 parameters.
 
     Raises:
         ValueError: if a norm has no running statistics.
@@ -70,7 +78,33 @@ def fold_leni(deconv_weight: Tensor, negative_norm: Norm, fusion_norm: Norm, com
     mean = (fusion_norm.running_mean.to(dtype) - F.pad(negative_shift, (channels, 0))).detach()
     # Less a mean that is small against the deviations from it, values are not smaller.
     mean = mean * (mean.square() > fusion_norm.running_var)
-    return Folded(deconv_weight.to(dtype).squeeze(1) * negative_scale[:, None, None], weight, bias, mean)
+    taps = deconv_weight.to(dtype).squeeze(1)
+    if pointwise_weight is None:
+        return Folded(taps * negative_scale[:, None, None], weight, bias, mean)
+    pointwise = pointwise_weight.double().flatten(1)
+    return Folded(taps, _through_pointwise(weight.double(), negative_scale, pointwise).to(dtype), bias,
+                  torch.cat([mean[:channels], _mean_behind(pointwise.detach(), negative_norm).to(dtype)]))
+
+
+def _through_pointwise(weight: Tensor, negative_scale: Tensor, pointwise: Tensor) -> Tensor:
+    positive, negative = weight.chunk(2, dim=1)
+    return torch.cat([positive, negative * negative_scale @ pointwise], dim=1)
+
+
+_FAR = 4
+"""Of a mean, how many deviations away it is worth an estimate."""
+
+
+def _mean_behind(pointwise: Tensor, norm: Norm) -> Tensor:
+    """About the mean of what ``pointwise`` ``[C, C]`` makes of it, whose norm knows; 0 where no mean is far away."""
+    mean, variance = norm.running_mean.double(), norm.running_var.double()
+    squares = pointwise.t() @ pointwise
+    # By least squares. What the matrix all but loses would come back as anything, but for the ridge.
+    ridge = 1e-3 * squares.diagonal().mean() + torch.finfo(squares.dtype).tiny
+    squares = squares + ridge * torch.eye(len(squares), dtype=squares.dtype, device=squares.device)
+    factor = torch.linalg.cholesky_ex(squares)[0]  # which waits for no GPU
+    estimate = torch.cholesky_solve((pointwise.t() @ mean)[:, None], factor)[:, 0]
+    return torch.where((mean.square() > _FAR**2 * variance).any(), estimate, 0)
 
 
 def _correlate(x: Tensor, taps: Tensor) -> Tensor:
@@ -112,16 +146,30 @@ def leni_weight_gradient(grad: Tensor, x: Tensor, taps: Tensor, mean: Tensor | N
     return sums_of_products(grad, _features(x, taps), taps.dtype, mean)
 
 
+def leni_covariance(x: Tensor, taps: Tensor, centre: Tensor) -> Tensor:
+    """The mean ``[C, C]`` of ``(z − centre)·(z − centre)ᵀ`` over pixels, for ``z = taps ⋆ᵀ min(x, 0)``, in taps' dtype;
+    0 of an empty batch."""
+    distances = _features(x.to(taps.dtype), taps)[:, x.shape[1]:] - centre[:, None, None]
+    return torch.einsum("nihw,njhw->ij", distances, distances) / max(x.numel() // x.shape[1], 1)
+
+
 def leni_input_gradient(grad: Tensor, x: Tensor, taps: Tensor, weight: Tensor, constant: Tensor | None = None,
-                        slope: Tensor | None = None) -> tuple[Tensor, Tensor]:
+                        slope: Tensor | None = None, matrix: Tensor | None = None,
+                        centre: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The gradients of :func:`leni_folded` for (x, taps).
 
-    With ``constant`` and ``slope`` ``[2C]``, the gradient of ``a = [max(x, 0); taps ⋆ᵀ min(x, 0)]`` has
-    ``constant + slope·a`` added.
+    With ``constant`` and ``slope`` ``[2C]``, the gradient of ``a = [max(x, 0); z]``, z = taps ⋆ᵀ min(x, 0), has
+    ``constant + slope·a`` added; with a ``matrix`` ``[C, C]`` and a ``centre`` ``[C]``, of
+    ``a = [max(x, 0); matrix·(z − centre)]``.
     """
     of_features = through_compress(grad, weight)
     if slope is not None:
-        of_features = of_features + (constant[:, None, None] + slope[:, None, None] * _features(x, taps)).to(x.dtype)
+        features = _features(x, taps)
+        if matrix is not None:
+            positive, deconvolved = features.chunk(2, dim=1)
+            distances = (deconvolved - centre[:, None, None]).to(x.dtype)
+            features = torch.cat([positive, F.conv2d(distances, matrix.to(x.dtype)[:, :, None, None])], 1)
+        of_features = of_features + (constant[:, None, None] + slope[:, None, None] * features).to(x.dtype)
     of_positive, of_deconvolved = of_features.chunk(2, dim=1)
     of_negative = _correlate(of_deconvolved, taps.to(x.dtype))
     grad_x = torch.where(x > 0, of_positive, torch.where(x < 0, of_negative, 0))

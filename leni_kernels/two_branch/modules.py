@@ -92,6 +92,13 @@ def _as_made(convolution: nn.Module, kind: type[nn.Module], dims: int) -> bool:
             and (size == 1 or own["dilation"] == once) and own["padding_mode"] == "zeros")
 
 
+def _is_pointwise(convolution: nn.Module, kind: type[nn.Module], dims: int) -> bool:
+    """Whether it is a product of each pixel's channels with a matrix, and nothing else."""
+    own = convolution.__dict__
+    return (_as_made(convolution, kind, dims) and own["kernel_size"] == _ONCE[dims] and own["groups"] == 1
+            and own["_parameters"].get("bias") is None)
+
+
 class Block(Leaf):
     """What LENI and Reborn share, of any dimensions: the deconvolution and its norm."""
 
@@ -105,7 +112,7 @@ class Block(Leaf):
         def __call__(self, x: Tensor) -> Tensor: ...
 
     def __init__(self, channels: int, kernel_size: int, groups: int, eps: float, momentum: float | None,
-                 device: object, dtype: object) -> None:
+                 device: object, dtype: object, separable: bool = False) -> None:
         super().__init__()
         name = type(self).__name__
         channels, groups = checks.integer(name, "channels", channels), checks.integer(name, "groups", groups)
@@ -114,9 +121,11 @@ class Block(Leaf):
             raise ValueError(f"{name}: kernel_size must be odd, got {kernel_size}")
         factory = {"device": device, "dtype": dtype}
         self.channels = channels
-        deconv, norm, _ = LAYERS[self.dims]
+        deconv, norm, conv = LAYERS[self.dims]
         self.deconv = deconv(channels, channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=False,
                              **factory)
+        if separable:
+            self.deconv_pointwise = conv(channels, channels, 1, bias=False, **factory)
         self.bn_negative = norm(channels, eps=eps, momentum=momentum, **factory)
 
     def obstacle(self) -> str | None:
@@ -132,9 +141,12 @@ class Block(Leaf):
             if not _plain(child):
                 return f"{name} was replaced by a {type(child).__name__}"
         deconv, compress = children["deconv"], children.get("compress")
+        pointwise = children.get("deconv_pointwise")
         kinds = LAYERS[dims]
         if not _as_made(deconv, kinds[0], dims) or deconv.__dict__["_parameters"].get("bias") is not None:
             return "deconv is another convolution than the block's"
+        if pointwise is not None and not _is_pointwise(pointwise, kinds[2], dims):
+            return "deconv_pointwise is another convolution than the block's"
         if compress is not None and not _as_made(compress, kinds[2], dims):
             return "compress is another convolution than the block's"
         return None
@@ -210,6 +222,10 @@ def channels_of(name: str, x: Tensor, dims: int) -> int:
 # goes by its values one by one; its layers see it as it is.
 
 
+_WEIGHTS = ("deconv_weight", "pointwise_weight", "compress_weight")
+"""Of a block's parameters, those that are convolutions', and may be absent."""
+
+
 def weight_in_a_plane(weight: Tensor) -> Tensor:
     """The weight of a 1d convolution, ``[O, I, k]``, as that of a 2d one on height 1, ``[O, I, k, k]``."""
     beside = weight.shape[-1] // 2
@@ -228,9 +244,9 @@ def in_a_plane(x: Tensor, parameters: Any, layers: Callable[[], Sequence[Layer |
 
     of_layers, of_kernels = parameters.layers if layers is None else layers, parameters
     if parameters is not None:
-        weight = parameters.compress_weight
-        of_kernels = parameters._replace(deconv_weight=weight_in_a_plane(parameters.deconv_weight),
-                                         compress_weight=None if weight is None else weight_in_a_plane(weight))
+        weights = {name: getattr(parameters, name, None) for name in _WEIGHTS}
+        of_kernels = parameters._replace(
+            **{name: weight_in_a_plane(weight) for name, weight in weights.items() if weight is not None})
     return _as_it_is(run(_plane(x), of_kernels, lambda: tuple(map(planar, of_layers()))), spatial)
 
 

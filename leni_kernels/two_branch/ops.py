@@ -36,7 +36,7 @@ def operators_of(mechanism: str, backend: str, fakes: Any, names: tuple[str, ...
     return operators
 
 
-def _on_one_device(operator: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+def on_one_device(operator: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     """A fake that refuses tensors on several devices: PyTorch calls it, and no kernel, where one of them is on meta."""
 
     def checked(*arguments: Any) -> Any:
@@ -56,7 +56,7 @@ def steps_of(mechanism: str, backend: str, fakes: Any) -> Any:
     for name, fake in fakes._asdict().items():
         qualified = f"leni_kernels::{mechanism}_{name}_{backend}"
         of_activations = name != "running_statistics"
-        torch.library.register_fake(qualified, _on_one_device(qualified, fake) if of_activations else fake)
+        torch.library.register_fake(qualified, on_one_device(qualified, fake) if of_activations else fake)
         steps.append(getattr(torch.ops.leni_kernels, f"{mechanism}_{name}_{backend}").default)
     steps = type(fakes)(*steps)
     return steps._replace(

@@ -41,12 +41,17 @@ def merged(parts: Statistics) -> Statistics:
     return Statistics(mean, ((parts.variance + (parts.mean - mean).square()) * counts).sum(0) / count, count)
 
 
-def merged_over(group: str, own: Tensor) -> Tensor:
-    """The packed statistics of all processes of a group together, whose batches may differ in size."""
+def gathered_over(group: str, own: Tensor) -> Tensor:
+    """A vector of each process of a group, ``[processes, …]``."""
     process_group = distributed.distributed_c10d._resolve_process_group(group)
     gathered = [torch.empty_like(own) for _ in range(process_group.size())]
     distributed.all_gather(gathered, own, group=process_group)
-    everyone = torch.stack(gathered)
+    return torch.stack(gathered)
+
+
+def merged_over(group: str, own: Tensor) -> Tensor:
+    """The packed statistics of all processes of a group together, whose batches may differ in size."""
+    everyone = gathered_over(group, own)
     whole = merged(Statistics(*everyone[:, :-1].chunk(2, dim=1), everyone[:, -1]))
     return torch.cat([whole.mean, whole.variance, whole.count[None]])
 

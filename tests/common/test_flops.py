@@ -24,6 +24,8 @@ BLOCKS = {
     "LENI": (lambda: lk.LENI2d(8), (2, 8, 5, 6)),
     "LENI 5×5": (lambda: lk.LENI2d(8, 5), (2, 8, 5, 6)),
     "LENI1d": (lambda: lk.LENI1d(8), (2, 8, 7)),
+    "separable LENI": (lambda: lk.LENI2d(8, separable=True), (2, 8, 5, 6)),
+    "separable LENI1d": (lambda: lk.LENI1d(8, separable=True), (2, 8, 7)),
     "Reborn": (lambda: lk.Reborn2d(8), (2, 8, 5, 6)),
     "Reborn in groups": (lambda: lk.Reborn2d(8, 5, groups=4), (2, 8, 5, 6)),
     "Reborn1d": (lambda: lk.Reborn1d(8), (2, 8, 7)),

@@ -15,7 +15,8 @@ import leni_kernels as lk
 SHAPES = {1: (2, 4, 7), 2: (2, 4, 6, 5), 3: (2, 4, 3, 4, 3)}
 CASES = {f"{name}{dims}d{', ' * bool(options)}{' '.join(options)}": (f"{name}{dims}d", options, SHAPES[dims])
          for dims in SHAPES
-         for name, options in (("LENI", {}), ("LENI", {"kernel_size": 5, "momentum": None}), ("Reborn", {"groups": 2}),
+         for name, options in (("LENI", {}), ("LENI", {"kernel_size": 5, "momentum": None}),
+                               ("LENI", {"separable": True}), ("Reborn", {"groups": 2}),
                                ("Reborn", {"compress": False}),
                                ("ConvReLU", {"out_channels": 6, "kernel_size": 3, "groups": 2, "padding": 1}),
                                ("ConvReLU", {"out_channels": 6, "kernel_size": 1, "threshold_init": "xavier"}))}

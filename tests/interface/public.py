@@ -38,6 +38,10 @@ assert_type(lk.AdaReLU((4, 8, 8))(x), Tensor)
 assert_type(lk.FullyParametricReLU(4)(x), Tensor)
 assert_type(lk.CReLU()(x), Tensor)
 
+separable = lk.LENI2d(4, separable=True)
+assert_type(separable(x), Tensor)
+assert_type(separable.deconv_pointwise, nn.Conv2d | None)
+
 lazy = lk.LazyLENI2d(kernel_size=5, inplace=True)
 assert_type(lazy(x), Tensor)
 assert_type(lazy.deconv, nn.ConvTranspose2d)

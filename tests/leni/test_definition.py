@@ -17,12 +17,16 @@ from torch.autograd import gradcheck
 from leni_kernels import functional
 from leni_kernels.leni import reference
 
+separable = pytest.mark.parametrize("separable", [False, True], ids=["depthwise", "separable"])
+"""Both readings of the paper's depthwise separable deconvolution."""
+
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(("channels", "kernel_size", "plane"),
                          [(2, 3, (4, 3)), (1, 5, (3, 4)), (3, 1, (2, 2))])
-def test_leni_is_the_papers_formula(make_leni, channels, kernel_size, plane, training):
-    block = make_leni(channels, kernel_size, torch.float64).train(training)
+@separable
+def test_leni_is_the_papers_formula(make_leni, channels, kernel_size, plane, training, separable):
+    block = make_leni(channels, kernel_size, torch.float64, separable=separable).train(training)
     x = exact_input(2, channels, *plane)
     with torch.no_grad():
         expected = block_by_loops(block, x)
@@ -32,8 +36,9 @@ def test_leni_is_the_papers_formula(make_leni, channels, kernel_size, plane, tra
 @pytest.mark.parametrize("kernel_size", [1, 3, 5, 7, 9])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("affine", [True, False])
-def test_folded_leni_is_leni(make_leni, kernel_size, bias, affine):
-    block = make_leni(6, kernel_size, torch.float64)
+@separable
+def test_folded_leni_is_leni(make_leni, kernel_size, bias, affine, separable):
+    block = make_leni(6, kernel_size, torch.float64, separable=separable)
     layers = block.parameters_for_kernels()
     if not bias:
         layers = layers._replace(compress_bias=None)
@@ -46,16 +51,18 @@ def test_folded_leni_is_leni(make_leni, kernel_size, bias, affine):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_leni_gradcheck(training):
+@separable
+def test_leni_gradcheck(training, separable):
     deconv, compress, bias = weights((2, 1, 3, 3), (2, 4, 1, 1), (2,))
+    pointwise = weights((2, 2, 1, 1)) if separable else []
     negative, fusion = random_norm(2, training), random_norm(4, training)
 
-    def call(x, deconv, gamma1, beta1, gamma2, beta2, compress, bias):
+    def call(x, deconv, gamma1, beta1, gamma2, beta2, compress, bias, *pointwise):
         return functional.leni(x, deconv, negative._replace(weight=gamma1, bias=beta1),
-                               fusion._replace(weight=gamma2, bias=beta2), compress, bias)
+                               fusion._replace(weight=gamma2, bias=beta2), compress, bias, *pointwise)
 
     assert gradcheck(call, (off_the_kinks(2, 2, 3, 4), deconv, negative.weight, negative.bias,
-                            fusion.weight, fusion.bias, compress, bias))
+                            fusion.weight, fusion.bias, compress, bias, *pointwise))
 
 
 @pytest.mark.parametrize("kernel_size", [3, 5])

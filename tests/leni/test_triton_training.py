@@ -12,7 +12,7 @@ import on_triton
 import pytest
 import rooms
 import torch
-from on_triton import DEVICE, needs_gpu, runs_kernels
+from on_triton import DEVICE, GPU, needs_gpu, runs_kernels
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.autograd.graph import saved_tensors_hooks
@@ -298,9 +298,37 @@ def test_a_step_is_the_definition_s(train, dtype, tolerance, training, channels_
 
 
 @runs_kernels
+@pytest.mark.parametrize(("dtype", "tolerance", "training", "channels_last"), [
+    (torch.float64, 1e-11, True, True), (torch.float64, 1e-11, True, False), (torch.float32, 3e-5, True, True),
+    (torch.float64, 1e-11, False, False)], ids=["channels_last", "nchw", "float32", "eval"])
+def test_a_step_of_a_separable_block_is_the_definition_s(train, dtype, tolerance, training, channels_last):
+    block = train(5, dtype=dtype, separable=True).train(training)
+    x, grad = (normal(3, 5, 2, 4, dtype=dtype, channels_last=channels_last) for _ in range(2))
+    exact = step("reference", copy.deepcopy(block).double(), x.double(), grad.double())
+    for name, error in errors(step("triton", block, x, grad), exact).items():
+        assert error <= tolerance, f"{name}: {error:.3g}"
+
+
+@runs_kernels
 @layouts
-def test_half_precision_is_no_worse_than_composed(train, channels_last):
-    block = train(16, dtype=torch.float16)
+def test_the_passes_of_a_separable_block(channels_last):
+    x, grad = (normal(2, 5, 3, 8, channels_last=channels_last) for _ in range(2))
+    taps, weight, mean, constant, slope = parameters(5, 3, x.dtype)
+    centre, matrix, kernels = mean[:5].contiguous(), normal(5, 5), torch.ops.leni_kernels
+    torch.testing.assert_close(kernels.leni_covariance_triton(x, taps, centre),
+                               reference.leni_covariance(x, taps, centre), rtol=1e-12, atol=1e-12)
+    call = (grad, x, taps, weight, constant, slope, matrix, centre)
+    torch.testing.assert_close(kernels.leni_input_gradient_triton(*call), reference.leni_input_gradient(*call),
+                               rtol=1e-12, atol=1e-12)
+
+
+@runs_kernels
+@pytest.mark.parametrize("separable", [False, True], ids=["depthwise", "separable"])
+@layouts
+def test_half_precision_is_no_worse_than_composed(train, separable, channels_last):
+    if separable and channels_last and not GPU:
+        pytest.skip("the interpreter takes long")
+    block = train(16, dtype=torch.float16, separable=separable)
     x, grad = (normal(4, 16, 9, 8, dtype=torch.float16, channels_last=channels_last) for _ in range(2))
     exact = step("reference", copy.deepcopy(block).double(), x.double(), grad.double())
     composed = errors(step("reference", block, x, grad), exact)

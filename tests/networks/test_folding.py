@@ -13,8 +13,8 @@ from leni_kernels.common import extension
 from leni_kernels.leni.modules import FoldedLENI2d
 from leni_kernels.reborn.modules import FoldedReborn2d
 
-BLOCKS = {"leni": lambda: lk.LENI2d(4, 5), "reborn": lambda: lk.Reborn2d(4), "grouped reborn":
-          lambda: lk.Reborn2d(4, 5, groups=2)}
+BLOCKS = {"leni": lambda: lk.LENI2d(4, 5), "separable leni": lambda: lk.LENI2d(4, separable=True),
+          "reborn": lambda: lk.Reborn2d(4), "grouped reborn": lambda: lk.Reborn2d(4, 5, groups=2)}
 FOLDED = (FoldedLENI2d, FoldedReborn2d)
 every_block = pytest.mark.parametrize("make", BLOCKS.values(), ids=BLOCKS)
 

@@ -622,6 +622,7 @@ def test_options_reach_the_modules():
 
     assert made("leni", kernel_size=5, eps=0.1, momentum=None).deconv.kernel_size == (5, 5)
     assert made("leni", momentum=None).bn_fusion.momentum is None
+    assert made("leni", separable=True).deconv_pointwise.weight.shape == (4, 4, 1, 1)
     assert made("reborn", groups=4, kernel_size=1).deconv.groups == 4
     assert made("ada_relu", threshold_init="normal").threshold.any()
     assert made("ada_relu", sharing="layer").threshold.shape == (1,)
@@ -907,7 +908,7 @@ def test_fusion_in_what_no_trace_can_follow():
     (ValueError, r"6: the block takes \[N, C, \*spatial\], this is \[2, 3\]", {"where": ["6"]}),
     (ValueError, r"include must be some of \['relu6', 'hardswish'\], got \('gelu',\)", {"include": ("gelu",)}),
     (ValueError, "include must be some of", {"include": "relu6"}),
-    (TypeError, "leni takes no option 'groups'; it takes eps, kernel_size, momentum", {"groups": 2}),
+    (TypeError, "leni takes no option 'groups'; it takes eps, kernel_size, momentum, separable", {"groups": 2}),
     (TypeError, "ada_relu takes no option 'kernel_size'", {"kind": "ada_relu", "kernel_size": 3}),
     (TypeError, "fully_parametric_relu takes no option 'x'; it takes none", {"kind": "fully_parametric_relu", "x": 1}),
     (TypeError, "conv_relu takes no option 'sharing'; it takes threshold_init",

@@ -151,6 +151,17 @@ def test_device_mix_of_norms():
         call("leni", fusion_norm=away)
 
 
+@pytest.mark.parametrize(("weight", "error", "message"), [
+    (torch.ones(C, C), ValueError, r"pointwise_weight must have shape \[4, 4, 1, 1\], got \(4, 4\)"),
+    (torch.ones(C, C, 3, 3), ValueError, r"pointwise_weight must have shape \[4, 4, 1, 1\], got \(4, 4, 3, 3\)"),
+    (torch.ones(C, C, 1, 1).double(), TypeError, "same dtype, got x torch.float32, pointwise_weight torch.float64"),
+    (torch.ones(C, C, 1, 1, device="meta"), ValueError, "same device, got x cpu, pointwise_weight meta"),
+], ids=["rank", "size", "dtype", "device"])
+def test_pointwise_weights_that_do_not_fit(weight, error, message):
+    with pytest.raises(error, match=f"leni: .*{message}"):
+        call("leni", pointwise_weight=weight)
+
+
 # ---- modules -----------------------------------------------------------------------------------------------
 
 

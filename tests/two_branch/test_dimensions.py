@@ -11,6 +11,8 @@ from leni_kernels.common import hooks
 
 SHAPES = {1: (3, 4, 9), 3: (2, 4, 3, 5, 4)}
 BLOCKS = {"LENI1d": (lk.LENI1d, 1, {}), "LENI1d, k=5": (lk.LENI1d, 1, {"kernel_size": 5}), "LENI3d": (lk.LENI3d, 3, {}),
+          "LENI1d, separable": (lk.LENI1d, 1, {"separable": True}),
+          "LENI3d, separable": (lk.LENI3d, 3, {"separable": True}),
           "Reborn1d": (lk.Reborn1d, 1, {}), "Reborn1d, depthwise": (lk.Reborn1d, 1, {"groups": 4}),
           "Reborn1d, compressed by 3": (lk.Reborn1d, 1, {"compress_kernel_size": 3}),
           "Reborn1d, not compressed": (lk.Reborn1d, 1, {"compress": False}), "Reborn3d": (lk.Reborn3d, 3, {}),
@@ -19,8 +21,10 @@ every_block = pytest.mark.parametrize(("make", "dims", "options"), BLOCKS.values
 
 
 def layer_by_layer(block, x):
-    z = block.bn_negative(block.deconv(-torch.relu(-x)))
-    features = torch.cat([torch.relu(x), z], 1)
+    z = block.deconv(-torch.relu(-x))
+    if getattr(block, "deconv_pointwise", None) is not None:
+        z = block.deconv_pointwise(z)
+    features = torch.cat([torch.relu(x), block.bn_negative(z)], 1)
     if isinstance(block, (lk.LENI1d, lk.LENI3d)):
         features = block.bn_fusion(features)
     return features if block.compress is None else block.compress(features)

@@ -26,6 +26,8 @@ CASES = {
     "uneven, channels-last": ((1, 6), (7, 4), torch.channels_last),
     "one value a channel on each": ((1, 1), (1, 1), torch.contiguous_format),
     "nothing on the second": ((4, 0), (3, 5), torch.contiguous_format),
+    "separable, uneven": ((5, 2), (5, 9), torch.contiguous_format),
+    "separable, channels-last, nothing on the second": ((4, 0), (7, 4), torch.channels_last),
     "Reborn, uneven": ((5, 2), (5, 9), torch.contiguous_format),
     "Reborn, channels-last, nothing on the second": ((4, 0), (7, 4), torch.channels_last),
     "Reborn, dense kernels": ((5, 2), (5, 9), torch.contiguous_format),
@@ -42,7 +44,9 @@ def form_of(case):
 def block(case):
     torch.manual_seed(len(case))
     kernel_size, dtype = form_of(case)
-    made = (lk.Reborn2d if case.startswith("Reborn") else lk.LENI2d)(6, kernel_size, eps=1e-3, momentum=None).to(dtype)
+    options = {"separable": True} if case.startswith("separable") else {}
+    make = lk.Reborn2d if case.startswith("Reborn") else lk.LENI2d
+    made = make(6, kernel_size, eps=1e-3, momentum=None, **options).to(dtype)
     for norm in made.children():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.normal_(norm.weight, 1, 0.5)

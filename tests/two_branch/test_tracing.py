@@ -15,6 +15,8 @@ BLOCKS = {
     "leni without momentum": lambda: lk.LENI2d(3, momentum=None),
     "leni in eval mode": lambda: lk.LENI2d(3).eval(),
     "leni folded": lambda: lk.fold(lk.LENI2d(3).eval()),
+    "separable leni": lambda: lk.LENI2d(3, separable=True),
+    "separable leni in eval mode": lambda: lk.LENI2d(3, separable=True).eval(),
     "reborn": lambda: lk.Reborn2d(3),
     "reborn in eval mode": lambda: lk.Reborn2d(3).eval(),
 }

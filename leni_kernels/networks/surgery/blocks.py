@@ -54,7 +54,8 @@ def _ada_relu(shape: Shape, sharing: str = "channel", **options: Any) -> AdaReLU
 
 def _flops_of_weights(block: nn.Module, shape: Shape) -> int:
     """Of LENI and Reborn: a multiplication and an addition for each weight and pixel."""
-    return 2 * math.prod(shape[2:]) * (block.deconv.weight.numel() + block.compress.weight.numel())
+    weights = (weight.numel() for weight in block.parameters() if weight.dim() > 1)
+    return 2 * math.prod(shape[2:]) * sum(weights)
 
 
 KINDS = {
