@@ -274,6 +274,13 @@ def test_characters_are_one_hot_and_a_blank_is_nothing():
     assert not list(one_hot.parameters())
 
 
+def test_words_begin_alike_small_and_those_behind_the_end_as_nothing():
+    features = build("text-words")[0](torch.arange(1000)[None])
+    assert features.shape == (1, 300, 1000)
+    assert not features[:, :, 0].any()
+    assert 0.095 < features[:, :, 1:].std() < 0.105
+
+
 def test_the_padding_of_words_stays_0_in_training(tmp_path):
     data = catalogue.load("mr-words", write_reviews(tmp_path))
     recipe = learning.recipe("conv_relu", data.name, 2)
