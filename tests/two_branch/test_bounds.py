@@ -67,6 +67,9 @@ def run_guarded_training(x, taps, weight):
         passes = [
             (ops.leni_statistics_cpp, (x, taps)), (ops.leni_weight_gradient_cpp, (grad, x, taps)),
             (ops.leni_input_gradient_cpp, (grad, x, taps, weight, constant, slope)),
+            (ops.leni_covariance_cpp, (x, taps, slope[:channels])),
+            (ops.leni_input_gradient_cpp,
+             (grad, x, taps, weight, constant, slope, weight[:, :channels].contiguous(), slope[:channels])),
             (ops.reborn_tail_cpp, (x, z, weight, constant[:channels])), (ops.reborn_statistics_cpp, (z,)),
             (ops.reborn_weight_gradient_cpp, (grad, x, z, constant)),
             (ops.reborn_negative_gradient_cpp, (grad, z, weight, constant[:channels], slope[:channels])),

@@ -84,7 +84,13 @@ def _check_training(dtype, shape, kernel_size, channels_last):
                        reference.leni_statistics(x.double(), taps.double())),
         "input gradient": (ops.leni_input_gradient_cpp(grad, x, taps, weight, None, None), exact[:2]),
         "weight gradient": (ops.leni_weight_gradient_cpp(grad, x, taps), exact[2:]),
+        "covariance": ([ops.leni_covariance_cpp(x, taps, bias)],
+                       [reference.leni_covariance(*map(torch.Tensor.double, (x, taps, bias)))]),
     }
+    added = (*torch.randn(2, 2 * channels, dtype=wide), weight[:, :channels].contiguous(), bias)
+    got["input gradient of a matrix"] = (
+        ops.leni_input_gradient_cpp(grad, x, taps, weight, *added),
+        reference.leni_input_gradient(grad.double(), *(tensor.double() for tensor in (x, taps, weight, *added))))
     limit = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2**-11 + 2e-5}[dtype]
     for name, (results, wanted) in got.items():
         for result, true in zip(results, wanted, strict=True):
