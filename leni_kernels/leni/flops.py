@@ -65,4 +65,7 @@ FORMULAS = {
     "leni_separable_eval": _separable, "leni_separable_training": _separable,
     "leni_separable_training_backward": _separable_backward,
 }
-"""By the names of the operators, less their backends'. Running statistics move by pointwise work, which is none."""
+"""By the names of the operators, less their backends'. Running statistics move by pointwise work, which is none.
+
+A separable block's backward in eval mode is no operator: it goes through the folded weight, and counts the product that
+folds the pointwise layer in the layer's place."""
