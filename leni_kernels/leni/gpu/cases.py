@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ...common.gpu.architectures import operand_types
 from ...common.gpu.support import (
     CompileCase,
     full_vector,
@@ -191,9 +189,10 @@ def _input_gradient_cases(architecture: str) -> Iterator[CompileCase]:
             yield from _passes(*size, operand, architecture, channels_last)
         for case in _passes(64, 3, "fp16", architecture, channels_last):
             yield case.with_wide_offsets()
-        for channels, operand in itertools.product((64, 256), operand_types(architecture)):
-            case = next(_passes(channels, 3, operand, architecture, channels_last, given=True))
-            yield case._replace(name=f"{case.name} of given")
+        for operand, size in operands_and_sizes(architecture, [(64, 3), (256, 3)]):
+            if size == (64, 3) or itemsize(operand) == 2:
+                case = next(_passes(*size, operand, architecture, channels_last, given=True))
+                yield case._replace(name=f"{case.name} of given")
     for vector in NARROW_VECTORS:
         for case in _passes(64, 3, "bf16", architecture, False, vector):
             yield case._replace(name=f"{case.name} vectors of {vector}")
@@ -209,7 +208,7 @@ def _passes(channels: int, kernel_size: int, operand: str, architecture: str, ch
     where = channels, kernel_size, operand, architecture, channels_last
     element = "fp32" if operand == "tf32" else operand
     parameter = "fp64" if operand == "fp64" else "fp32"
-    pointers = dict.fromkeys(("grad", "x", "weight", "given", "grad_z", "dx"), f"*{element}")
+    pointers = dict.fromkeys(("grad", "x", "weight", "grad_z", "dx"), f"*{element}")
     pointers |= dict.fromkeys(("deconv_weight", "taps", "constant", "slope", "taps_parts"), f"*{parameter}")
     for name, kernel, choose in (
             ("negative gradient", leni_negative_gradient_kernel, configs.negative_gradient),
@@ -217,8 +216,8 @@ def _passes(channels: int, kernel_size: int, operand: str, architecture: str, ch
         config = for_vectors(choose(*where), vector, operand, channels_last)
         constants = input_gradient_constants(channels, kernel_size, vector, operand, config, channels_last)
         constants |= {"GRAD_VECTOR": vector, "grad_stride_i": 1, "WIDE": False}
-        if kernel is leni_negative_gradient_kernel and not given:
-            constants["given"] = None
+        if kernel is leni_negative_gradient_kernel:
+            constants["GIVEN"] = given
         signature = {name: pointers.get(name, "i32") for name in kernel.arg_names if name not in constants}
         accumulator_rows = config.rows * config.positions if channels_last else config.channels
         loads = loads_of_rows(1 if given else kernel_size, operand, config, vector, channels_last, architecture)

@@ -10,7 +10,7 @@ predict``): of the second's 18 multiplications an element that are not products 
 rows that it reaches.
 
 Of a separable deconvolution a product of z with a matrix goes into g_z, and the first pass would be two such products,
-of operands that are made in different ways. There the folded kernel writes it before (2T), to be freed after, and the
+of operands that are made in different ways. There the folded kernel writes it before (2T), where g_z is to be, and the
 first pass reads it and not x: 9T in all.
 
 A tile is as in ``features.py``: positions of ROWS pixels under each other, of one block of channels. The first
@@ -153,16 +153,16 @@ def _branch_gradient(grad, weight, weight_tile, pixel, row, inside, channel, hei
 
 
 @jit
-def leni_negative_gradient_kernel(grad, x, deconv_weight, weight, constant, slope, taps, given, grad_z, height, width,
+def leni_negative_gradient_kernel(grad, x, deconv_weight, weight, constant, slope, taps, grad_z, height, width,
                                   positions, all_tiles, tiles, stride_n, stride_h, stride_o, grad_stride_n,
                                   grad_stride_h, grad_stride_o, grad_stride_i, C: tl.constexpr, KERNEL: tl.constexpr,
                                   VECTOR: tl.constexpr, GRAD_VECTOR: tl.constexpr, ROWS: tl.constexpr,
                                   BLOCK_POSITIONS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
                                   BLOCK_OUTPUTS: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
-                                  PRECISION: tl.constexpr):
+                                  PRECISION: tl.constexpr, GIVEN: tl.constexpr):
     """g_z = weightᵀ·dy + constant + slope·z of each program's ``tiles`` tiles; taps: a [k, k, C] of its own.
 
-    What is ``given``, laid out as g_z, stands in z's place, if it is not None.
+    GIVEN says that what is to stand in z's place is where g_z is to be.
     """
     span: tl.constexpr = 1 if CHANNELS_LAST else VECTOR
     axis: tl.constexpr = 0 if CHANNELS_LAST else 1
@@ -193,7 +193,7 @@ def leni_negative_gradient_kernel(grad, x, deconv_weight, weight, constant, slop
                                 grad_stride_o, grad_stride_i, C, span, ROWS, BLOCK_OUTPUTS, CHANNELS_LAST,
                                 accumulator_type, PRECISION)
         if slope is not None:
-            if given is None:
+            if not GIVEN:
                 start = tl.zeros((1, 1), accumulator_type)
                 _, deconvolved = rows_of(x, taps, start, position, inside, channel, height, width, stride_n, stride_h,
                                          stride_o, C, KERNEL, span, ROWS, CHANNELS_LAST)
@@ -201,18 +201,16 @@ def leni_negative_gradient_kernel(grad, x, deconv_weight, weight, constant, slop
             added = tl.expand_dims(tl.load(constant + C + channel, has_channel, 0.0), axis)
         pixel = image * (C * plane) + (row * columns + column) * pixel_stride
         pointers = _pointers(grad_z, pixel, channel, plane, 1, span, CHANNELS_LAST)
-        if given is not None:
-            given_pointers = _pointers(given, pixel, channel, plane, 1, span, CHANNELS_LAST)
-            given_rows = _load_rows(given_pointers, columns * pixel_stride, row, inside, has_channel, height, ROWS,
-                                    CHANNELS_LAST)
         for r in tl.static_range(ROWS):
             gradient = rows[r]
-            if given is not None:
-                gradient += _flat(given_rows[r], CHANNELS_LAST).to(accumulator_type) * of_z + added
+            mask = _mask(inside & (row + r < height), has_channel, CHANNELS_LAST)
+            if GIVEN:
+                value = _flat(tl.load(pointers, mask, 0.0), CHANNELS_LAST)
+                gradient += value.to(accumulator_type) * of_z + added
             elif slope is not None:
                 gradient += deconvolved[r] * of_z + added
             gradient = tl.reshape(gradient.to(grad_z.dtype.element_ty), pointers.shape)
-            tl.store(pointers, gradient, _mask(inside & (row + r < height), has_channel, CHANNELS_LAST))
+            tl.store(pointers, gradient, mask)
             pointers += columns * pixel_stride
 
 
@@ -408,7 +406,7 @@ def input_gradient_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, weight
 
     ``weight`` ``[C, 2C]`` has x's dtype, ``constant`` and ``slope`` are float32 or for a float64 x float64; all three
     and D are contiguous, and D is of any floating dtype. What is ``given``, of x's dtype and laid out as x's gradient,
-    stands in z's place beside the slope.
+    stands in z's place beside the slope; it is overwritten.
     """
     dx = empty_as(x, channels_last)
     channels, kernel_size = x.shape[1], deconv_weight.shape[-1]
@@ -427,12 +425,12 @@ def input_gradient_shares(grad: Tensor, x: Tensor, deconv_weight: Tensor, weight
         _tile(x, config, shared | input_gradient_constants(
             channels, kernel_size, vector, operand, config, channels_last))
         for config in chosen)
-    grad_z = torch.empty_like(dx)
+    grad_z = torch.empty_like(dx) if given is None else given
     taps, taps_parts = (x.new_empty(tiling.parts, *taps_shape, dtype=dtype) for tiling in (first, second))
     with on_device_of(x):
         launchable(leni_negative_gradient_kernel)[(first.programs,)](
-            grad, x, deconv_weight, weight, constant, slope, taps, given, grad_z, *first.sizes, *strides, *grad_strides,
-            **first.constants, num_warps=chosen[0].warps, num_stages=1)
+            grad, x, deconv_weight, weight, constant, slope, taps, grad_z, *first.sizes, *strides, *grad_strides,
+            **first.constants, GIVEN=given is not None, num_warps=chosen[0].warps, num_stages=1)
         launchable(leni_input_gradient_kernel)[(second.programs,)](
             grad, x, grad_z, weight, constant, slope, taps, dx, taps_parts, *second.sizes, *strides, *grad_strides,
             **second.constants, num_warps=chosen[1].warps, num_stages=1)
