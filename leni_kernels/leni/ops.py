@@ -235,7 +235,8 @@ def _evaluation(operator: Any, kernels: Kernels) -> Callable[..., Tensor]:
         with torch.enable_grad():
             leaves = [tensor if tensor is None else tensor.detach().requires_grad_(need)
                       for tensor, need in zip(tensors, needs[1:], strict=True)]
-            taps, weight, bias, mean = _centred(x, reference.fold_leni(*_with_running_statistics(leaves, eps)))
+            folded = reference.fold_leni(*_with_running_statistics(leaves, eps), centred=rounds_products(x))
+            taps, weight, bias, mean = _centred(x, folded)
         grad_x, grad_taps = kernels.input_gradient(grad, x, taps.detach(), weight.detach(), *_NOTHING_ADDED)
         if True not in needs[1:]:
             return grad_x, *[None] * (len(needs) + 1)
@@ -346,7 +347,8 @@ def _define_separable_evaluation(backend: str, kernels: Kernels) -> Callable[...
 
     def evaluate(x: Tensor, *rest: Any) -> Tensor:
         *tensors, negative_eps, fusion_eps = rest
-        folded = reference.fold_leni(*_with_running_statistics(tensors, (negative_eps, fusion_eps)))
+        parameters = _with_running_statistics(tensors, (negative_eps, fusion_eps))
+        folded = reference.fold_leni(*parameters, centred=rounds_products(x))
         return kernels.folded(x, *_centred(x, folded))
 
     name = f"leni_separable_eval_{backend}"
@@ -375,7 +377,7 @@ def _define_separable_training(backend: str, kernels: Kernels) -> Callable[..., 
 
     def fake_forward(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         channels = x.shape[1]
-        shapes = (4 * channels + 1,), (2 * channels,), (channels, channels)
+        shapes = (4 * channels + 1,), (2 * channels,), (channels, 2 * channels), (channels, channels)
         return empty_like(x), *(x.new_empty(shape, dtype=torch.float64) for shape in shapes)
 
     def fake_backward(grad: Tensor, x: Tensor, deconv_weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -383,11 +385,12 @@ def _define_separable_training(backend: str, kernels: Kernels) -> Callable[..., 
         return (empty_like(x) if needs_input else x.new_empty(0), gradient_of(deconv_weight, x, needs_input),
                 *fake_parameter_gradients(x, parameters, 0, True)[:-1])
 
-    operator = define(f"{name}({tensors}Tensor? compress_bias, {options}) -> (Tensor, Tensor, Tensor, Tensor)",
+    operator = define(f"{name}({tensors}Tensor? compress_bias, {options}) -> ({', '.join(['Tensor'] * 5)})",
                       partial(separable.training, kernels), on_one_device(name, fake_forward))
     run_backward = once_differentiable(define(
-        f"{backward_name}(Tensor grad, {tensors}Tensor statistics, Tensor mean, Tensor covariance, {options}, "
-        f"bool needs_input) -> ({', '.join(['Tensor'] * 9)})", backward, on_one_device(backward_name, fake_backward)))
+        f"{backward_name}(Tensor grad, {tensors}Tensor statistics, Tensor mean, Tensor weight, Tensor spread, "
+        f"{options}, bool needs_input) -> ({', '.join(['Tensor'] * 9)})", backward,
+        on_one_device(backward_name, fake_backward)))
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs[:8], *output[1:])
@@ -403,7 +406,7 @@ def _define_separable_training(backend: str, kernels: Kernels) -> Callable[..., 
         elif group:
             raise NotImplementedError(SYNCHRONISED)
         else:
-            gradients = _gradients_again(grad, *ctx.saved_tensors[:-3], needs[:9], *eps)
+            gradients = _gradients_again(grad, *ctx.saved_tensors[:8], needs[:9], *eps)
         return only_needed(gradients, needs)
 
     return differentiable(operator, save, of_inputs)

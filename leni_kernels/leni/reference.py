@@ -54,13 +54,13 @@ class Folded(NamedTuple):
 
 
 def fold_leni(deconv_weight: Tensor, negative_norm: Norm, fusion_norm: Norm, compress_weight: Tensor,
-              compress_bias: Tensor | None, pointwise_weight: Tensor | None = None) -> Folded:
+              compress_bias: Tensor | None, pointwise_weight: Tensor | None = None, *, centred: bool = True) -> Folded:
     """Fold the first norm into the deconvolution and the second into the 1×1 convolution.
 
     Takes ``deconv_weight`` ``[C, 1, k, k]``, ``compress_weight`` ``[C, 2C, 1, 1]`` and norms with running
     statistics over C and 2C channels; differentiable in all of them. Of a separable deconvolution
-    ``pointwise_weight`` ``[C, C, 1, 1]`` goes into the 1×1 convolution, and the first norm with it. Computes in
-    float32, or float64 for float64 parameters.
+    ``pointwise_weight`` ``[C, C, 1, 1]`` goes into the 1×1 convolution, and the first norm with it. There is a mean
+    where one is asked for as ``centred``. Computes in float32, or float64 for float64 parameters.
 
     Raises:
         ValueError: if a norm has no running statistics.
@@ -75,20 +75,20 @@ def fold_leni(deconv_weight: Tensor, negative_norm: Norm, fusion_norm: Norm, com
     bias = (compress * fusion_shift).sum(1) + (weight[:, channels:] * negative_shift).sum(1)
     if compress_bias is not None:
         bias = bias + compress_bias.to(dtype)
-    mean = (fusion_norm.running_mean.to(dtype) - F.pad(negative_shift, (channels, 0))).detach()
-    # Less a mean that is small against the deviations from it, values are not smaller.
-    mean = mean * (mean.square() > fusion_norm.running_var)
+    mean = None
+    if centred:
+        mean = (fusion_norm.running_mean.to(dtype) - F.pad(negative_shift, (channels, 0))).detach()
+        # Less a mean that is small against the deviations from it, values are not smaller.
+        mean = mean * (mean.square() > fusion_norm.running_var)
     taps = deconv_weight.to(dtype).squeeze(1)
     if pointwise_weight is None:
         return Folded(taps * negative_scale[:, None, None], weight, bias, mean)
     pointwise = pointwise_weight.double().flatten(1)
-    return Folded(taps, _through_pointwise(weight.double(), negative_scale, pointwise).to(dtype), bias,
-                  torch.cat([mean[:channels], _mean_behind(pointwise.detach(), negative_norm).to(dtype)]))
-
-
-def _through_pointwise(weight: Tensor, negative_scale: Tensor, pointwise: Tensor) -> Tensor:
+    if centred:
+        mean = torch.cat([mean[:channels], _mean_behind(pointwise.detach(), negative_norm).to(dtype)])
     positive, negative = weight.chunk(2, dim=1)
-    return torch.cat([positive, negative * negative_scale @ pointwise], dim=1)
+    negative = (negative.double() * negative_scale) @ pointwise
+    return Folded(taps, torch.cat([positive, negative.to(dtype)], dim=1), bias, mean)
 
 
 _FAR = 4

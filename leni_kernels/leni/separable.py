@@ -10,8 +10,8 @@ Backward, with G = Σ dy·(a − mean)ᵀ as there, G_n = G_z·Wᵀ is that of n
 
 so that in the pass to x's gradient a matrix takes the place of the slope of z.
 
-It is a few products of C×C matrices, in float64 and by PyTorch for the kernels of every backend. Those are
-``ops.Kernels``. Only x, vectors of channels and the covariance are kept for backward.
+It is five products of C×C matrices, in float64 and by PyTorch for the kernels of every backend. Those are
+``ops.Kernels``. Only x, vectors of channels, weight and W·Cov are kept for backward.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def _merged(group: str, own: Moments, dtype: torch.dtype) -> Moments:
     return Moments(whole.to(dtype).double(), variance, covariance, count)
 
 
-def _statistics(moments: Moments, pointwise: Tensor) -> Tensor:
-    """The packed statistics ``[4C + 1]`` of [p; n]."""
+def _statistics(moments: Moments, pointwise: Tensor, spread: Tensor) -> Tensor:
+    """The packed statistics ``[4C + 1]`` of [p; n]; ``spread`` is W·Cov."""
     positive, negative = moments.mean.chunk(2)
-    variance = (pointwise @ moments.covariance * pointwise).sum(1).clamp(min=0)
+    variance = (spread * pointwise).sum(1).clamp(min=0)
     return torch.cat([positive, pointwise @ negative, moments.variance, variance, moments.count])
 
 
@@ -105,12 +105,6 @@ def _norms(statistics: Tensor, negative_weight: Tensor | None, fusion_weight: Te
                   _or(fusion_bias, variance, 0))
 
 
-def _weight(norms: _Norms, compress: Tensor, pointwise: Tensor) -> Tensor:
-    """What multiplies [p; z], ``[C, 2C]``."""
-    positive, negative = (compress * norms.scale).chunk(2, dim=1)
-    return torch.cat([positive, negative @ pointwise], dim=1)
-
-
 def _matrix(weight: Tensor) -> Tensor:
     return weight.flatten(1).double()
 
@@ -118,8 +112,9 @@ def _matrix(weight: Tensor) -> Tensor:
 def training(kernels: Any, x: Tensor, deconv_weight: Tensor, pointwise_weight: Tensor, negative_weight: Tensor | None,
              negative_bias: Tensor | None, fusion_weight: Tensor | None, fusion_bias: Tensor | None,
              compress_weight: Tensor, compress_bias: Tensor | None, negative_eps: float, fusion_eps: float,
-             group: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, the packed statistics ``[4C + 1]`` of [p; n], a's mean ``[2C]`` and z's covariance ``[C, C]``, in float64.
+             group: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """y, and in float64 the packed statistics ``[4C + 1]`` of [p; n], a's mean ``[2C]``, the weight ``[C, 2C]`` of
+    [p; z], and W·Cov ``[C, C]``.
 
     β1 shifts what BN2 centres, and has no part in it.
     """
@@ -128,21 +123,23 @@ def training(kernels: Any, x: Tensor, deconv_weight: Tensor, pointwise_weight: T
     dtype = folding_dtype(a.dtype)
     taps, pointwise, compress = deconv_weight.to(dtype).squeeze(1), _matrix(pointwise_weight), _matrix(compress_weight)
     moments = _moments(kernels, a, taps, group)
-    statistics = _statistics(moments, pointwise)
+    spread = pointwise @ moments.covariance
+    statistics = _statistics(moments, pointwise, spread)
     norms = _norms(statistics, negative_weight, fusion_weight, fusion_bias, negative_eps, fusion_eps)
     bias = compress @ norms.shift
     if compress_bias is not None:
         bias = bias + compress_bias.double()
-    weight = _weight(norms, compress, pointwise)
+    positive, negative = (compress * norms.scale).chunk(2, dim=1)
+    weight = torch.cat([positive, negative @ pointwise], dim=1)
     y = kernels.folded(a, taps, weight.to(dtype), bias.to(dtype), moments.mean.to(dtype))
-    return checks.in_dtype(y, x.dtype, channels_last), statistics, moments.mean, moments.covariance
+    return checks.in_dtype(y, x.dtype, channels_last), statistics, moments.mean, weight, spread
 
 
 def training_backward(kernels: Any, rounds: bool, grad: Tensor, x: Tensor, deconv_weight: Tensor,
                       pointwise_weight: Tensor, negative_weight: Tensor | None, negative_bias: Tensor | None,
                       fusion_weight: Tensor | None, fusion_bias: Tensor | None, compress_weight: Tensor,
-                      statistics: Tensor, mean: Tensor, covariance: Tensor, negative_eps: float, fusion_eps: float,
-                      group: str, needs_input: bool) -> tuple[Tensor | None, ...]:
+                      statistics: Tensor, mean: Tensor, weight: Tensor, spread: Tensor, negative_eps: float,
+                      fusion_eps: float, group: str, needs_input: bool) -> tuple[Tensor | None, ...]:
     """The gradients of x, D, W, γ1, β1, γ2, β2, P and c; of the first two only if ``needs_input``.
 
     ``rounds`` says that the kernels round the weight to x's dtype.
@@ -152,22 +149,21 @@ def training_backward(kernels: Any, rounds: bool, grad: Tensor, x: Tensor, decon
     dtype = folding_dtype(a.dtype)
     taps, pointwise, compress = deconv_weight.to(dtype).squeeze(1), _matrix(pointwise_weight), _matrix(compress_weight)
     norms = _norms(statistics, negative_weight, fusion_weight, fusion_bias, negative_eps, fusion_eps)
-    weight = _weight(norms, compress, pointwise).to(a.dtype if rounds else dtype)
+    weight, scale = weight.to(a.dtype if rounds else dtype), norms.scale
 
     of_weight, of_bias = (sums.double() for sums in kernels.weight_gradient(grad, a, taps, mean.to(dtype)))
-    of_z = of_weight.chunk(2, dim=1)[1]
-    of_normed = torch.cat([of_weight.chunk(2, dim=1)[0], of_z @ pointwise.t()], dim=1)
+    of_p, of_z = of_weight.chunk(2, dim=1)
+    of_normed = torch.cat([of_p, of_z @ pointwise.t()], dim=1)
     of_scale, of_shift = (compress * of_normed).sum(0), of_bias @ compress
     of_variance = _variance_gradient(norms, of_scale, negative_eps)
     # What goes through the means has to cancel what the rounded weight passes on.
     through = torch.cat([-(of_bias @ weight.double()), of_variance])
     negative = slice(x.shape[1], None)
-    of_pointwise = ((compress * norms.scale)[:, negative].t() @ of_z
-                    + 2 * of_variance[negative, None] * (pointwise @ covariance))
+    of_pointwise = (compress[:, negative] * scale[negative]).t() @ of_z + 2 * of_variance[negative, None] * spread
     # BN2 all but undoes BN1's scale: what is left, of the order of the eps, is written as what it is.
     of_gamma = (of_scale * norms.weight * norms.inverse * norms.second ** 3)[negative] * fusion_eps
     gradients = (of_pointwise, of_gamma, torch.zeros_like(of_gamma), of_scale * norms.second * norms.first, of_shift,
-                 of_normed * norms.scale + of_bias[:, None] * norms.shift)
+                 of_normed * scale + of_bias[:, None] * norms.shift)
     parameters = (pointwise_weight, negative_weight, negative_bias, fusion_weight, fusion_bias, compress_weight)
     of_parameters = [None if parameter is None else gradient.to(parameter.dtype).view(parameter.shape)
                      for parameter, gradient in zip(parameters, gradients, strict=True)]
