@@ -42,7 +42,7 @@ from networks.catalogue import NETWORKS, TEXTS
 from networks.tables import TABLES, Row
 
 COMPARED = ("relu", "prelu", "leni", "reborn", "conv_relu")
-LEAST_WIDTH = {"digits": 0.25}
+USUAL_WIDTH = {"digits": 0.25}
 """Factors on the channels, unless the command says otherwise, of what trains in a minute."""
 
 
@@ -211,7 +211,7 @@ def _job(options: argparse.Namespace, dataset: str) -> Job:
     reader = datasets.READERS.get(dataset)  # the tables have one name for what reads characters or words
     rows = [row._replace(network=reader or row.network) for row in _rows(options)]
     recipe = learning.recipe(options.recipe, dataset, options.epochs)
-    width = options.width or LEAST_WIDTH.get(dataset, 1.0)
+    width = options.width or USUAL_WIDTH.get(dataset, 1.0)
     parts = 1 if options.sync_batch_norm else processes.count()
     runs = [Run(row.network, row.activation, seed, dataset, data.count, width * row.width, row.where, recipe, parts)
             for seed in options.seeds for row in rows]

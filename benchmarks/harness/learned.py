@@ -31,13 +31,13 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
 
 def _gain(row: dict[str, Any], rows: Sequence[dict[str, Any]],
           found: dict[tuple[str, str], Sequence[dict[str, Any]]]) -> dict[str, float | None] | None:
-    """The accuracy less that of the network's first row with ReLU, which is as wide as the table's network.
+    """The accuracy less that of the same network, not halved, with ReLU; None where no row has that.
 
     It is the mean over the seeds, each of which gives both the same data in the same order, with the interval of
     Student's t for paired samples; there is none with one seed.
     """
-    stock = next((other for other in rows if other["network"] == row["network"] and other["activation"] == BASELINE),
-                 None)
+    stock = next((other for other in rows if (other["network"], other["activation"], other["width"])
+                  == (row["network"], BASELINE, 1)), None)
     if stock is None or stock is row:
         return None
     differences = [ours - theirs for ours, theirs in zip(

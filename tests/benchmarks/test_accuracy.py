@@ -218,7 +218,7 @@ def test_every_table_is_a_command(table, tmp_path):
 
 
 def test_what_a_method_gains_is_the_mean_of_pairs_with_students_interval():
-    rows = [{"network": "net", "method": method, "activation": activation, "published": None}
+    rows = [{"network": "net", "method": method, "activation": activation, "width": 1.0, "published": None}
             for method, activation in (("ReLU", "relu"), ("ours", "leni"))]
     accuracies = [(80.0, 81.0), (70.0, 73.0), (90.0, 92.0)]
     runs = [{"accuracy": value, "parameters": 7} for pair in accuracies for value in pair]
@@ -232,6 +232,13 @@ def test_what_a_method_gains_is_the_mean_of_pairs_with_students_interval():
     alone = learned.summary({"settings": {"rows": rows}, "runs": runs[:2]})[1]
     assert alone["gain"] == {"mean": 1.0, "low": None, "high": None}
     assert alone["deviation"] is None
+
+
+def test_a_halved_network_is_no_measure_of_what_is_gained():
+    rows = [{"network": "net", "method": method, "activation": activation, "width": 0.5, "published": None}
+            for method, activation in (("Half ReLU", "relu"), ("Half Reborn", "reborn"))]
+    runs = [{"accuracy": value, "parameters": 7} for value in (80.0, 81.0)]
+    assert [row["gain"] for row in learned.summary({"settings": {"rows": rows}, "runs": runs})] == [None, None]
 
 
 def test_entropy_and_zeros_are_those_of_known_values():
