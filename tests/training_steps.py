@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import gradcheck
+from torch.autograd.graph import saved_tensors_hooks
 
 import leni_kernels as lk
 from leni_kernels.reborn import reference
@@ -75,6 +77,52 @@ def assert_right(got, exact, tolerance, cancelled=()):
     for name, (error, size) in found.items():
         allowed = tolerance * (largest if name in cancelled else size)
         assert error <= allowed, f"{name}: {error:.3g} > {allowed:.3g}"
+
+
+def check_gradients(backend, block, x, **options):
+    """``gradcheck`` of a block, of x off its kinks and every parameter that trains."""
+    names, parameters = zip(*((name, parameter) for name, parameter in block.named_parameters()
+                              if parameter.requires_grad), strict=True)
+
+    def call(x, *parameters):
+        return torch.func.functional_call(block, dict(zip(names, parameters, strict=True)), x)
+
+    with lk.use_backend(backend):
+        assert gradcheck(call, ((x + 0.05 * x.sign()).requires_grad_(), *parameters), **options)
+
+
+def assert_no_worse_than_composed(backend, block, x, grad, autocast=False):
+    """A step has at most twice the errors that the definition has in the same dtype."""
+    exact = truth(block, x, grad)
+    got, composed = (step(name, block, x, grad, autocast) for name in (backend, "reference"))
+    allowed = {name: 2 * error for name, error, _ in errors(composed, exact)}
+    for name, error, _ in errors(got, exact):
+        assert got[name].dtype == composed[name].dtype
+        assert error <= allowed[name], f"{name}: {error:.3g} > {allowed[name]:.3g}"
+
+
+def assert_only_needed(backend, block, x, grad, part, tolerance):
+    """Gradients reach a part alone, "x", one parameter or all "parameters", and are right."""
+    for name, parameter in block.named_parameters():
+        parameter.requires_grad_(part in (name, "parameters"))
+    x.requires_grad_(part == "x")
+    with lk.use_backend(backend):
+        block(x).backward(grad)
+    got = {"x": x.grad, **{name: parameter.grad for name, parameter in block.named_parameters()}}
+    exact = truth(block.requires_grad_(), x, grad)
+    for name, gradient in got.items():
+        assert (gradient is not None) == (part == name or (part == "parameters" and name != "x")), name
+        if gradient is not None:
+            assert (gradient - exact[name]).abs().max() <= tolerance * max(1, exact[name].abs().max()), name
+
+
+def kept_tensors(backend, block, x):
+    """What a step keeps for its backward."""
+    tensors = []
+    with lk.use_backend(backend), saved_tensors_hooks(lambda tensor: tensors.append(tensor) or tensor,
+                                                      lambda tensor: tensor):
+        block(x).sum().backward()
+    return tensors
 
 
 SLICES = {

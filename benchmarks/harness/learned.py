@@ -65,7 +65,7 @@ def title(results: dict[str, Any]) -> str:
     settings = results["settings"]
     recipe = settings["recipe"]
     seeds = len(settings["seeds"])
-    reduced = recipe["epochs"] < recipe["whole"] or recipe["name"] == "short" or settings["width"] < 1
+    reduced = recipe["epochs"] < recipe["whole"] or recipe["name"].startswith("short") or settings["width"] < 1
     return (f"{settings['dataset']}, {'reduced setting: ' * reduced}{settings['examples']:,} training examples, "
             f"width {settings['width']:g}, {recipe['epochs']} epochs ({recipe['name']} recipe), "
             f"{seeds} seed{'s' * (seeds != 1)}")

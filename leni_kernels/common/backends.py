@@ -41,13 +41,15 @@ class KernelFailure(RuntimeError):
 class Backend(NamedTuple):
     """One way to run an operation: ``why_not(call)`` says why it cannot, or None; ``run(call)`` does it.
 
-    ``how(call)`` says in words what else is worth knowing of that.
+    ``how(call)`` says in words what else is worth knowing of that. ``why_slow(call)`` says why it takes longer than
+    the reference, which then runs in its place, or None; asked for by name it runs all the same.
     """
 
     name: str
     why_not: Callable[[Any], str | None]
     run: Callable[[Any], Tensor]
     how: Callable[[Any], tuple[str, ...]] = lambda call: ()
+    why_slow: Callable[[Any], str | None] = lambda call: None
 
 
 class Operation:
@@ -68,7 +70,8 @@ class Operation:
         if _forced is None:
             for kernel in self._kernels if _why_no_kernels(call) is None else ():
                 if kernel.why_not(call) is None and not (_any_failed and _why_failed(self.name, kernel.name, call)):
-                    backend = kernel
+                    if kernel.why_slow(call) is None:
+                        backend = kernel
                     break
         else:
             backend = self._named(_forced, call)
@@ -101,7 +104,10 @@ class Operation:
         for name in NAMES:
             if name == chosen.name:
                 continue
-            reason = self._why_not(offered[name], call) if name in offered else _no_kernel(self.name)
+            if name in offered:
+                reason = self._why_not(offered[name], call) or (None if _forced else offered[name].why_slow(call))
+            else:
+                reason = _no_kernel(self.name)
             reasons[name] = reason or preferred
         return reasons
 

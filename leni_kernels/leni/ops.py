@@ -55,6 +55,9 @@ from .reference import Folded
 KERNEL_SIZES = (3, 5, 7)
 """The deconvolution sizes that the fused kernels have; the reference takes any odd one."""
 
+LEAST_SEPARABLE, LEAST_SITES = 2 ** 15, 8
+"""The values of x from which, and those of a channel for each channel, the CPU's kernels train a separable block."""
+
 
 # ---- the operators -----------------------------------------------------------------------------------------
 # Of each backend: leni_folded, which is inference; the passes of training, which have no autograd; and leni_training,
@@ -625,6 +628,18 @@ class LeniCall(NamedTuple):
         """Whether the norms take their statistics from the batch."""
         return self.parameters.negative_norm.uses_batch_statistics
 
+    def why_slow_on_cpu(self) -> str | None:
+        """Why the layers of the definition train a separable block faster: for its products of channels with channels,
+        which grow with neither the batch nor the image. One of several processes runs what the others run."""
+        if self.parameters.pointwise_weight is None or not self.trains or self.group or torch.compiler.is_compiling():
+            return None
+        if self.x.dtype not in (torch.float32, torch.float64):
+            return None
+        values, channels = self.x.numel(), self.x.shape[1]
+        if values < LEAST_SEPARABLE or values < LEAST_SITES * channels ** 2:
+            return f"composed layers train {values // channels} values in each of {channels} channels faster"
+        return None
+
     def why_not_fused(self) -> str | None:
         if self.parameters is None:
             return self.obstacle
@@ -683,7 +698,7 @@ def _run_training(call: LeniCall, training: Training) -> Tensor:
 
 _LENI = Operation(
     "leni",
-    Backend("cpp", _why_leni_not_cpp, _run_leni_cpp),
+    Backend("cpp", _why_leni_not_cpp, _run_leni_cpp, why_slow=LeniCall.why_slow_on_cpu),
     Backend("triton", _why_leni_not_triton, _run_leni_triton, how_triton),
     Backend("reference", lambda call: None, lambda call: reference.leni(call.x, *call.layers())),
 )

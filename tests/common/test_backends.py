@@ -47,6 +47,17 @@ def test_the_first_that_can_is_chosen():
     assert counting("broken", "broken")(()) == "reference"
 
 
+def test_one_that_takes_longer_than_the_reference_runs_by_name_only():
+    operation = Operation(
+        "counting", Backend("cpp", lambda call: None, lambda call: "cpp", why_slow=lambda call: call),
+        Backend("triton", lambda call: None, lambda call: "triton"),
+        Backend("reference", lambda call: None, lambda call: "reference"))
+    assert operation(None) == "cpp"
+    assert operation("it is early") == "reference"
+    with lk.use_backend("cpp"):
+        assert operation("it is early") == "cpp"
+
+
 def test_by_name_it_serves_or_raises_with_its_reason():
     operation = counting("the sun shines", None)
     with lk.use_backend("triton"):

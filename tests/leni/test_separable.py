@@ -6,9 +6,20 @@ import large_means
 import pytest
 import torch
 import training_steps
-from torch.autograd import gradcheck
-from torch.autograd.graph import saved_tensors_hooks
-from training_steps import SLICES, errors, half_precision, laid_out, layouts, normal, second_gradients, step, truth
+from training_steps import (
+    SLICES,
+    assert_no_worse_than_composed,
+    assert_only_needed,
+    check_gradients,
+    half_precision,
+    kept_tensors,
+    laid_out,
+    layouts,
+    normal,
+    second_gradients,
+    step,
+    truth,
+)
 
 import leni_kernels as lk
 from leni_kernels.leni import reference
@@ -58,13 +69,7 @@ def test_an_identity_changes_nothing(backend, make, make_leni, training):
 def test_gradcheck(backend, make, layout, training):
     block = make(2, dtype=torch.float64).train(training)
     x = laid_out(layout, 2, 2, 3, 4, dtype=torch.float64)
-    names, parameters = zip(*block.named_parameters(), strict=True)
-
-    def call(x, *parameters):
-        return torch.func.functional_call(block, dict(zip(names, parameters, strict=True)), x)
-
-    with lk.use_backend(backend):
-        assert gradcheck(call, ((x + 0.05 * x.sign()).requires_grad_(), *parameters))
+    check_gradients(backend, block, x)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 3e-5)], ids=str)
@@ -105,12 +110,7 @@ def test_half_precision_is_no_worse_than_composed(kernel_backend, make, layout, 
         block.to(dtype)
     for batch, height, width in ((8, 5, 7), (2, 15, 16)):
         x, grad = (laid_out(layout, batch, 33, height, width, dtype=dtype) for _ in range(2))
-        exact = truth(block, x, grad)
-        got, composed = (step(name, block, x, grad, autocast) for name in (kernel_backend, "reference"))
-        allowed = {name: 2 * error for name, error, _ in errors(composed, exact)}
-        for name, error, _ in errors(got, exact):
-            assert got[name].dtype == composed[name].dtype
-            assert error <= allowed[name], f"{name}: {error:.3g} > {allowed[name]:.3g}"
+        assert_no_worse_than_composed(kernel_backend, block, x, grad, autocast)
 
 
 @half_precision
@@ -205,18 +205,7 @@ def test_the_input_gradient_of_a_matrix(kernel_backend, make_folded, layout, cha
 @modes
 def test_only_what_is_needed(backend, make, part, training):
     block = make(4, dtype=torch.float64).train(training)
-    for name, parameter in block.named_parameters():
-        parameter.requires_grad_(part in (name, "parameters"))
-    x, grad = normal(2, 2, 4, 5, 6)
-    x.requires_grad_(part == "x")
-    with lk.use_backend(backend):
-        block(x).backward(grad)
-    got = {"x": x.grad, **{name: parameter.grad for name, parameter in block.named_parameters()}}
-    exact = truth(block.requires_grad_(), x, grad)
-    for name, gradient in got.items():
-        assert (gradient is not None) == (part == name or (part == "parameters" and name != "x")), name
-        if gradient is not None:
-            assert (gradient - exact[name]).abs().max() <= 1e-11 * max(1, exact[name].abs().max()), name
+    assert_only_needed(backend, block, *normal(2, 2, 4, 5, 6), part, 1e-11)
 
 
 @layouts
@@ -225,10 +214,7 @@ def test_only_what_is_needed(backend, make, part, training):
 def test_x_alone_is_kept(kernel_backend, make, layout, dtype, training):
     block = make(6, dtype=dtype).train(training)
     x = laid_out(layout, 4, 6, 15, 16, dtype=dtype).requires_grad_()
-    kept = []
-    with lk.use_backend(kernel_backend), saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor,
-                                                            lambda tensor: tensor):
-        block(x).sum().backward()
+    kept = kept_tensors(kernel_backend, block, x)
     large = [tensor for tensor in kept if tensor.numel() > 2 * 6 * 6]
     assert [tensor.data_ptr() for tensor in large] == [x.data_ptr()]
 
@@ -257,6 +243,29 @@ def test_the_same_bits_on_two_runs(kernel_backend, make, layout):
 def test_its_kernels_serve(kernel_backend, training):
     block, x = lk.LENI2d(4, separable=True).train(training), torch.randn(2, 4, 5, 6)
     assert [decision.backend for decision in lk.explain(block, x)] == [kernel_backend]
+
+
+def runs_on(block, x):
+    decision, = lk.explain(block, x)
+    return decision.backend, decision.why_not["cpp" if decision.backend == "reference" else "reference"]
+
+
+def test_few_values_train_on_the_reference_which_takes_less_time(kernel_backend, monkeypatch):
+    monkeypatch.undo()  # the limits are the real ones
+    small, block = torch.randn(4, 16, 5, 5), lk.LENI2d(16, separable=True)
+    assert runs_on(block, small) == ("reference", "composed layers train 100 values in each of 16 channels faster")
+    assert runs_on(block.double(), small.double())[0] == "reference"
+    assert runs_on(block.float(), torch.randn(8, 16, 16, 16))[0] == kernel_backend
+    wide, many = torch.randn(1, 80, 25, 25), torch.randn(1, 80, 25, 26)
+    assert [runs_on(lk.LENI2d(80, separable=True), x)[0] for x in (wide, many)] == ["reference", kernel_backend]
+    # Where the reference is no faster, or is no faster as far as we know.
+    assert runs_on(block.eval(), small)[0] == kernel_backend
+    assert runs_on(lk.LENI2d(16), small)[0] == kernel_backend
+    assert runs_on(block.train().bfloat16(), small.bfloat16())[0] == kernel_backend
+    with lk.use_backend(kernel_backend):
+        assert runs_on(block.float(), small) == (kernel_backend, "'cpp' was asked for by name")
+    with lk.use_backend("reference"):
+        assert runs_on(block, small) == ("reference", "'reference' was asked for by name")
 
 
 @pytest.mark.parametrize("other", [torch.nn.Conv2d(4, 4, 1), torch.nn.Conv2d(4, 4, 3, padding=1, bias=False),

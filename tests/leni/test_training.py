@@ -5,9 +5,21 @@ import copy
 import pytest
 import torch
 import training_steps
-from torch.autograd import gradcheck
-from torch.autograd.graph import saved_tensors_hooks
-from training_steps import GRADIENTS, SLICES, errors, half_precision, laid_out, layouts, normal, step, truth
+from training_steps import (
+    GRADIENTS,
+    SLICES,
+    assert_no_worse_than_composed,
+    assert_only_needed,
+    check_gradients,
+    errors,
+    half_precision,
+    kept_tensors,
+    laid_out,
+    layouts,
+    normal,
+    step,
+    truth,
+)
 
 import leni_kernels as lk
 
@@ -35,13 +47,7 @@ def assert_right(got, exact, tolerance, cancelled=()):
 def test_gradcheck(backend, train, kernel_size, layout):
     block = train(2, kernel_size, dtype=torch.float64)
     x = laid_out(layout, 2, 2, 3, 4, dtype=torch.float64)
-    names, parameters = zip(*block.named_parameters(), strict=True)
-
-    def call(x, *parameters):
-        return torch.func.functional_call(block, dict(zip(names, parameters, strict=True)), x)
-
-    with lk.use_backend(backend):
-        assert gradcheck(call, ((x + 0.05 * x.sign()).requires_grad_(), *parameters))
+    check_gradients(backend, block, x)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)], ids=str)
@@ -74,12 +80,7 @@ def test_half_precision_is_no_worse_than_composed(kernel_backend, train, channel
         block.to(dtype)
     for batch, height, width in ((8, 5, 7), (2, 15, 16), (1, 9, 225)):
         x, grad = (laid_out(layout, batch, channels, height, width, dtype=dtype) for _ in range(2))
-        exact = truth(block, x, grad)
-        got, composed = (step(name, block, x, grad, autocast) for name in (kernel_backend, "reference"))
-        allowed = {name: 2 * error for name, error, _ in errors(composed, exact)}
-        for name, error, _ in errors(got, exact):
-            assert got[name].dtype == composed[name].dtype
-            assert error <= allowed[name], f"{name}: {error:.3g} > {allowed[name]:.3g}"
+        assert_no_worse_than_composed(kernel_backend, block, x, grad, autocast)
 
 
 def test_autocast_keeps_parameters_and_statistics_float32(kernel_backend, train):
@@ -198,18 +199,7 @@ def test_means_a_thousand_times_the_deviation(kernel_backend, layout, plane):
                                   "bn_fusion.weight", "bn_fusion.bias", "compress.weight", "compress.bias"])
 def test_only_what_is_needed(backend, train, part):
     block = train(4, dtype=torch.float64)
-    for name, parameter in block.named_parameters():
-        parameter.requires_grad_(part in (name, "parameters"))
-    x, grad = normal(2, 2, 4, 5, 6)
-    x.requires_grad_(part == "x")
-    with lk.use_backend(backend):
-        block(x).backward(grad)
-    got = {"x": x.grad, **{name: parameter.grad for name, parameter in block.named_parameters()}}
-    exact = truth(block.requires_grad_(), x, grad)
-    for name, gradient in got.items():
-        assert (gradient is not None) == (part == name or (part == "parameters" and name != "x")), name
-        if gradient is not None:
-            assert (gradient - exact[name]).abs().max() <= 1e-11 * max(1, exact[name].abs().max()), name
+    assert_only_needed(backend, block, *normal(2, 2, 4, 5, 6), part, 1e-11)
 
 
 @layouts
@@ -218,10 +208,7 @@ def test_only_what_is_needed(backend, train, part):
 def test_x_alone_is_kept(kernel_backend, make_leni, layout, dtype, training):
     block = make_leni(6, dtype=dtype).train(training)
     x = laid_out(layout, 4, 6, 15, 16, dtype=dtype).requires_grad_()
-    kept = []
-    with lk.use_backend(kernel_backend), saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor,
-                                                            lambda tensor: tensor):
-        block(x).sum().backward()
+    kept = kept_tensors(kernel_backend, block, x)
     large, small = [], []
     for tensor in kept:
         (large if tensor.numel() > 2 * 6 * 6 else small).append(tensor)

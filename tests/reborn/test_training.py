@@ -4,15 +4,16 @@ import copy
 
 import pytest
 import torch
-from torch.autograd import gradcheck
-from torch.autograd.graph import saved_tensors_hooks
 from training_steps import (
     GRADIENTS,
     SLICES,
+    assert_no_worse_than_composed,
+    assert_only_needed,
     assert_right,
+    check_gradients,
     dense_truth,
-    errors,
     half_precision,
+    kept_tensors,
     laid_out,
     layouts,
     normal,
@@ -50,13 +51,7 @@ def make(request, make_reborn):
 def test_gradcheck(backend, make, kernel_size, groups, layout):
     block = make(C, kernel_size, groups, torch.float64)
     x = laid_out(layout, 2, C, 3, 4, dtype=torch.float64)
-    names, parameters = zip(*block.named_parameters(), strict=True)
-
-    def call(x, *parameters):
-        return torch.func.functional_call(block, dict(zip(names, parameters, strict=True)), x)
-
-    with lk.use_backend(backend):
-        assert gradcheck(call, ((x + 0.05 * x.sign()).requires_grad_(), *parameters))
+    check_gradients(backend, block, x)
 
 
 @precisions
@@ -89,12 +84,7 @@ def test_half_precision_is_no_worse_than_composed(kernel_backend, make, channels
         block.to(dtype)
     for batch, height, width in ((8, 5, 7), (2, 15, 16), (1, 9, 225)):
         x, grad = (laid_out(layout, batch, channels, height, width, dtype=dtype) for _ in range(2))
-        exact = truth(block, x, grad)
-        got, composed = (step(name, block, x, grad, autocast) for name in (kernel_backend, "reference"))
-        allowed = {name: 2 * error for name, error, _ in errors(composed, exact)}
-        for name, error, _ in errors(got, exact):
-            assert got[name].dtype == composed[name].dtype
-            assert error <= allowed[name], f"{name}: {error:.3g} > {allowed[name]:.3g}"
+        assert_no_worse_than_composed(kernel_backend, block, x, grad, autocast)
 
 
 @precisions
@@ -213,18 +203,7 @@ def test_statistics_of_a_dense_deconvolution_far_from_zero(layout):
                                   "compress.weight", "compress.bias"])
 def test_only_what_is_needed(backend, make, part, dtype, tolerance):
     block = make(C, dtype=dtype)
-    for name, parameter in block.named_parameters():
-        parameter.requires_grad_(part in (name, "parameters"))
-    x, grad = normal(2, 2, C, 5, 6).to(dtype)
-    x.requires_grad_(part == "x")
-    with lk.use_backend(backend):
-        block(x).backward(grad)
-    got = {"x": x.grad, **{name: parameter.grad for name, parameter in block.named_parameters()}}
-    exact = truth(block.requires_grad_(), x, grad)
-    for name, gradient in got.items():
-        assert (gradient is not None) == (part == name or (part == "parameters" and name != "x")), name
-        if gradient is not None:
-            assert (gradient - exact[name]).abs().max() <= tolerance * max(1, exact[name].abs().max()), name
+    assert_only_needed(backend, block, *normal(2, 2, C, 5, 6).to(dtype), part, tolerance)
 
 
 @layouts
@@ -232,10 +211,7 @@ def test_only_what_is_needed(backend, make, part, dtype, tolerance):
 def test_x_and_z_alone_are_kept(kernel_backend, make, layout, dtype):
     block = make(16, dtype=dtype)
     x = laid_out(layout, 4, 16, 30, 31, dtype=dtype).requires_grad_()
-    kept = {}
-    with lk.use_backend(kernel_backend), saved_tensors_hooks(
-            lambda tensor: kept.setdefault(tensor.data_ptr(), tensor), lambda tensor: tensor):
-        block(x).sum().backward()
+    kept = {tensor.data_ptr(): tensor for tensor in kept_tensors(kernel_backend, block, x)}
     assert x.data_ptr() in kept
     parameters = {parameter.data_ptr() for parameter in block.parameters()}
     assert sum(tensor.nbytes for pointer, tensor in kept.items() if pointer not in parameters) <= 2.05 * x.nbytes

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from on_triton import DEVICE, GPU, needs_gpu, runs_kernels
 from torch import Tensor
-from torch.autograd import gradcheck
-from torch.autograd.graph import saved_tensors_hooks
 from training_steps import (
     GRADIENTS,
     SLICES,
+    assert_no_worse_than_composed,
+    assert_only_needed,
     assert_right,
-    errors,
+    check_gradients,
+    kept_tensors,
     laid_out,
     layouts,
     normal,
@@ -263,13 +264,7 @@ def make(request, make_reborn):
 def test_gradcheck(make_reborn, training, layout, groups):
     block = make_reborn(2, groups=groups, dtype=torch.float64).train(training)
     x = laid_out(layout, 1, 2, 2, 3, dtype=torch.float64)
-    names, tensors = zip(*block.named_parameters(), strict=True)
-
-    def call(x, *tensors):
-        return torch.func.functional_call(block, dict(zip(names, tensors, strict=True)), x)
-
-    with lk.use_backend("triton"):
-        assert gradcheck(call, ((x + 0.05 * x.sign()).requires_grad_(), *tensors), fast_mode=True)
+    check_gradients("triton", block, x, fast_mode=True)
 
 
 @runs_kernels
@@ -288,12 +283,7 @@ def test_a_step_is_the_definition_s(make, kernel_size, groups, dtype, tolerance,
 def test_half_precision_is_no_worse_than_composed(make, layout):
     block = make(16, dtype=torch.float16)
     x, grad = (laid_out(layout, 4, 16, 9, 8, dtype=torch.float16) for _ in range(2))
-    exact = truth(block, x, grad)
-    got, composed = (step(name, block, x, grad) for name in ("triton", "reference"))
-    allowed = {name: 2 * error for name, error, _ in errors(composed, exact)}
-    for name, error, _ in errors(got, exact):
-        assert got[name].dtype == composed[name].dtype
-        assert error <= allowed[name], f"{name}: {error:.3g} > {allowed[name]:.3g}"
+    assert_no_worse_than_composed("triton", block, x, grad)
 
 
 @runs_kernels
@@ -330,27 +320,14 @@ def test_no_gradient_at_ties(make, layout):
 @pytest.mark.parametrize("part", ["x", "parameters", "deconv.weight", "bn_negative.weight", "compress.bias"])
 def test_only_what_is_needed(make, part):
     block = make(4, dtype=torch.float64)
-    for name, parameter in block.named_parameters():
-        parameter.requires_grad_(part in (name, "parameters"))
-    x, grad = normal(2, 4, 5, 6).requires_grad_(part == "x"), normal(2, 4, 5, 6)
-    with lk.use_backend("triton"):
-        block(x).backward(grad)
-    got = {"x": x.grad, **{name: parameter.grad for name, parameter in block.named_parameters()}}
-    exact = truth(block.requires_grad_(), x, grad)
-    for name, gradient in got.items():
-        assert (gradient is not None) == (part == name or (part == "parameters" and name != "x")), name
-        if gradient is not None:
-            assert (gradient - exact[name]).abs().max() <= 1e-11 * max(1, exact[name].abs().max()), name
+    assert_only_needed("triton", block, normal(2, 4, 5, 6), normal(2, 4, 5, 6), part, 1e-11)
 
 
 @runs_kernels
 @layouts
 def test_x_and_z_alone_are_kept(make, layout):
     block, x = make(3), laid_out(layout, 2, 3, 8, 8).requires_grad_()
-    kept = {}
-    with lk.use_backend("triton"), saved_tensors_hooks(
-            lambda tensor: kept.setdefault(tensor.data_ptr(), tensor), lambda tensor: tensor):
-        block(x).sum().backward()
+    kept = {tensor.data_ptr(): tensor for tensor in kept_tensors("triton", block, x)}
     large = [tensor for tensor in kept.values() if tensor.numel() > 3 * 3 * 9]
     assert x.data_ptr() in kept
     assert sum(tensor.nbytes for tensor in large) == 2 * x.nbytes
