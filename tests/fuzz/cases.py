@@ -129,7 +129,8 @@ def _compress_shapes(p: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _leni_shapes(p: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {"deconv_weight": (p["channels"], 1, p["kernel"], p["kernel"]), **_norm_shapes("negative", p),
+    pointwise = {"pointwise_weight": (p["channels"], p["channels"], 1, 1)} if p["separable"] else {}
+    return {"deconv_weight": (p["channels"], 1, p["kernel"], p["kernel"]), **pointwise, **_norm_shapes("negative", p),
             **_norm_shapes("fusion", p), **_compress_shapes(p)}
 
 
@@ -184,20 +185,22 @@ def _block_call(mechanism: str, p: dict[str, Any], names: set[str]) -> str:
 
     norms = [f"lk.Norm({', '.join(known(f'{norm}_{part}') for part in ('mean', 'var', 'weight', 'bias'))}, "
              f"training={p['form'] == 'training'}, eps={p['eps']})" for norm in _NORMS[mechanism]]
-    groups = f", groups={p['groups']}" if mechanism == "reborn" else ""
+    option = f"groups={p['groups']}" if mechanism == "reborn" else f"pointwise_weight={known('pointwise_weight')}"
     return (f"y = lk.functional.{mechanism}(x, deconv_weight, {', '.join(norms)}, compress_weight, "
-            f"{known('compress_bias')}{groups})")
+            f"{known('compress_bias')}, {option})")
 
 
 def _fold_call(mechanism: str, p: dict[str, Any], names: set[str]) -> str:
-    block, groups = ("LENI2d", "") if mechanism == "leni" else ("Reborn2d", f", groups={p['groups']}")
-    layers = {"deconv": "deconv", "negative": "bn_negative", "fusion": "bn_fusion", "compress": "compress"}
+    option = "groups" if mechanism == "reborn" else "separable"
+    block = f"{'Reborn2d' if mechanism == 'reborn' else 'LENI2d'}({p['channels']}, {p['kernel']}, {option}={p[option]}"
+    layers = {"deconv": "deconv", "pointwise": "deconv_pointwise", "negative": "bn_negative", "fusion": "bn_fusion",
+              "compress": "compress"}
     state = []
     for name in sorted(names - {"x", "grad"}):
         layer, part = name.split("_")
         part = f"running_{part}" if part in ("mean", "var") else part
         state.append(f"'{layers[layer]}.{part}': {name}")
-    return (f"block = lk.{block}({p['channels']}, {p['kernel']}{groups}, eps={p['eps']}).eval()\n"
+    return (f"block = lk.{block}, eps={p['eps']}).eval()\n"
             f"block.load_state_dict({{{', '.join(state)}}}, strict=False, assign=True)\n"
             "y = lk.fold(block)(x)")
 
@@ -308,6 +311,8 @@ class _Draw:
         if mechanism == "reborn":
             problem["kernel"] = self.rng.choice((1, 3, 3, 3, 3, 5))
             problem["groups"] = self.divisor(problem["channels"], dense=0.6)
+        else:
+            problem["separable"] = self.chance(0.3)
 
     def conv_relu(self) -> dict[str, Any]:
         dimensions = self.rng.choice((1, 2, 2, 2, 3))
@@ -397,7 +402,7 @@ class _Draw:
             return Values(kind, 0.0 if self.chance(0.1) else 1.0,
                           specials=self.specials((math.inf, -math.inf, -math.inf, math.nan), 3) if infinite else (),
                           seed=self.seed())
-        scale = 0.3 if name in ("deconv_weight", "taps") else 1.0
+        scale = 0.3 if name in ("deconv_weight", "pointwise_weight", "taps") else 1.0
         mean = 1.0 if name in ("negative_weight", "fusion_weight") else 0.0
         zeros = self.specials((0.0,), 2) if self.chance(0.1) else ()
         return Values("grid" if self.chance(0.1) else "normal", scale, mean, zeros, self.seed())

@@ -145,6 +145,8 @@ def compare(case: Case, tensors: Tensors, exact: Tensors, ours: Tensors, truth: 
     layers = Layers(case, truth)
     if case.problem.get("form") == "training" and not truth["y"].isfinite().all():
         return Verdict("right")  # the batch's statistics spread it, all over or as far as tiles reach
+    if has_no_variance(case):
+        return Verdict("right")  # of layers y is then finite, and wrong
     magnitudes = None if is_measured(case) else magnitudes_of(case, exact)
     for name, wanted in truth.items():
         got = ours[name]
@@ -177,6 +179,12 @@ def has_large_means(case: Case) -> bool:
 def has_little_variance(case: Case) -> bool:
     """Whether norms may divide rounding errors, the truth's own too, by next to nothing."""
     return any(label in ("tiny-batch", "x-zeros", "x-constant", "x-expanded") for label in case.labels)
+
+
+def has_no_variance(case: Case) -> bool:
+    """Whether a separable block's statistics may be larger than numbers of its dtype; they are NaN then."""
+    return (case.problem.get("form") == "training" and case.problem.get("separable", False)
+            and case.dtype in ("float32", "bfloat16") and "x-huge" in case.labels)
 
 
 def is_measured(case: Case) -> bool:
@@ -251,7 +259,7 @@ def compare_kinds(case: Case, name: str, got: Tensor, wanted: Tensor, layers: La
         differ = (true != 0) & (found == 0) & (name == "y")
     elif name != "y" or form == "training":
         differ = (true == 0) & (found != 0)
-    elif case.mechanism == "reborn" and form == "fold":
+    elif (case.mechanism == "reborn" and form == "fold") or case.problem.get("separable"):
         # It sums the products of both weights before they meet x, where layers have ∞ − ∞.
         differ = (true == 0) != (found == 0)
     else:
