@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -74,18 +75,20 @@ inline void configure_tiles(const void* configuration) { _tile_loadconfig(config
 inline void release_tiles() { _tile_release(); }
 #endif
 
+// What LDTILECFG reads. In constant memory: GCC before 12.4 and 13.3 takes it to read eight bytes alone, and leaves out
+// what is written behind them (GCC bug 114098).
+struct TileConfiguration {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+alignas(64) inline constexpr TileConfiguration kTiles;
+
 struct TileProduct : PairProduct {
   static constexpr int tile_rows = 16;
 
   struct Session {
-    Session() {
-      struct {
-        uint8_t palette = 1, start_row = 0, reserved[14] = {};
-        uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-        uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-      } configuration;
-      configure_tiles(&configuration);
-    }
+    Session() { configure_tiles(&kTiles); }
     ~Session() { release_tiles(); }
     Session(const Session&) = delete;
     Session& operator=(const Session&) = delete;
@@ -100,6 +103,8 @@ inline void multiply_tiles(const Block<TileProduct, T, float>& block, int64_t ro
   constexpr int64_t element = sizeof(uint32_t);
   const int64_t a_stride = block.a_row * element;
   const int64_t b_step = packed_rows ? block.b_step : (kTwoColumns ? 32 : 16);
+  // Nor do these compilers know that TILE_LOAD reads memory: what was written has to be there.
+  std::atomic_signal_fence(std::memory_order_seq_cst);
   TILE_ZERO(0);
   TILE_ZERO(1);
   TILE_ZERO(2);
