@@ -245,14 +245,21 @@ GAIN_LEGEND = ("*Less ReLU's* is the mean, over the seeds, of a method's accurac
                "paper's accuracy in its full setting.")
 
 
+PICTURES = {"": "Test accuracy by epoch",
+            "-maps": "Values and maps around the first activation, as in LENI's Figs. 2-3 and Reborn's Fig. 4",
+            "-thresholds": "Learned thresholds, as in ConvReLU's Fig. 6"}
+"""What the files are that lie beside the results of a training run."""
+
+
 def accuracy(results: Path) -> str:
     """Every table of a paper that was trained, as Markdown."""
     runs = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("accuracy-*.json"))}
     lines = [] if runs else ["Nothing has been trained yet."]
     for path, run in runs.items():
+        pictures = {path.with_name(f"{path.stem}{kind}.png"): words for kind, words in PICTURES.items()}
         lines += [f"\n**{run['settings']['table']}, on {learned.title(run)}**\n", _measured_on(path, run),
-                  f"![Test accuracy by epoch]({_link(path).with_suffix('.png')})\n", f"{GAIN_LEGEND}\n",
-                  *_table(learned.HEAD, learned.cells(run))]
+                  f"{GAIN_LEGEND}\n", *_table(learned.HEAD, learned.cells(run)), "",
+                  *(f"![{words}]({_link(picture)})\n" for picture, words in pictures.items() if picture.exists())]
     return "\n".join(lines) + "\n"
 
 
