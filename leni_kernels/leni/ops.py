@@ -629,11 +629,11 @@ class LeniCall(NamedTuple):
         return self.parameters.negative_norm.uses_batch_statistics
 
     def why_slow_on_cpu(self) -> str | None:
-        """Why the layers of the definition train a separable block faster: for its products of channels with channels,
-        which grow with neither the batch nor the image. One of several processes runs what the others run."""
+        """Why the layers of the definition train a separable block faster: it has products of channels with channels,
+        however few the values are. One of several processes runs what the others run."""
         if self.parameters.pointwise_weight is None or not self.trains or self.group or torch.compiler.is_compiling():
             return None
-        if self.x.dtype not in (torch.float32, torch.float64):
+        if self.dtype not in (torch.float32, torch.float64):  # of layers in half precision is not known that they do
             return None
         values, channels = self.x.numel(), self.x.shape[1]
         if values < LEAST_SEPARABLE or values < LEAST_SITES * channels ** 2:

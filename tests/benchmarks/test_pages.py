@@ -122,7 +122,7 @@ def test_times_of_networks_stand_beside_one_change_only():
     """The change is of pairs of times: the median of the other network's own times would seem to contradict it."""
     for path in PAGES:
         for head, _ in _tables(path.read_text(encoding="utf-8")):
-            if head[0] == "network":
+            if head[0] == "network" and "method" not in head:
                 assert [name for name in head if "images/s" in name] == ["stock, images/s"]
 
 

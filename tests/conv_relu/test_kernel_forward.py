@@ -236,13 +236,16 @@ def test_what_was_in_scratch_memory_takes_no_time():
     weight, threshold, x = torch.randn(64, 64, 3, 3), torch.full((64, 3, 3), -1.0), torch.randn(1, 64, 7, 5)
     options = ([1, 1], [1, 1, 1, 1], [1, 1], 1)
 
-    def seconds_after(value):
-        torch.ops.leni_kernels.conv_relu_cpp(torch.full((1, 64, 64, 64), value), weight, threshold, None, *options)
+    def seconds(x):
         begin = time.perf_counter()
         torch.ops.leni_kernels.conv_relu_cpp(x, weight, threshold, None, *options)
         return time.perf_counter() - begin
 
-    assert min(seconds_after(1e-41) for _ in range(5)) < 5 * min(seconds_after(1.0) for _ in range(5))
+    def seconds_after(value):
+        seconds(torch.full((1, 64, 64, 64), value))
+        return min(seconds(x) for _ in range(10))  # what is left there stays there; the first finds its caches cold
+
+    assert seconds_after(1e-41) < 5 * seconds_after(1.0)
 
 
 # ---- instruction sets --------------------------------------------------------------------------------------

@@ -262,6 +262,8 @@ def test_few_values_train_on_the_reference_which_takes_less_time(kernel_backend,
     assert runs_on(block.eval(), small)[0] == kernel_backend
     assert runs_on(lk.LENI2d(16), small)[0] == kernel_backend
     assert runs_on(block.train().bfloat16(), small.bfloat16())[0] == kernel_backend
+    with torch.autocast("cpu", torch.bfloat16):
+        assert runs_on(block.float(), small)[0] == kernel_backend
     with lk.use_backend(kernel_backend):
         assert runs_on(block.float(), small) == (kernel_backend, "'cpp' was asked for by name")
     with lk.use_backend("reference"):
