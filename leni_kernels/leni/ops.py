@@ -633,7 +633,7 @@ class LeniCall(NamedTuple):
         however few the values are. One of several processes runs what the others run."""
         if self.parameters.pointwise_weight is None or not self.trains or self.group or torch.compiler.is_compiling():
             return None
-        if self.dtype not in (torch.float32, torch.float64):  # whose layers may be slow
+        if self.dtype not in (torch.float32, torch.float64):  # its layers may be slower still
             return None
         values, channels = self.x.numel(), self.x.shape[1]
         if values < LEAST_SEPARABLE or values < LEAST_SITES * channels ** 2:
