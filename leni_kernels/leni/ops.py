@@ -631,7 +631,9 @@ class LeniCall(NamedTuple):
     def why_slow_on_cpu(self) -> str | None:
         """Why the layers of the definition train a separable block faster: it has products of channels with channels,
         however few the values are. One of several processes runs what the others run."""
-        if self.parameters.pointwise_weight is None or not self.trains or self.group or torch.compiler.is_compiling():
+        if self.parameters.pointwise_weight is None or not self.trains or self.group:
+            return None
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # what is traced serves other sizes, too
             return None
         if self.dtype not in (torch.float32, torch.float64):  # its layers may be slower still
             return None

@@ -250,6 +250,7 @@ def runs_on(block, x):
     return decision.backend, decision.why_not["cpp" if decision.backend == "reference" else "reference"]
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_few_values_train_on_the_reference_which_takes_less_time(kernel_backend, monkeypatch):
     monkeypatch.undo()  # the limits are the real ones
     small, block = torch.randn(4, 16, 5, 5), lk.LENI2d(16, separable=True)
@@ -264,6 +265,8 @@ def test_few_values_train_on_the_reference_which_takes_less_time(kernel_backend,
     assert runs_on(block.train().bfloat16(), small.bfloat16())[0] == kernel_backend
     with torch.autocast("cpu", torch.bfloat16):
         assert runs_on(block.float(), small)[0] == kernel_backend
+    traced = torch.jit.trace(block, small, check_trace=False)
+    assert f"leni_separable_training_{kernel_backend}" in str(traced.inlined_graph)
     with lk.use_backend(kernel_backend):
         assert runs_on(block.float(), small) == (kernel_backend, "'cpp' was asked for by name")
     with lk.use_backend("reference"):
